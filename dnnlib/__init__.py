@@ -1,0 +1,1 @@
+"""Plain-Python helpers: configuration, logging, formatting. No torch, no knowledge of GANs."""

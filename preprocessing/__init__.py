@@ -1,0 +1,1 @@
+"""From raw material to a training set: procedural heads, packing, checking."""

@@ -1,0 +1,1 @@
+"""Training tools that know nothing of GANs or video."""

@@ -1,0 +1,1 @@
+"""PV3D itself: cameras, data, networks, rendering, loss and the training loop."""

@@ -1,0 +1,1 @@
+"""Generator and discriminators. Layers take explicit arguments; networks are built from a Config."""

@@ -1,0 +1,1 @@
+"""Volume rendering as pure functions of rays, samples and a field callback."""
