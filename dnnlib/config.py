@@ -11,10 +11,12 @@ import types
 import typing
 from typing import Any, ClassVar, TypeVar
 
+from dnnlib.util import UserError
+
 T = TypeVar('T')
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration value that is not allowed; the message says which, and what is."""
 
 
@@ -43,7 +45,9 @@ class Configurable:
         super().__init_subclass__(**kwargs)
         config = cls.__dict__.get('Config')
         if config is None:
-            raise TypeError(f'{cls.__qualname__} must define its own Config: its parent would be built instead')
+            raise TypeError(
+                f'{cls.__qualname__} must define its own Config: its parent would be built instead'
+            )
         config.owner = cls
 
 

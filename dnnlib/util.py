@@ -1,0 +1,292 @@
+"""Files, logs, formatting and downloads in plain Python.
+
+Everything that is written goes to a temporary file in the same folder, is synced, and is renamed, so that a reader never
+meets half a file. Mistakes of a user are `UserError`s: one sentence that says what was given, what is allowed, what to do.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import sys
+import traceback
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from tqdm import tqdm
+
+_TEMP_NAME = re.compile(
+    r'^\..+\.[0-9a-f]{32}\.tmp$'
+)  # the names that atomic_write gives to its temporary files
+_CHUNK_BYTES = 1 << 20
+
+_OS_ADVICE = {
+    errno.ENOSPC: 'the disk is full; free some space or choose another folder',
+    errno.EDQUOT: 'the disk quota is used up; free some space or choose another folder',
+    errno.EFBIG: 'the file is larger than this file system or process may write; choose another folder',
+    errno.EACCES: 'permission denied; choose a folder that you may write to, or change its permissions',
+    errno.EPERM: 'operation not permitted; choose a folder that you may write to',
+    errno.EROFS: 'the file system is read-only; choose another folder',
+    errno.ENOENT: 'no such file or folder; check the path',
+    errno.ENOTDIR: 'a part of the path is a file, not a folder; choose another path',
+    errno.EISDIR: 'it is a folder, not a file; choose another path',
+    errno.EEXIST: 'it exists already; choose another path',
+    errno.EIO: 'the device reports an input/output error; check the disk',
+}
+
+
+class UserError(ValueError):
+    """A mistake that the user can put right; the message is one sentence for them. Scripts print it and exit."""
+
+
+def explain_os_error(err: OSError, path: str | os.PathLike[str] | None = None) -> str:
+    """Returns one sentence about a failed file operation: which file, what is wrong, what to do.
+
+    Args:
+        err: the error.
+        path: the file that the user knows of; by default the one that the error names.
+    """
+    name = path if path is not None else err.filename
+    what = _OS_ADVICE.get(err.errno or 0, err.strerror or str(err))
+    return f'{os.fspath(name)}: {what}' if name is not None else what
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str], mode: str = 'wb') -> Iterator[IO[Any]]:
+    """Opens a temporary file beside `path` that takes its place when the block ends without an error.
+
+    After the block the data are on the disk (file and folder are synced). On any error the temporary file is removed and
+    an older file of that name is left as it was; a killed process leaves only a file that `remove_temp_files` finds.
+
+    Args:
+        path: the file to write; its folder must exist. A symbolic link is followed.
+        mode: 'wb' for bytes or 'w' for UTF-8 text.
+
+    Raises:
+        UserError: if the file cannot be written (full disk, no permission, ...).
+    """
+    if mode not in ('wb', 'w'):
+        raise ValueError(f"mode {mode!r} must be 'wb' or 'w'")
+    target = Path(os.path.realpath(path))
+    temp = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.tmp')
+    try:
+        with open(temp, mode.replace('w', 'x'), encoding=None if 'b' in mode else 'utf-8') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, target)
+        _sync_folder(target.parent)
+    except OSError as err:
+        if err.filename not in (None, str(temp), temp):  # the caller's own trouble with some other file
+            raise
+        raise UserError('cannot write ' + explain_os_error(err, path)) from err
+    finally:
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
+
+
+def remove_temp_files(folder: str | os.PathLike[str]) -> list[str]:
+    """Deletes what killed writers left in `folder` and returns the names; nobody may be writing there meanwhile."""
+    names = sorted(p.name for p in Path(folder).iterdir() if _TEMP_NAME.match(p.name))
+    for name in names:
+        Path(folder, name).unlink(missing_ok=True)
+    return names
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the rename is still atomic
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Logger:
+    """Context manager that copies everything printed to stdout into a log file, line by line.
+
+    The file is appended to and flushed after each line, so that it survives a kill. An error that ends the block is
+    written to the file with its traceback. When the file cannot be written any more, that is said once on stderr and
+    the program goes on.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path
+        self._stdout = sys.stdout
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> 'Logger':
+        try:
+            self._file = open(self._path, 'a', encoding='utf-8', errors='replace')  # noqa: SIM115 (closed by __exit__)
+        except OSError as err:
+            raise UserError('cannot write ' + explain_os_error(err, self._path)) from err
+        self._stdout = sys.stdout
+        sys.stdout = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sys.stdout = self._stdout
+        if err is not None and not (isinstance(err, SystemExit) and not err.code):
+            self._log(''.join(traceback.format_exception(kind, err, trace)))
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def write(self, text: str) -> int:
+        """Writes to stdout and to the file."""
+        self._stdout.write(text)
+        self._log(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes stdout."""
+        self._stdout.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stdout, name)  # encoding, isatty, fileno, ...
+
+    def _log(self, text: str) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(text)
+            if '\n' in text:
+                self._file.flush()
+        except OSError as err:
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):
+                file.close()
+            print(f'log stopped: cannot write {explain_os_error(err, self._path)}', file=sys.stderr)
+
+
+def format_time(sec: float) -> str:
+    """Formats a duration: 5s, 1m 05s, 2h 03m 04s, 3d 04h 05m."""
+    if not math.isfinite(sec):
+        return 'unknown'
+    minutes, s = divmod(int(round(max(sec, 0.0))), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f'{days}d {h:02d}h {m:02d}m'
+    if hours:
+        return f'{h}h {m:02d}m {s:02d}s'
+    return f'{m}m {s:02d}s' if m else f'{s}s'
+
+
+def format_count(count: float) -> str:
+    """Formats a number with three significant digits and a unit: 999, 1.23k, 30.7M, 2.00G."""
+    value, units = float(count), ['', 'k', 'M', 'G', 'T']
+    if abs(value) < 1000:
+        return f'{value:g}'
+    while abs(value) >= 999.5 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f'{value:.{digits}f}{units[0]}'
+
+
+def append_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Appends one JSON object as one line; numbers that JSON does not know (nan, inf) become null.
+
+    A last line that a killed process left half-written is removed first.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    line = json.dumps(_finite(dict(record)), allow_nan=False).encode() + b'\n'
+    try:
+        with open(path, 'ab+') as file:
+            _cut_half_line(file)
+            file.write(line)
+    except OSError as err:
+        raise UserError('cannot write ' + explain_os_error(err, path)) from err
+
+
+def _cut_half_line(file: IO[bytes]) -> None:
+    size = keep = file.seek(0, os.SEEK_END)
+    while keep > 0:
+        start = max(0, keep - _CHUNK_BYTES)
+        file.seek(start)
+        newline = file.read(keep - start).rfind(b'\n')
+        keep = start + newline + 1
+        if newline >= 0:
+            break
+    if keep != size:
+        file.truncate(keep)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def download(url: str, cache_dir: str | os.PathLike[str], sha256: str) -> Path:
+    """Returns the path of a checked copy of `url`, fetched only when the cache does not hold it.
+
+    Args:
+        url: https, http or file.
+        cache_dir: made when it is missing.
+        sha256: expected checksum, 64 hexadecimal digits; also part of the name in the cache.
+
+    Raises:
+        UserError: if the address cannot be read or the checksum is another; the cache is then left as it was.
+    """
+    name = Path(urllib.parse.unquote(urllib.parse.urlparse(url).path)).name or 'download'
+    path = Path(cache_dir, f'{sha256[:16]}-{name}')
+    if path.is_file() and file_sha256(path) == sha256.lower():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise UserError('cannot write ' + explain_os_error(err, cache_dir)) from err
+    with atomic_write(path) as file:
+        actual = _fetch(url, file, name)
+        if actual != sha256.lower():
+            raise UserError(
+                f'{url}: the download has SHA-256 {actual}, expected {sha256}; try again, or fetch it by hand'
+            )
+    return path
+
+
+def _fetch(url: str, file: IO[bytes], name: str) -> str:
+    """Copies `url` into `file` with a progress bar and returns the SHA-256 of what came."""
+    digest, done = hashlib.sha256(), 0
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response:
+            total = int(response.headers.get('Content-Length') or 0) or None
+            with tqdm(total=total, unit='B', unit_scale=True, desc=name, disable=None) as bar:
+                while chunk := response.read(_CHUNK_BYTES):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    bar.update(len(chunk))
+                    done += len(chunk)
+    except (urllib.error.URLError, ValueError, TimeoutError, ConnectionError) as err:
+        reason = getattr(err, 'reason', None) or err
+        raise UserError(f'cannot download {url}: {reason}; check the address and the network') from err
+    if total is not None and done != total:
+        raise UserError(f'cannot download {url}: {done} of {total} bytes came; try again')
+    return digest.hexdigest()

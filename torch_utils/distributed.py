@@ -1,0 +1,171 @@
+"""One process or many: the torchrun environment behind a few functions.
+
+With one process every function is cheap and needs no initialisation. The state is torch.distributed's own; nothing is kept
+here. `python train.py` is one process, `torchrun --nproc_per_node=8 train.py` is eight.
+"""
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dnnlib.util import UserError
+
+T = TypeVar('T')
+
+# Long, since the leader alone writes pictures and measures metrics; torchrun notices a dead rank by itself.
+_TIMEOUT = timedelta(hours=1)
+
+
+def init(device_type: str) -> None:
+    """Joins the process group that torchrun describes in the environment; does nothing for one process.
+
+    Args:
+        device_type: 'cuda' (NCCL, one GPU per process, made the current device) or 'cpu' (gloo).
+
+    Raises:
+        UserError: if this machine has fewer GPUs than processes.
+    """
+    if device_type not in ('cuda', 'cpu'):
+        raise UserError(f"device {device_type!r} must be 'cuda' or 'cpu'")
+    device_index = int(os.environ.get('LOCAL_RANK', '0'))
+    if device_type == 'cuda':
+        if device_index >= torch.cuda.device_count():
+            raise UserError(
+                f'this machine has {torch.cuda.device_count()} usable GPUs but process {device_index} needs its own; '
+                'start torchrun with a smaller --nproc_per_node'
+            )
+        torch.cuda.set_device(device_index)
+    if int(os.environ.get('WORLD_SIZE', '1')) > 1 and not dist.is_initialized():
+        device = torch.device('cuda', device_index) if device_type == 'cuda' else None
+        backend = 'nccl' if device_type == 'cuda' else 'gloo'
+        dist.init_process_group(backend, init_method='env://', timeout=_TIMEOUT, device_id=device)
+
+
+def finish() -> None:
+    """Leaves the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Returns the number of this process among all, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Returns the number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """Returns the number of this process on its machine, which is also the number of its GPU."""
+    return int(os.environ.get('LOCAL_RANK', '0')) if dist.is_initialized() else 0
+
+
+def is_leader() -> bool:
+    """Tells whether this process writes files and prints."""
+    return rank() == 0
+
+
+def print0(*args: Any) -> None:
+    """Prints on the leader, at once."""
+    if is_leader():
+        print(*args, flush=True)
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if dist.is_initialized():
+        dist.barrier(device_ids=[local_rank()] if dist.get_backend() == 'nccl' else None)
+
+
+def communication_device() -> torch.device:
+    """Returns the device on which tensors can be reduced: this process's GPU with NCCL, otherwise the CPU."""
+    nccl = dist.is_initialized() and dist.get_backend() == 'nccl'
+    return torch.device('cuda', local_rank()) if nccl else torch.device('cpu')
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Returns the sum of `tensor` over all processes, on its own device; the argument is unchanged."""
+    if not dist.is_initialized():
+        return tensor.clone()
+    total = tensor.to(communication_device(), copy=True).contiguous()
+    dist.all_reduce(total)
+    return total.to(tensor.device)
+
+
+def any_rank(flag: bool) -> bool:
+    """Tells every process whether any of them said True; used to stop all when one got a signal."""
+    if not dist.is_initialized():
+        return bool(flag)
+    count = torch.tensor(int(flag), device=communication_device())
+    dist.all_reduce(count)
+    return bool(count.item())
+
+
+def broadcast_object(value: T) -> T:
+    """Returns rank 0's value (any plain object) on every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=communication_device())
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Returns every process's value (any plain object), in order of rank, on every process."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+@torch.no_grad()
+def broadcast_module(module: nn.Module) -> None:
+    """Copies parameters and buffers of rank 0 into the same module of every other process."""
+    if not dist.is_initialized():
+        return
+    for tensor in [*module.parameters(), *module.buffers()]:
+        value = tensor.to(communication_device(), copy=True).contiguous()
+        dist.broadcast(value, src=0)
+        tensor.copy_(value)
+
+
+@torch.no_grad()
+def all_reduce_gradients(params: Sequence[nn.Parameter]) -> None:
+    """Replaces the gradients by their mean over all processes, in one reduction of one flat float32 buffer.
+
+    A gradient that is None here and not elsewhere counts as zero and is made; one that is None everywhere stays None, as
+    with one process, since optimizers skip such parameters. All processes must pass the same list.
+    """
+    if not dist.is_initialized() or not params:
+        return
+    device = communication_device()
+    absent = [i for i, p in enumerate(params) if p.grad is None]
+    sizes = [p.numel() for p in params]
+    flat = torch.zeros(sum(sizes) + len(params), device=device)
+    pieces = flat[: sum(sizes)].split(sizes)
+    present = flat[
+        sum(sizes) :
+    ]  # [number of parameters]; after the sum: how many processes have this gradient
+    for i, param in enumerate(params):
+        if param.grad is not None:
+            pieces[i].view_as(param).copy_(param.grad)
+    present.fill_(1)
+    present[absent] = 0
+    dist.all_reduce(flat)
+    flat /= world_size()
+    found = (
+        present.tolist() if absent else []
+    )  # read back, which synchronises, only when something is absent here
+    for i, param in enumerate(params):
+        if param.grad is None and found[i] > 0:
+            param.grad = torch.zeros_like(param)
+        if param.grad is not None:
+            param.grad.copy_(pieces[i].view_as(param))
