@@ -1,0 +1,213 @@
+"""The files of a data set: its table of frames (`dataset.json`) and the bytes of its pictures.
+
+The pictures of a zip are read by position from one plain file, so that a process needs neither the zip's
+directory nor a handle of its own: reading is safe after a fork, cheap to pickle, and a frame costs 60 bytes.
+"""
+
+import dataclasses
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from training.camera import LABEL_DIM
+
+FORMAT, VERSION = 'pv3d-dataset', 1
+_LOCAL_HEADER = struct.Struct(
+    '<4s22xHH'
+)  # zip local file header: signature, ..., length of the name, of the extra field
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message says what is wrong and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameIndex:
+    """The table of frames, sorted by clip and name: rows starts[i] to starts[i + 1] belong to clips[i]."""
+
+    resolution: int  # pixels of a side
+    fps: float  # frames per second
+    clips: list[str]  # [N]
+    starts: np.ndarray  # int64 [N + 1]
+    files: np.ndarray  # names of the pictures, utf-8 bytes [F]
+    cameras: np.ndarray  # labels, float32 [F, 25]; nan where the label is no good
+    problems: dict[str, str]  # clip -> what is wrong with its labels or their number
+
+
+def read_index(path: str) -> FrameIndex:
+    """Reads `dataset.json` of a zip or folder.
+
+    Raises:
+        DataError: when there is none, or none of this format. What is wrong with clips is in `problems`.
+    """
+    table = _parse_json(path, _read_json(path))
+    labels = table.get('labels')
+    if not isinstance(labels, list) or not labels:
+        raise DataError(
+            f'{path}: dataset.json has no labels; every frame needs a camera, see dataset_tool.py pack'
+        )
+    if not all(isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) for row in labels):
+        raise DataError(
+            f'{path}: labels of dataset.json must be a list of [file name, [{LABEL_DIM} numbers]]'
+        )
+    rows = sorted((*row[0].rpartition('/')[::2], row[1]) for row in labels) if _unique(labels) else None
+    if rows is None:
+        raise DataError(f'{path}: dataset.json names a frame twice')
+    cameras, bad = _parse_cameras([row[2] for row in rows])
+    folders = [row[0] for row in rows]
+    starts = [i for i in range(len(rows)) if i == 0 or folders[i] != folders[i - 1]] + [len(rows)]
+    clips = [folders[i] for i in starts[:-1]]
+    problems = {folders[i]: f'the label of {rows[i][1]} {what}' for i, what in reversed(bad)}
+    for clip, start, end in zip(clips, starts, starts[1:], strict=False):
+        if clip == '':
+            problems[clip] = f'{rows[start][1]} is in no folder, but a clip is a folder of frames'
+        elif end - start < 2:
+            problems[clip] = 'has one frame, but a clip needs at least two'
+    names = [f'{folder}/{name}' if folder else name for folder, name, _ in rows]
+    return FrameIndex(
+        resolution=table['resolution'],
+        fps=float(table.get('fps', 25.0)),
+        clips=clips,
+        starts=np.array(starts, dtype=np.int64),
+        files=np.array([name.encode() for name in names]),
+        cameras=cameras,
+        problems=problems,
+    )
+
+
+class FileStore:
+    """Bytes of a fixed list of files of a zip or folder, by their place in the list.
+
+    Safe to fork and to pickle. A listed file that does not exist is an error when it is read, not before.
+    """
+
+    def __init__(self, path: str, names: Sequence[bytes]) -> None:
+        self._path = os.path.abspath(path)
+        self._names = np.asarray(names)
+        self._entries = None if os.path.isdir(path) else _locate(path, self._names)
+        self._file: BinaryIO | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_file': None}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, i: int) -> str:
+        """Returns the name of file i."""
+        return self._names[i].decode()
+
+    def read(self, i: int) -> bytes:
+        """Reads file i; of a zip its checksum is compared.
+
+        Raises:
+            DataError: when the file is missing or broken.
+        """
+        name = self.name(i)
+        try:
+            if self._entries is None:
+                return Path(self._path, name).read_bytes()
+            return self._read_entry(name, *self._entries[i].tolist())
+        except (OSError, struct.error, zlib.error) as error:
+            reason = getattr(error, 'strerror', None) or 'it is broken'
+            raise DataError(f'{name} cannot be read: {reason}') from error
+
+    def _read_entry(self, name: str, offset: int, size: int, crc: int, method: int) -> bytes:
+        if offset < 0:
+            raise DataError(f'{name} is missing from the zip')
+        if self._file is None:
+            self._file = open(self._path, 'rb', buffering=0)  # noqa: SIM115 (kept open for the life of the store)
+        # pread leaves the position of the file alone, which forked processes share
+        signature, *skip = _LOCAL_HEADER.unpack(os.pread(self._file.fileno(), _LOCAL_HEADER.size, offset))
+        data = os.pread(self._file.fileno(), size, offset + _LOCAL_HEADER.size + sum(skip))
+        if method == zipfile.ZIP_DEFLATED:
+            data = zlib.decompress(data, -zlib.MAX_WBITS)
+        if signature != b'PK\3\4' or zlib.crc32(data) != crc:
+            raise DataError(f'{name} is damaged: its bytes do not match the checksum of the zip')
+        return data
+
+
+def _locate(path: str, names: np.ndarray) -> np.ndarray:
+    """Returns place (-1 = missing), stored size, checksum and method of files of a zip, int64 [F, 4]."""
+    entries = np.full((len(names), 4), -1, dtype=np.int64)
+    with zipfile.ZipFile(path) as archive:
+        known = archive.NameToInfo
+        for i, name in enumerate(names):
+            info = known.get(name.decode())
+            if info is not None:
+                entries[i] = info.header_offset, info.compress_size, info.CRC, info.compress_type
+    return entries
+
+
+def _read_json(path: str) -> bytes:
+    if not os.path.exists(path):
+        raise DataError(f'{path}: no such file or folder; make a data set with dataset_tool.py synth or pack')
+    missing = f'{path} holds no dataset.json; make a data set with dataset_tool.py synth or pack'
+    try:
+        if os.path.isdir(path):
+            return Path(path, 'dataset.json').read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            return archive.read('dataset.json')
+    except (FileNotFoundError, KeyError) as error:
+        raise DataError(missing) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        what = (
+            'is empty'
+            if os.path.getsize(path) == 0
+            else 'is not a zip, or a zip that was cut short or damaged'
+        )
+        raise DataError(f'{path} {what}; copy it again or make it with dataset_tool.py') from error
+    except OSError as error:
+        raise DataError(f'{path} cannot be read: {error.strerror}') from error
+
+
+def _parse_json(path: str, text: bytes) -> dict[str, Any]:
+    try:
+        table = json.loads(text)
+    except ValueError as error:
+        raise DataError(f'{path}: dataset.json is not valid JSON ({error})') from error
+    if not isinstance(table, dict) or table.get('format') != FORMAT:
+        raise DataError(
+            f'{path}: dataset.json is not of the format "{FORMAT}"; make the set with dataset_tool.py pack'
+        )
+    if table.get('version') != VERSION:
+        raise DataError(
+            f'{path}: version {table.get("version")} of the format is not {VERSION}; update the code'
+        )
+    resolution = table.get('resolution')
+    if not isinstance(resolution, int) or resolution < 1:
+        raise DataError(f'{path}: resolution={resolution!r} in dataset.json must be a whole number of pixels')
+    return table
+
+
+def _unique(labels: list[Any]) -> bool:
+    return len({row[0] for row in labels}) == len(labels)
+
+
+def _parse_cameras(labels: list[Any]) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """Turns labels into float32 [F, 25] (nan where no good) and a list of (row, what is wrong)."""
+    bad = []
+    try:
+        cameras = np.asarray(labels, dtype=np.float32)
+    except (ValueError, TypeError):
+        cameras = np.empty(0)
+    if cameras.shape != (len(labels), LABEL_DIM):
+        cameras = np.full((len(labels), LABEL_DIM), np.nan, dtype=np.float32)
+        for i, label in enumerate(labels):
+            if not isinstance(label, list):
+                bad.append((i, 'is missing'))
+            elif len(label) != LABEL_DIM:
+                bad.append((i, f'has {len(label)} numbers instead of {LABEL_DIM}'))
+            elif all(isinstance(v, (int, float)) for v in label):
+                cameras[i] = label
+    finite = np.isfinite(cameras).all(axis=1)
+    known = {i for i, _ in bad}
+    bad += [(int(i), 'is not finite') for i in np.flatnonzero(~finite) if int(i) not in known]
+    return cameras, sorted(bad)
