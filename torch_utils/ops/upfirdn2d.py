@@ -1,0 +1,87 @@
+"""Upsample by zero insertion, pad, filter, keep every n-th pixel; with its own backward.
+
+The gradient of this operation is the same operation with up and down exchanged and the filter flipped, so that any order
+of derivative works. Owning it matters: the stock double backward of a depthwise convolution runs channel by channel.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Padding = tuple[int, int, int, int]  # left, right, top, bottom; negative values crop
+
+
+def make_filter(taps: tuple[int, ...] = (1, 3, 3, 1)) -> Tensor:
+    """Returns the normalised separable low-pass filter [len(taps), len(taps)]."""
+    f = torch.tensor(taps, dtype=torch.float32)
+    f = torch.outer(f, f)
+    return f / f.sum()
+
+
+def upfirdn2d(
+    x: Tensor, f: Tensor, up: int = 1, down: int = 1, padding: Padding = (0, 0, 0, 0), gain: float = 1.0
+) -> Tensor:
+    """Resamples images with a FIR filter (a true convolution: the filter is flipped).
+
+    Args:
+        x: images [N, C, H, W].
+        f: filter [h, w], float32.
+        up: factor of zero insertion (a pixel, then up - 1 zeros).
+        down: keeps every `down`-th pixel, beginning with the first.
+        padding: zeros added after upsampling: left, right, top, bottom; negative values crop.
+        gain: factor on the output.
+
+    Returns:
+        images [N, C, (H * up + top + bottom - h) // down + 1, (W * up + left + right - w) // down + 1].
+    """
+    if x.ndim != 4 or f.ndim != 2:
+        raise ValueError(
+            f'upfirdn2d takes images [N, C, H, W] and a filter [h, w], got {x.shape} and {f.shape}'
+        )
+    return _Upfirdn2d.apply(x, f, up, down, padding, False, gain)
+
+
+def upsample2d(x: Tensor, f: Tensor) -> Tensor:
+    """Doubles images [N, C, H, W] to [N, C, 2H, 2W] with filter f of even size, keeping the mean."""
+    p0, p1 = (f.shape[-1] + 1) // 2, (f.shape[-1] - 2) // 2
+    return upfirdn2d(x, f, up=2, padding=(p0, p1, p0, p1), gain=4)
+
+
+def _reference(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bool, gain: float) -> Tensor:
+    """The definition, in stock operators; `flip` correlates with f instead of convolving."""
+    n, c, h, w = x.shape
+    if up > 1:
+        x = torch.nn.functional.pad(x.reshape(n, c, h, 1, w, 1), (0, up - 1, 0, 0, 0, up - 1))
+        x = x.reshape(n, c, h * up, w * up)
+    if any(padding):
+        x = torch.nn.functional.pad(x, padding)
+    f = (f if flip else f.flip((0, 1))).to(x.dtype) * gain
+    return torch.nn.functional.conv2d(x, f.expand(c, 1, *f.shape), stride=down, groups=c)
+
+
+class _Upfirdn2d(torch.autograd.Function):
+    """upfirdn2d with respect to x; the filter is a constant."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bool, gain: float
+    ) -> Tensor:
+        y = _reference(x, f, up, down, padding, flip, gain)
+        ctx.save_for_backward(f)
+        ctx.args = (up, down, padding, flip, gain, x.shape[2:], y.shape[2:])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (f,) = ctx.saved_tensors
+        up, down, (left, _, top, _), flip, gain, (in_h, in_w), (out_h, out_w) = ctx.args
+        fh, fw = f.shape
+        padding = (
+            fw - 1 - left,
+            in_w * up - out_w * down + left - up + 1,
+            fh - 1 - top,
+            in_h * up - out_h * down + top - up + 1,
+        )
+        dx = _Upfirdn2d.apply(dy, f, down, up, padding, not flip, gain) if ctx.needs_input_grad[0] else None
+        return dx, None, None, None, None, None, None

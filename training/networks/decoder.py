@@ -1,0 +1,24 @@
+"""The small MLP that turns a plane feature into density and colour features. Source: EG3D."""
+
+import torch
+from torch import Tensor, nn
+
+from training.networks.layers import FullyConnected
+
+_HIDDEN = 64  # width of the hidden layer [EG3D]
+_MARGIN = 0.001  # widens the sigmoid so that 0 and 1 are reachable
+
+
+class Decoder(nn.Module):
+    """Plane feature [M, C] -> colour features [M, F] in about [0, 1] and raw density [M, 1]."""
+
+    def __init__(self, in_features: int, out_features: int, lr_mul: float = 1.0) -> None:
+        super().__init__()
+        self.hidden = FullyConnected(in_features, _HIDDEN, lr_mul=lr_mul)
+        self.out = FullyConnected(_HIDDEN, 1 + out_features, lr_mul=lr_mul)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Decodes features of any leading shape [..., C]."""
+        x = torch.nn.functional.softplus(self.hidden(features.flatten(0, -2)))
+        x = self.out(x).unflatten(0, features.shape[:-1])
+        return x[..., 1:].sigmoid() * (1 + 2 * _MARGIN) - _MARGIN, x[..., :1]

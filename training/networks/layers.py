@@ -1,0 +1,138 @@
+"""Layers of StyleGAN2 with equalised learning rate: weights are N(0, 1) and scaled at run time.
+
+Layers take explicit arguments and know nothing of configs. Features are NCHW. Source: pv3d/EG3D facts, building blocks.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.conv2d_resample import conv2d_resample
+from torch_utils.ops.modulated_conv2d import modulated_conv2d
+from torch_utils.ops.upfirdn2d import make_filter
+
+_EPS = 1e-8  # inside the root of normalize_2nd_moment
+
+
+def normalize_2nd_moment(x: Tensor) -> Tensor:
+    """Divides each row of x [N, C] by its root mean square."""
+    return x * (x.square().mean(dim=1, keepdim=True) + _EPS).rsqrt()
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Returns the type that low-precision layers compute in; a CPU always computes in float32."""
+    types = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+    return types[precision] if device.type == 'cuda' else torch.float32
+
+
+class FullyConnected(nn.Module):
+    """y = act(x W^T lr_mul / sqrt(in) + b lr_mul), [N, in] -> [N, out]."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        act: str = 'linear',
+        lr_mul: float = 1.0,
+        bias_init: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.act, self.lr_mul = act, lr_mul
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_mul)
+        self.bias = nn.Parameter(torch.full([out_features], bias_init / lr_mul))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps x [N, in] to [N, out]."""
+        weight = self.weight * (self.lr_mul / math.sqrt(self.weight.shape[1]))
+        bias = self.bias * self.lr_mul
+        if self.act == 'linear':
+            return torch.addmm(bias, x, weight.t())
+        return bias_act(x @ weight.t(), bias, self.act)
+
+
+class Conv2d(nn.Module):
+    """Plain convolution with bias and activation, optionally halving the size (discriminators)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        act: str = 'lrelu',
+        down: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.act, self.down = act, down
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.register_buffer('resample_filter', make_filter(), persistent=False)
+
+    def forward(self, x: Tensor, gain: float = 1.0, clamp: float | None = None) -> Tensor:
+        """Maps x [N, C_in, H, W] to [N, C_out, H / down, W / down]; the clamp is on the output before `gain`."""
+        weight = self.weight / math.sqrt(self.weight[0].numel())
+        x = conv2d_resample(x, weight.to(x.dtype), self.resample_filter, down=self.down)
+        return bias_act(x, self.bias, self.act, gain=gain, clamp=clamp)
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated, demodulated 3x3 convolution with noise, bias and leaky ReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        up: int = 1,
+        clamp: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.resolution, self.up, self.clamp = resolution, up, clamp
+        self.affine = FullyConnected(w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer('noise_const', torch.randn(resolution, resolution))
+        self.register_buffer('resample_filter', make_filter(), persistent=False)
+
+    def forward(
+        self, x: Tensor, w: Tensor, noise_mode: str, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Maps x [N, C_in, H, W] and w [N, w_dim] to [N, C_out, resolution, resolution].
+
+        noise_mode: `random` draws a map per sample from `generator`, `const` uses the buffer, `none` adds nothing.
+        """
+        weight = self.weight / math.sqrt(self.weight[0].numel())
+        x = modulated_conv2d(x, weight, self.affine(w), self.resample_filter, up=self.up)
+        if noise_mode != 'none':
+            x = x + self._noise(len(x), noise_mode, generator).to(x.dtype)
+        return bias_act(x, self.bias, 'lrelu', clamp=self.clamp)
+
+    def _noise(self, n: int, noise_mode: str, generator: torch.Generator | None) -> Tensor:
+        if noise_mode == 'const':
+            return self.noise_const * self.noise_strength
+        if generator is None:
+            raise ValueError("noise_mode='random' needs an explicit generator")
+        shape = (n, 1, self.resolution, self.resolution)
+        return torch.randn(shape, generator=generator, device=self.noise_const.device) * self.noise_strength
+
+
+class ToRGB(nn.Module):
+    """Modulated 1x1 convolution to the output channels, not demodulated."""
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, clamp: float | None = None) -> None:
+        super().__init__()
+        self.clamp = clamp
+        self.affine = FullyConnected(w_dim, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.register_buffer('resample_filter', make_filter(), persistent=False)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """Maps x [N, C, H, W] and w [N, w_dim] to [N, C_out, H, W]."""
+        styles = self.affine(w) / math.sqrt(self.weight[0].numel())
+        x = modulated_conv2d(x, self.weight, styles, self.resample_filter, demodulate=False)
+        return bias_act(x, self.bias, clamp=self.clamp)
