@@ -1,12 +1,15 @@
 """Typed configuration: frozen trees of dataclasses that build their owners.
 
-A class `X(Configurable)` holds a frozen dataclass `Config` and is built by `X(config)`, or by `config.build()`. Configs go
-to plain dictionaries and back (`to_dict`, `from_dict`), and change only by making a new one (`dataclasses.replace`,
-`override`). Unknown or wrongly typed fields are errors that name what is allowed.
+A class `X(Configurable)` holds a frozen dataclass `Config` and is built by `X(config)`, or by
+`config.build()`. Configs go to plain dictionaries and back (`to_dict`, `from_dict`), and change only by
+making a new one (`dataclasses.replace`, `override`). Unknown or wrongly typed fields are errors that name
+what is allowed.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
 import types
 import typing
 from typing import Any, ClassVar, TypeVar
@@ -14,6 +17,8 @@ from typing import Any, ClassVar, TypeVar
 from dnnlib.util import UserError
 
 T = TypeVar('T')
+
+_UNIONS = (typing.Union, types.UnionType)
 
 
 class ConfigError(UserError):
@@ -66,25 +71,28 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = '') -> T:
     """Builds a config of type `cls` from nested dictionaries; every field is checked against its annotation.
 
     Raises:
-        ConfigError: for an unknown field (lists the known ones) or a value of another type.
+        ConfigError: for an unknown field (lists the known ones), a missing one, or a value of another type.
     """
     hints = _field_types(cls)
-    unknown = sorted(set(values) - set(hints))
+    unknown = sorted(map(str, set(values) - set(hints)))
     if unknown:
         raise ConfigError(f'unknown option {path}{unknown[0]}; known here: {", ".join(sorted(hints))}')
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and _is_required(f)]
+    if missing:
+        raise ConfigError(f'option {path}{missing[0]} has no default and must be given')
     return cls(**{name: _coerce(hints[name], value, path + name) for name, value in values.items()})
 
 
 def override(config: T, path: str, text: str) -> T:
-    """Returns a copy of a config tree with the field at the dotted `path` set from `text`, typed by its annotation.
+    """Returns a copy of a config tree with one field set from text, which is read as its annotation says.
 
     Args:
         config: root of the tree.
         path: for example `generator.renderer.depth_samples`.
-        text: the value as typed by a user; `none` clears an optional field, lists are written `[a,b]`.
+        text: the value as typed by a user; `none` clears an optional field, lists are written `[a,b]` or `a,b`.
 
     Raises:
-        ConfigError: for an unknown path or a value of another type.
+        ConfigError: for an unknown path (lists what is known) or a value of another type.
     """
     head, _, rest = path.partition('.')
     return _override(config, head, rest, text, '')
@@ -101,7 +109,7 @@ def _override(config: Any, name: str, rest: str, text: str, prefix: str) -> Any:
         head, _, tail = rest.partition('.')
         value = _override(child, head, tail, text, f'{prefix}{name}.')
     else:
-        value = _coerce(hints[name], _parse(text), prefix + name)
+        value = _coerce(hints[name], _read(hints[name], text), prefix + name)
     return dataclasses.replace(config, **{name: value})
 
 
@@ -110,9 +118,31 @@ def _field_types(cls: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
-def _parse(text: str) -> Any:
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _read(hint: Any, text: str) -> Any:
+    """Turns text into the plain value that the annotation suggests, or leaves it as text for _coerce to refuse."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is str:
+        return text
+    if origin in _UNIONS:
+        if text.lower() in ('none', 'null') and type(None) in args:
+            return None
+        return _read(_present(args)[0], text)
+    if origin is typing.Literal:
+        return next((a for a in args if str(a).lower() == text.lower()), text)
+    if origin is tuple:
+        parts = [p.strip(' "\'') for p in text.strip('[]() ').split(',')]
+        parts = [] if parts == [''] else parts
+        items = _item_types(args, len(parts))
+        return [_read(item, part) for item, part in zip(items, parts, strict=True)] if items else parts
+    if hint is float:
+        with contextlib.suppress(ValueError):
+            return float(text)
     try:
-        return json.loads({'true': 'true', 'false': 'false', 'none': 'null'}.get(text.lower(), text))
+        return json.loads(text.lower() if hint is bool else text)
     except json.JSONDecodeError:
         return text
 
@@ -120,24 +150,40 @@ def _parse(text: str) -> Any:
 def _coerce(hint: Any, value: Any, path: str) -> Any:
     """Checks a plain value against an annotation; the result has exactly the annotated type."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _coerce(next(a for a in args if a is not type(None)), value, path)
+    if origin in _UNIONS:
+        return None if value is None and type(None) in args else _coerce(_present(args)[0], value, path)
     if origin is typing.Literal:
-        if value in args:
-            return value
-        raise ConfigError(f'{path}={value!r} must be one of {", ".join(map(str, args))}')
+        same = [a for a in args if a == value and type(a) is type(value)]
+        if not same:
+            raise ConfigError(f'{path}={value!r} must be one of {", ".join(map(str, args))}')
+        return same[0]
     if origin is tuple and isinstance(value, (list, tuple)):
-        items = args[:1] * len(value) if args[-1] is Ellipsis else args
-        if len(items) == len(value):
-            return tuple(_coerce(a, v, path) for a, v in zip(items, value, strict=True))
+        items = _item_types(args, len(value))
+        if items is not None:
+            return tuple(_coerce(item, v, path) for item, v in zip(items, value, strict=True))
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(hint, value, path + '.')
+    return _coerce_single(hint, value, path)
+
+
+def _coerce_single(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, hint):
         return value
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if hint is float and type(value) in (int, float) and not math.isnan(value):
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    raise ConfigError(f'{path}={value!r} must be {getattr(hint, "__name__", hint)}')
+    name = str(hint) if typing.get_origin(hint) else getattr(hint, '__qualname__', hint)
+    raise ConfigError(f'{path}={value!r} must be {name}')
+
+
+def _present(args: tuple[Any, ...]) -> list[Any]:
+    """Returns the alternatives of a union but None; configs use unions for optional fields only."""
+    return [a for a in args if a is not type(None)]
+
+
+def _item_types(args: tuple[Any, ...], count: int) -> list[Any] | None:
+    """Returns the annotations of `count` items of a tuple, or None if it cannot have so many."""
+    if args[-1] is Ellipsis:
+        return [args[0]] * count
+    return list(args) if len(args) == count else None

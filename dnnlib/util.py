@@ -1,7 +1,8 @@
 """Files, logs, formatting and downloads in plain Python.
 
-Everything that is written goes to a temporary file in the same folder, is synced, and is renamed, so that a reader never
-meets half a file. Mistakes of a user are `UserError`s: one sentence that says what was given, what is allowed, what to do.
+Everything that is written goes to a temporary file in the same folder, is synced, and is renamed, so that a
+reader never meets half a file. Mistakes of a user are `UserError`s: one sentence that says what was given,
+what is allowed, what to do.
 """
 
 import contextlib
@@ -45,7 +46,7 @@ _OS_ADVICE = {
 
 
 class UserError(ValueError):
-    """A mistake that the user can put right; the message is one sentence for them. Scripts print it and exit."""
+    """A mistake that the user can put right; scripts print the message, one sentence, and exit."""
 
 
 def explain_os_error(err: OSError, path: str | os.PathLike[str] | None = None) -> str:
@@ -64,8 +65,9 @@ def explain_os_error(err: OSError, path: str | os.PathLike[str] | None = None) -
 def atomic_write(path: str | os.PathLike[str], mode: str = 'wb') -> Iterator[IO[Any]]:
     """Opens a temporary file beside `path` that takes its place when the block ends without an error.
 
-    After the block the data are on the disk (file and folder are synced). On any error the temporary file is removed and
-    an older file of that name is left as it was; a killed process leaves only a file that `remove_temp_files` finds.
+    After the block the data are on the disk (file and folder are synced). On any error the temporary file is
+    removed and an older file of that name is left as it was; a killed process leaves only a file that
+    `remove_temp_files` finds.
 
     Args:
         path: the file to write; its folder must exist. A symbolic link is followed.
@@ -95,7 +97,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = 'wb') -> Iterator[IO[
 
 
 def remove_temp_files(folder: str | os.PathLike[str]) -> list[str]:
-    """Deletes what killed writers left in `folder` and returns the names; nobody may be writing there meanwhile."""
+    """Deletes what killed writers left in `folder` and returns the names; nobody may be writing there."""
     names = sorted(p.name for p in Path(folder).iterdir() if _TEMP_NAME.match(p.name))
     for name in names:
         Path(folder, name).unlink(missing_ok=True)
@@ -114,9 +116,9 @@ def _sync_folder(folder: Path) -> None:
 class Logger:
     """Context manager that copies everything printed to stdout into a log file, line by line.
 
-    The file is appended to and flushed after each line, so that it survives a kill. An error that ends the block is
-    written to the file with its traceback. When the file cannot be written any more, that is said once on stderr and
-    the program goes on.
+    The file is appended to and flushed after each line, so that it survives a kill. An error that ends the
+    block is written to the file with its traceback. When the file cannot be written any more, that is said
+    once on stderr and the program goes on.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -126,7 +128,8 @@ class Logger:
 
     def __enter__(self) -> 'Logger':
         try:
-            self._file = open(self._path, 'a', encoding='utf-8', errors='replace')  # noqa: SIM115 (closed by __exit__)
+            # noqa since __exit__ closes it
+            self._file = open(self._path, 'a', encoding='utf-8', errors='replace')  # noqa: SIM115
         except OSError as err:
             raise UserError('cannot write ' + explain_os_error(err, self._path)) from err
         self._stdout = sys.stdout

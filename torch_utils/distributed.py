@@ -1,7 +1,7 @@
 """One process or many: the torchrun environment behind a few functions.
 
-With one process every function is cheap and needs no initialisation. The state is torch.distributed's own; nothing is kept
-here. `python train.py` is one process, `torchrun --nproc_per_node=8 train.py` is eight.
+With one process every function is cheap and needs no initialisation. The state is torch.distributed's own;
+nothing is kept here. `python train.py` is one process, `torchrun --nproc_per_node=8 train.py` is eight.
 """
 
 import os
@@ -36,8 +36,8 @@ def init(device_type: str) -> None:
     if device_type == 'cuda':
         if device_index >= torch.cuda.device_count():
             raise UserError(
-                f'this machine has {torch.cuda.device_count()} usable GPUs but process {device_index} needs its own; '
-                'start torchrun with a smaller --nproc_per_node'
+                f'this machine has {torch.cuda.device_count()} usable GPUs, and process {device_index} needs '
+                'one of its own; start torchrun with a smaller --nproc_per_node'
             )
         torch.cuda.set_device(device_index)
     if int(os.environ.get('WORLD_SIZE', '1')) > 1 and not dist.is_initialized():
@@ -141,8 +141,9 @@ def broadcast_module(module: nn.Module) -> None:
 def all_reduce_gradients(params: Sequence[nn.Parameter]) -> None:
     """Replaces the gradients by their mean over all processes, in one reduction of one flat float32 buffer.
 
-    A gradient that is None here and not elsewhere counts as zero and is made; one that is None everywhere stays None, as
-    with one process, since optimizers skip such parameters. All processes must pass the same list.
+    A gradient that is None here and not elsewhere counts as zero and is made; one that is None everywhere
+    stays None, as with one process, since optimizers skip such parameters. All processes must pass the same
+    list.
     """
     if not dist.is_initialized() or not params:
         return

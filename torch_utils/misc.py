@@ -1,4 +1,4 @@
-"""Small tools for modules and tensors: shape checks, seeded generators, EMA, summaries, finiteness, memory."""
+"""Small tools for modules and tensors: shape checks, seeded generators, EMA, summaries, memory."""
 
 import contextlib
 import resource
@@ -25,7 +25,8 @@ def assert_shape(tensor: Tensor, shape: Sequence[int | None]) -> None:
 def seeded_generator(device: torch.device | str, *keys: int) -> torch.Generator:
     """Returns a random generator whose stream depends on all keys and their order.
 
-    Give every purpose its own key, for example (seed, purpose, rank, cur_nimg): streams of different keys are independent.
+    Give every purpose its own key, for example (seed, purpose, rank, cur_nimg): streams of different keys are
+    independent.
 
     Args:
         device: where the numbers are drawn; CPU and CUDA draw different numbers from one seed.
@@ -33,7 +34,7 @@ def seeded_generator(device: torch.device | str, *keys: int) -> torch.Generator:
     """
     if not keys or any(not 0 <= k < 2**64 for k in keys):
         raise ValueError(f'random keys {keys} must be one or more integers in [0, 2**64)')
-    # Two words per key and the count first: SeedSequence takes (1,) and (1, 0), or (2**32,) and (0, 1), for the same.
+    # Two words per key, the count first: SeedSequence takes (1,) and (1, 0), or (2**32,) and (0, 1), for one.
     words = [len(keys)] + [int(part) for k in keys for part in (k & 0xFFFFFFFF, k >> 32)]
     seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1  # torch seeds are signed
     return torch.Generator(device).manual_seed(seed)
@@ -97,7 +98,7 @@ def nonfinite_names(named: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 def peak_memory_gib(device: torch.device | str) -> float:
-    """Returns the most memory used so far in GiB: allocated by torch on a CUDA device, resident in the process on CPU."""
+    """Returns the most memory used so far in GiB: allocated on a CUDA device, or the process's own on CPU."""
     if torch.device(device).type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -117,10 +118,10 @@ def _output_shape(output: Any) -> str:
 
 @torch.no_grad()
 def module_summary(module: nn.Module, inputs: tuple[Any, ...]) -> str:
-    """Runs `module(*inputs)` once and returns a table of submodules: parameters, buffers, output shapes, totals.
+    """Runs `module(*inputs)` once and returns a table of submodules: parameters, buffers, output shapes.
 
-    A row counts what is its own and what lies deeper than the table goes; the rows add up to the last line. Tensors and
-    modules may be on the `meta` device. Draws nothing by itself and leaves the module as it was.
+    A row counts what is its own and what lies deeper than the table goes; the rows add up to the last line.
+    Tensors and modules may be on the `meta` device. Draws nothing by itself and leaves the module as it was.
     """
     listed = [(n, m) for n, m in module.named_modules() if not n or n.count('.') < _SUMMARY_DEPTH]
     shapes: dict[str, str] = {}

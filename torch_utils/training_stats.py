@@ -19,8 +19,8 @@ class Moments(NamedTuple):
 class Collector:
     """Gathers scalars by name between ticks.
 
-    `report` never waits for the device. `collect` does once, after one reduction over the processes; a name counts also
-    when only some of them reported it.
+    `report` never waits for the device. `collect` does once, after one reduction over the processes; a name
+    counts also when only some of them reported it.
     """
 
     def __init__(self) -> None:
