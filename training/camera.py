@@ -63,7 +63,9 @@ def orbit_label(
         pivot: looked-at point in scene units.
         focal: focal length in image widths.
     """
-    yaw, pitch = torch.broadcast_tensors(torch.as_tensor(yaw_rad, dtype=torch.float64), torch.as_tensor(pitch_rad, dtype=torch.float64))
+    yaw, pitch = torch.broadcast_tensors(
+        torch.as_tensor(yaw_rad, dtype=torch.float64), torch.as_tensor(pitch_rad, dtype=torch.float64)
+    )
     position = radius * torch.stack([yaw.sin() * pitch.cos(), pitch.sin(), yaw.cos() * pitch.cos()], dim=-1)
     pose = look_at(position, torch.tensor(pivot, dtype=torch.float64).expand_as(position))
     return pack_label(pose.float(), make_intrinsics(focal).expand(*pose.shape[:-2], 3, 3))

@@ -1,8 +1,8 @@
 """Clips with camera labels: reading, drawing pairs of frames and cameras, and the order of training.
 
 A data set is a zip or a folder with `dataset.json` and one folder of pictures per clip; `dataset_tool.py`
-makes them. Nothing here keeps a random state: every draw is a pure function of a seed and a position, so that a run
-stopped at any clip goes on as if it had not been. Times are in units of a span: frame i of a window has
+makes them. Nothing here keeps a random state: every draw is a pure function of a seed and a position, so that
+a run stopped at any clip goes on as if it had not been. Times are in units of a span: frame i of a window has
 t = i / (span - 1). Frames stay uint8 until they reach the device. Source: sampling of PV3D as released.
 """
 

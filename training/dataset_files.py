@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dnnlib.util import UserError
 from training.camera import LABEL_DIM
 
 FORMAT, VERSION = 'pv3d-dataset', 1
@@ -24,7 +25,7 @@ _LOCAL_HEADER = struct.Struct(
 )  # zip local file header: signature, ..., length of the name, of the extra field
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data that cannot be used; the message says what is wrong and what to do."""
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dnnlib.config import BaseConfig, Configurable
 from training.camera import LABEL_DIM
-from training.networks.layers import Conv2d, FullyConnected, compute_dtype
+from training.networks.layers import Conv2d, FullyConnected, lower_precision
 from training.networks.mapping import MappingNetwork
 from training.networks.synthesis import block_resolutions
 
@@ -42,7 +42,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, H, W] to [N, C_out, H / 2, W / 2]."""
-        x = x.to(compute_dtype(self.precision, x.device))
+        x = lower_precision(x.to(self.skip.weight.dtype), self.precision)
         if self.fromrgb is not None:
             x = self.fromrgb(x, clamp=_CLAMP)
         gain = math.sqrt(0.5)
@@ -102,7 +102,7 @@ class _Discriminator(nn.Module):
         """Maps pictures [N, in_channels, H, W] and labels [N, c_dim] to logits [N, 1]."""
         for r in self.resolutions:
             x = getattr(self, f'b{r}')(x)
-        x = self.b4(x.float())
+        x = self.b4(x.to(self.b4.fc.weight.dtype))
         if self.mapping is None:
             return x
         embedding = self.mapping(None, c)

@@ -193,7 +193,7 @@ class Generator(nn.Module, Configurable):
             ray_chunk: rays rendered at a time, to bound memory at inference; None = all.
         """
         renderer = renderer or self.config.renderer
-        origins, directions = camera_rays(*unpack_label(c.float()), renderer.resolution)
+        origins, directions = camera_rays(*unpack_label(c.to(planes.dtype)), renderer.resolution)
         rays = self._render_rays(planes, origins, directions, renderer, generator, ray_chunk)
         size = (renderer.resolution, renderer.resolution)
         features, depth, opacity, xyz = (x.transpose(1, 2).unflatten(2, size) for x in rays)

@@ -21,10 +21,10 @@ def normalize_2nd_moment(x: Tensor) -> Tensor:
     return x * (x.square().mean(dim=1, keepdim=True) + _EPS).rsqrt()
 
 
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Returns the type that low-precision layers compute in; a CPU always computes in float32."""
-    types = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
-    return types[precision] if device.type == 'cuda' else torch.float32
+def lower_precision(x: Tensor, precision: str) -> Tensor:
+    """Casts x to fp16 or bf16 on CUDA; a CPU, or fp32, computes in the type that x has."""
+    types = {'fp16': torch.float16, 'bf16': torch.bfloat16}
+    return x.to(types[precision]) if x.is_cuda and precision in types else x
 
 
 class FullyConnected(nn.Module):

@@ -35,9 +35,9 @@ class MappingNetwork(nn.Module):
         """Returns w [N, w_dim], not truncated."""
         parts = []
         if self.z_dim:
-            parts.append(normalize_2nd_moment(z.float()))
+            parts.append(normalize_2nd_moment(z.to(self.fc0.weight.dtype)))
         if self.c_dim:
-            parts.append(normalize_2nd_moment(self.embed(c.float())))
+            parts.append(normalize_2nd_moment(self.embed(c.to(self.fc0.weight.dtype))))
         x = torch.cat(parts, dim=1)
         for i in range(self.num_layers):
             x = getattr(self, f'fc{i}')(x)

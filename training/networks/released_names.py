@@ -9,9 +9,9 @@ from torch import Tensor
 _GENERATOR = (
     ('backbone.mapping.', 'mapping_network.'),
     ('backbone.synthesis.', 'synthesis.'),
-    ('.motion_time_fuser.affine.', '.motion.head.'),
-    ('.motion_time_fuser.motion_mlp.', '.motion.mlp.'),
     ('.motion_time_fuser.', '.motion.'),
+    ('.motion.affine.', '.motion.head.'),
+    ('.motion.motion_mlp.', '.motion.mlp.'),
     ('decoder.net.0.', 'decoder.hidden.'),
     ('decoder.net.2.', 'decoder.out.'),
     ('to_img_raw.', 'to_image_raw.'),

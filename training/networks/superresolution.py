@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_utils.ops.upfirdn2d import make_filter, upsample2d
-from training.networks.layers import SynthesisLayer, ToRGB, compute_dtype
+from training.networks.layers import SynthesisLayer, ToRGB, lower_precision
 
 _CLAMP = 256.0  # limit of activations, for half precision [EG3D]
 _NOISE = 'none'  # noise here would flicker between views [EG3D]
@@ -26,7 +26,7 @@ class SuperresolutionBlock(nn.Module):
         x = self.conv1(self.conv0(x, w, _NOISE), w, _NOISE)
         if self.up == 2:
             rgb = upsample2d(rgb, self.resample_filter)
-        return x, rgb + self.torgb(x, w).float()
+        return x, rgb + self.torgb(x, w).to(rgb.dtype)
 
 
 class Superresolution(nn.Module):
@@ -63,7 +63,7 @@ class Superresolution(nn.Module):
             resize = torch.nn.functional.interpolate
             features = resize(features, size=size, mode='bilinear', align_corners=False, antialias=True)
             rgb = resize(rgb, size=size, mode='bilinear', align_corners=False, antialias=True)
-        x = features.to(compute_dtype(self.precision, features.device))
+        x = lower_precision(features, self.precision)
         x, rgb = self.block0(x, rgb, w)
         x, rgb = self.block1(x, rgb, w)
         return rgb

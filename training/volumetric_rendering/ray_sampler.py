@@ -15,7 +15,7 @@ def camera_rays(cam2world: Tensor, intrinsics: Tensor, resolution: int) -> tuple
     Returns:
         origins and unit directions, each [N, resolution^2, 3].
     """
-    centres = (torch.arange(resolution, dtype=torch.float32, device=cam2world.device) + 0.5) / resolution
+    centres = (torch.arange(resolution, dtype=cam2world.dtype, device=cam2world.device) + 0.5) / resolution
     v, u = torch.meshgrid(centres, centres, indexing='ij')
     k = intrinsics[..., None]  # [N, 3, 3, 1]
     y = (v.flatten() - k[:, 1, 2]) / k[:, 1, 1]

@@ -64,14 +64,13 @@ def render_rays(
         config: sampling.
         generator: draws the jitter of the samples; None = fixed positions (inference).
     """
-    n, r, _ = origins.shape
-    coarse = _coarse_depths(n, r, config, generator, origins.device)
+    coarse = _coarse_depths(origins, config, generator)
     features, density = _sample(field, origins, directions, coarse)
     depths = coarse
     if config.importance_samples:
         with torch.no_grad():
             weights = interval_weights(density, coarse)
-        fine = importance_depths(coarse, weights, _quantiles(n, r, config, generator, origins.device))
+        fine = importance_depths(coarse, weights, _quantiles(origins, config, generator))
         more = _sample(field, origins, directions, fine)
         features, density, depths = _merge((features, density, coarse), (*more, fine))
     result = composite(features, density, depths)
@@ -83,24 +82,24 @@ def render_rays(
     )
 
 
-def _coarse_depths(
-    n: int, r: int, config: RendererConfig, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
+def _coarse_depths(origins: Tensor, config: RendererConfig, generator: torch.Generator | None) -> Tensor:
+    n, r, _ = origins.shape
+    like = {'device': origins.device, 'dtype': origins.dtype}
     s = config.depth_samples
     if generator is None:
-        offset = torch.full((1, 1, 1, 1), config.fixed_offset, device=device)
+        offset = torch.full((1, 1, 1, 1), config.fixed_offset, **like)
     else:
-        offset = torch.rand((n, r, s, 1), generator=generator, device=device)
+        offset = torch.rand((n, r, s, 1), generator=generator, **like)
     return stratified_depths(config.ray_start, config.ray_end, s, offset).expand(n, r, s, 1)
 
 
-def _quantiles(
-    n: int, r: int, config: RendererConfig, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
+def _quantiles(origins: Tensor, config: RendererConfig, generator: torch.Generator | None) -> Tensor:
+    n, r, _ = origins.shape
+    like = {'device': origins.device, 'dtype': origins.dtype}
     f = config.importance_samples
     if generator is None:
-        return (torch.arange(f, device=device) + 0.5) / f
-    return torch.rand((n, r, f), generator=generator, device=device)
+        return (torch.arange(f, **like) + 0.5) / f
+    return torch.rand((n, r, f), generator=generator, **like)
 
 
 def _sample(field: Field, origins: Tensor, directions: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,13 @@ _WEIGHT_FLOOR = 0.01  # every bin keeps a chance to be sampled [EG3D]
 _EPS = 1e-5  # below this a bin of the cumulative distribution counts as empty
 
 
-def stratified_depths(near: float, far: float, num: int, offset: Tensor | float) -> Tensor:
-    """Returns num depths from near to far, moved by `offset` in [0, 1) bins (the last may exceed far by one bin).
+def stratified_depths(near: float, far: float, num: int, offset: Tensor) -> Tensor:
+    """Returns num depths from near to far, moved by `offset` in [0, 1) bins.
 
-    offset: [N, R, num, 1], or one number for all samples; the result broadcasts like it, increasing along `num`.
+    offset: [N, R, num, 1] or broadcastable; the result broadcasts like it and increases along `num`. The last depth
+    may exceed `far` by one bin.
     """
-    device = offset.device if isinstance(offset, Tensor) else None
-    base = torch.linspace(near, far, num, device=device)[:, None]
+    base = torch.linspace(near, far, num, device=offset.device, dtype=offset.dtype)[:, None]
     return base + offset * ((far - near) / (num - 1))
 
 

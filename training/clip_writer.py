@@ -1,0 +1,126 @@
+"""Files of one generated clip: videos of pictures, depth and normals, a contact sheet, meshes."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from training import rollout, shapes, trajectories, visualize
+
+SHEET_COLUMNS = 8  # moments on a contact sheet
+SHEET_TILE = 128  # smaller pictures are enlarged to this on contact sheets, so that labels fit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+    """What is seen in a video: who, from where, when."""
+
+    name: str  # stem of its files
+    codes: rollout.Codes
+    cameras: Tensor  # of the pictures [T, 25]
+    map_cameras: Tensor  # of the mapping network [1 or T, 25]
+    times: Tensor  # [T]
+    psi: float = 1.0  # truncation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipWriter:
+    """Renders clips and writes them into a folder."""
+
+    G: nn.Module
+    outdir: Path
+    say: Callable[[str], None]  # gets a line for each file
+    count: Callable[[int], object] = lambda frames: None  # gets the number of frames after each batch
+    render: rollout.RenderOptions = rollout.DEFAULT_OPTIONS
+    suffix: str = '.mp4'  # of videos
+    fps: float = 25.0
+    crf: int = 15  # quality of mp4, see visualize.open_video
+    upscale: int = 1  # enlarges the pictures of videos
+
+    def videos(self, clip: Clip, depth: bool = False, normals: bool = False) -> np.ndarray:
+        """Writes NAME.mp4 and, when asked, NAME-depth.mp4 and NAME-normals.mp4.
+
+        Returns:
+            the frames before enlarging, uint8 [T, H, W, 3].
+        """
+        ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras, clip.times, clip.psi)
+        size = self.G.config.resolution * self.upscale
+        path = self.outdir / f'{clip.name}{self.suffix}'
+        pictures, geometry = [], []
+        with visualize.open_video(path, self.fps, self.crf) as append:
+            for batch in rollout.render_frames(self.G, clip.codes, ws, clip.cameras, clip.times, self.render):
+                pictures.append(visualize.to_uint8(batch.image))
+                for frame in visualize.resize(pictures[-1], size):
+                    append(frame)
+                geometry.append(batch._replace(image=batch.image[:0]))  # small enough to keep
+                self.count(len(batch.image))
+        self.say(str(path))
+        maps = rollout.concatenate(geometry)
+        if depth:
+            bounds = visualize.depth_range(maps.depth, maps.opacity)
+            self.video(
+                f'{clip.name}-depth', visualize.colorize_depth(maps.depth, maps.opacity, *bounds), size
+            )
+        if normals:
+            directions = visualize.normals_from_xyz(maps.xyz)
+            self.video(f'{clip.name}-normals', visualize.colorize_normals(directions, maps.opacity), size)
+        return np.concatenate(pictures)
+
+    def video(self, name: str, frames: np.ndarray, size: int) -> None:
+        """Writes frames [T, H, W, 3] as NAME.mp4, resized to `size`."""
+        path = self.outdir / f'{name}{self.suffix}'
+        visualize.write_video(path, (visualize.resize(f[None], size)[0] for f in frames), self.fps, self.crf)
+        self.say(str(path))
+
+    def sheet(self, clip: Clip) -> None:
+        """Writes NAME-sheet.png: columns are moments of the training span, rows three views of the head."""
+        span = self.G.config.span
+        index = torch.linspace(0, span - 1, min(SHEET_COLUMNS, span)).round().long()
+        moments = trajectories.frame_times(span, span)[index]
+        views = trajectories.view_labels()
+        times = moments.repeat_interleave(
+            len(views)
+        )  # all views of a moment follow each other: they share planes
+        cameras = views.repeat(len(moments), 1)
+        ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras[:1], times, clip.psi)
+        tiles = []
+        for batch in rollout.render_frames(self.G, clip.codes, ws, cameras, times, self.render):
+            tiles.append(visualize.to_uint8(batch.image))
+            self.count(len(batch.image))
+        side = max(self.G.config.resolution, SHEET_TILE)
+        rows = visualize.resize(np.concatenate(tiles), side)
+        rows = rows.reshape(len(moments), len(views), *rows.shape[1:]).swapaxes(0, 1)
+        path = self.outdir / f'{clip.name}-sheet.png'
+        labels = [f't {t:.2f}' for t in moments.tolist()]
+        visualize.save_png(path, visualize.contact_sheet(list(rows), trajectories.VIEW_NAMES, labels))
+        self.say(str(path))
+
+    def meshes(
+        self, clip: Clip, kind: str, frames: Sequence[int], resolution: int = 128, level: float | None = None
+    ) -> None:
+        """Writes NAME-FRAME.KIND for each frame asked for; one without a surface is explained and skipped.
+
+        Args:
+            clip: see Clip.
+            kind: ply, obj or glb.
+            frames: places in the clip.
+            resolution: voxels per axis.
+            level: density of the surface; by default see shapes.choose_level.
+        """
+        ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras, clip.times, clip.psi)
+        for i in frames:
+            if i >= len(clip.times):
+                self.say(f'{clip.name}: no mesh of frame {i}, the clip ends at {len(clip.times) - 1}')
+                continue
+            w = ws[min(i, len(ws) - 1)][None]
+            planes = rollout.planes_at(self.G, clip.codes, w, clip.times[i : i + 1])
+            mesh, found = shapes.head_mesh(self.G, planes, w, resolution, level)
+            if mesh is None:
+                self.say(f'{clip.name}: no mesh of frame {i}, {found.reason}')
+                continue
+            path = self.outdir / f'{clip.name}-{i:04d}.{kind}'
+            shapes.save_mesh(path, mesh)
+            self.say(f'{path}  ({len(mesh.faces)} triangles; surface at {found.reason})')

@@ -1,0 +1,271 @@
+"""The PV3D loss: pure functions of networks and batches; the training loop does every backward.
+
+Phases and their values (means over frames for the image discriminator, over clips for the video one):
+Gmain  w_img softplus(-D_image(fake)) + w_vid softplus(-D_video(fake))
+Greg   w_density |raw density(x) - raw density(x + noise)|
+Dmain  softplus(D(fake)) + softplus(-D(real)), both discriminators, weighted alike
+Dreg   gamma / 2 |gradient of D(real)|^2 (R1), both discriminators, weighted alike
+Source: PV3D section 3.4, appendix A.1; schedules of EG3D.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dnnlib.config import BaseConfig, Configurable
+from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
+from training.networks.generator import Generator, Rendering
+from training.volumetric_rendering.renderer import RendererConfig
+
+Phase = Literal['Gmain', 'Greg', 'Dmain', 'Dreg']
+softplus = torch.nn.functional.softplus
+
+
+class RealBatch(NamedTuple):
+    """Pairs of real frames of N clips."""
+
+    frames: Tensor  # [N, 2, 3, R, R] in [-1, 1]
+    t: Tensor  # [N, 2] in units of the span
+    c: Tensor  # [N, 2, 25]
+
+
+class FakeBatch(NamedTuple):
+    """What N fake clips of two frames are made from."""
+
+    z_a: Tensor  # [N, z_dim]
+    z_m: Tensor  # [N, motion_dim]
+    t: Tensor  # [N, 2]
+    c: Tensor  # cameras to render [N, 2, 25]
+    c_other: Tensor  # cameras of another clip, for swapping the condition [N, 2, 25]
+    swap: Tensor  # uniform draws [N]; below the swap probability the mapping sees c_other
+
+
+class Term(NamedTuple):
+    """One summand of a phase's loss, with a graph of its own."""
+
+    loss: Tensor  # scalar
+    stats: dict[str, Tensor]  # figures to report
+    w_mean: Tensor | None = None  # mean w of the fakes [w_dim], for the running mean that truncation uses
+
+
+class Networks(NamedTuple):
+    """The networks in training; a discriminator of weight 0 is None."""
+
+    G: Generator
+    D_image: ImageDiscriminator | None
+    D_video: VideoDiscriminator | None
+
+
+def fade(nimg: int, start: float, end: float, duration: int) -> float:
+    """Returns a value that goes linearly from start to end over `duration` clips and stays there."""
+    return end if nimg >= duration else start + (end - start) * nimg / duration
+
+
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Blurs images [..., C, H, W] by 2^-(k / sigma)^2 with zero borders; sigma in pixels, 0 = unchanged. [EG3D]"""
+    reach = math.floor(3 * sigma)
+    if reach == 0:
+        return images
+    k = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp2(-((k / sigma) ** 2))
+    kernel = (kernel / kernel.sum())[None, None]
+    x = images.flatten(0, -3)[:, None]  # [M, 1, H, W]
+    x = torch.nn.functional.conv2d(x, kernel[:, :, None], padding=(0, reach))
+    x = torch.nn.functional.conv2d(x, kernel[..., None], padding=(reach, 0))
+    return x.reshape(images.shape)
+
+
+def r1_penalty(logits: Tensor, inputs: list[Tensor]) -> Tensor:
+    """Returns the squared norm of the gradient of the summed logits with respect to the inputs, per sample [N]."""
+    grads = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
+    return sum(g.square().sum(dim=(1, 2, 3)) for g in grads)
+
+
+class PV3DLoss(Configurable):
+    """Yields the terms of each phase."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(BaseConfig):
+        """Weights and schedules; nimg counts clips."""
+
+        image_weight: float = 1.0  # of D_image; 0 = the network is not built [PV3D A.1, table 3a]
+        video_weight: float = 0.65  # of D_video; 0 = the network is not built [PV3D A.1, table 3a]
+        r1_gamma: float = 2.0  # R1 weight of both discriminators; the term is gamma / 2 [PV3D A.1]
+        r1_delta_t: bool = True  # R1 of D_video counts the time plane too [released]
+        density_weight: float = 0.6  # smoothness of the density [PV3D A.1]
+        density_points: int = 1000  # points per frame [EG3D]
+        density_distance: float = 0.004  # std of the perturbation, scene units [EG3D]
+        density_box: Literal['inside', 'released'] = (
+            'inside'  # released: [-1, 1]^3, mostly outside the planes [ours]
+        )
+        swap_start: float = 1.0  # probability that the mapping sees another clip's cameras, at first [EG3D]
+        swap_end: float = 0.5  # the same in the end [EG3D]
+        swap_fade_nimg: int = 1_000_000  # clips between the two [EG3D]
+        blur_sigma: float = 10.0  # blur of what the discriminators see, at first, pixels [EG3D]
+        blur_fade_nimg: int = 100_000  # clips until it is 0: 200,000 x batch / 32 [EG3D, global batch: ours]
+        resolution_final: int | None = None  # neural rendering resolution in the end; none = constant [EG3D]
+        resolution_fade_nimg: int = 1_000_000  # clips until then [EG3D]
+
+        def __post_init__(self) -> None:
+            if self.image_weight <= 0 and self.video_weight <= 0:
+                raise ValueError('loss.image_weight and loss.video_weight are both 0: nothing would train G')
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def terms(
+        self,
+        phase: Phase,
+        networks: Networks,
+        real: RealBatch,
+        fake: FakeBatch,
+        nimg: int,
+        generator: torch.Generator | None,
+    ) -> Iterator[Term]:
+        """Yields the terms of a phase, each with its own graph: the caller frees one before asking for the next.
+
+        Args:
+            phase: Gmain, Greg, Dmain or Dreg.
+            networks: requires_grad must be set on those that the phase trains, and only on them.
+            real: used by Dmain and Dreg.
+            fake: used by Gmain, Greg and Dmain.
+            nimg: clips seen before this iteration, drives the schedules.
+            generator: draws noise, ray jitter and density points; None = noise buffers and fixed ray positions.
+        """
+        sigma = fade(nimg, self.config.blur_sigma, 0.0, self.config.blur_fade_nimg)
+        if phase == 'Gmain':
+            yield self._g_main(networks, fake, nimg, sigma, generator)
+        elif phase == 'Greg':
+            yield self._density(networks.G, fake, nimg, generator)
+        elif phase == 'Dmain':
+            yield from self._d_main(networks, real, fake, nimg, sigma, generator)
+        else:
+            yield from self._d_reg(networks, real, nimg, sigma)
+
+    def renderer(self, G: Generator, nimg: int) -> RendererConfig:
+        """Returns how G renders after nimg clips."""
+        start, end = G.config.renderer.resolution, self.config.resolution_final
+        if end is None:
+            return G.config.renderer
+        now = round(fade(nimg, start, end, self.config.resolution_fade_nimg))
+        return dataclasses.replace(G.config.renderer, resolution=now)
+
+    def conditions(self, G: Generator, fake: FakeBatch, nimg: int) -> tuple[Tensor, Tensor]:
+        """Returns the cameras that the mapping sees and that are rendered, each [N, 2, 25] (PV3D table 2c)."""
+        probability = fade(nimg, self.config.swap_start, self.config.swap_end, self.config.swap_fade_nimg)
+        c_map = torch.where((fake.swap < probability)[:, None, None], fake.c_other, fake.c)
+        condition = G.config.camera_condition
+        if condition in ('all', 'map'):
+            c_map = c_map[:, :1].expand_as(c_map)
+        return c_map, fake.c[:, :1].expand_as(fake.c) if condition == 'all' else fake.c
+
+    def _generate(
+        self, G: Generator, fake: FakeBatch, nimg: int, generator: torch.Generator | None
+    ) -> tuple[Rendering, Tensor, Tensor]:
+        """Returns the rendering of 2N frames (clip by clip), their cameras [N, 2, 25] and ws."""
+        c_map, c = self.conditions(G, fake, nimg)
+        planes, ws = self._planes(G, fake, c_map, generator)
+        out = G.render(planes, ws, c.flatten(0, 1), self.renderer(G, nimg), generator)
+        return out, c, ws
+
+    def _planes(
+        self, G: Generator, fake: FakeBatch, c_map: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        z_a, z_m = (z.repeat_interleave(2, dim=0) for z in (fake.z_a, fake.z_m))
+        t = fake.t.flatten()
+        ws = G.mapping(z_a, z_m, t, c_map.flatten(0, 1))
+        noise_mode = 'const' if generator is None else 'random'
+        return G.planes(ws, G.motion_code(z_a, z_m), t, noise_mode, generator), ws
+
+    def _g_main(
+        self, networks: Networks, fake: FakeBatch, nimg: int, sigma: float, generator: torch.Generator | None
+    ) -> Term:
+        out, c, _ = self._generate(networks.G, fake, nimg, generator)
+        loss, stats = 0, {}
+        for name, weight, logits in self._logits(networks, blur(out.image, sigma), out.image_raw, fake.t, c):
+            value = softplus(-logits).mean()
+            loss = loss + weight * value
+            stats |= {f'Loss/G/{name}': value, f'Loss/scores/{name}/fake': logits}
+        return Term(loss, stats)
+
+    def _density(self, G: Generator, fake: FakeBatch, nimg: int, generator: torch.Generator | None) -> Term:
+        config = self.config
+        c_map, _ = self.conditions(G, fake, nimg)
+        planes, _ = self._planes(G, fake, c_map, generator)
+        shape = (len(planes), config.density_points, 3)
+        inside = config.density_box == 'inside'
+        half = G.config.box_warp / 2 if inside else 1.0
+        points = (torch.rand(shape, generator=generator, device=planes.device) * 2 - 1) * half
+        shift = torch.randn(shape, generator=generator, device=planes.device) * config.density_distance
+        density = G.sample_field(planes, torch.cat([points, points + shift], dim=1))[1]
+        near, moved = density.chunk(2, dim=1)
+        value = (near - moved).abs().mean()
+        # points inside the box only: times its share of [-1, 1]^3, so that the published weights keep their meaning
+        share = half**3 if inside else 1.0
+        return Term(value * (config.density_weight * share), {'Loss/G/density': value * share})
+
+    def _d_main(
+        self,
+        networks: Networks,
+        real: RealBatch,
+        fake: FakeBatch,
+        nimg: int,
+        sigma: float,
+        generator: torch.Generator | None,
+    ) -> Iterator[Term]:
+        with torch.no_grad():
+            out, c, ws = self._generate(networks.G, fake, nimg, generator)
+            image, raw = blur(out.image, sigma), out.image_raw
+        w_mean = ws[:, 0].mean(dim=0)
+        for name, weight, logits in self._logits(networks, image, raw, fake.t, c):
+            value = softplus(logits).mean()
+            yield Term(weight * value, {f'Loss/D/{name}/fake': value}, w_mean)
+            w_mean = None  # once
+        image, raw = self._real(networks.G, real, nimg, sigma)
+        for name, weight, logits in self._logits(networks, image, raw, real.t, real.c):
+            value = softplus(-logits).mean()
+            stats = {f'Loss/D/{name}/real': value, f'Loss/scores/{name}/real': logits}
+            yield Term(weight * value, stats | {f'Loss/signs/{name}/real': logits.sign()})
+
+    def _d_reg(self, networks: Networks, real: RealBatch, nimg: int, sigma: float) -> Iterator[Term]:
+        config = self.config
+        image, raw = self._real(networks.G, real, nimg, sigma)
+        if networks.D_image is not None:
+            inputs = [image.detach().requires_grad_(), raw.detach().requires_grad_()]
+            penalty = r1_penalty(networks.D_image(*inputs, real.c.flatten(0, 1)), inputs).mean()
+            yield Term(config.image_weight * config.r1_gamma / 2 * penalty, {'Loss/r1/image': penalty})
+        if networks.D_video is not None:
+            pair = networks.D_video.pair_input(image.unflatten(0, (-1, 2)), real.t).detach().requires_grad_()
+            logits = networks.D_video(pair, real.c)
+            grads = r1_penalty(logits, [pair]) if config.r1_delta_t else _r1_frames(logits, pair)
+            penalty = grads.mean()
+            yield Term(config.video_weight * config.r1_gamma / 2 * penalty, {'Loss/r1/video': penalty})
+
+    def _logits(
+        self, networks: Networks, image: Tensor, raw: Tensor, t: Tensor, c: Tensor
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        """Yields (name, weight, logits) of each discriminator for 2N frames, t [N, 2], c [N, 2, 25]."""
+        if networks.D_image is not None:
+            yield 'image', self.config.image_weight, networks.D_image(image, raw, c.flatten(0, 1))
+        if networks.D_video is not None:
+            pair = networks.D_video.pair_input(image.unflatten(0, (-1, 2)), t)
+            yield 'video', self.config.video_weight, networks.D_video(pair, c)
+
+    def _real(self, G: Generator, real: RealBatch, nimg: int, sigma: float) -> tuple[Tensor, Tensor]:
+        """Returns real frames [2N, 3, R, R] and what dual discrimination compares image_raw with, both blurred."""
+        frames = real.frames.flatten(0, 1)
+        size = (self.renderer(G, nimg).resolution,) * 2
+        raw = nn.functional.interpolate(
+            frames, size=size, mode='bilinear', align_corners=False, antialias=True
+        )
+        return blur(frames, sigma), blur(raw, sigma)
+
+
+def _r1_frames(logits: Tensor, pair: Tensor) -> Tensor:
+    """R1 over the two pictures only, without the time plane [N]."""
+    (grad,) = torch.autograd.grad(logits.sum(), pair, create_graph=True)
+    return grad[:, :6].square().sum(dim=(1, 2, 3))

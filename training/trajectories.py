@@ -1,0 +1,73 @@
+"""Camera paths and time stamps of generated clips: labels [T, 25] (see camera.py) and times [T].
+
+Angles are true ones in radians: yaw positive = camera at positive x, pitch positive = camera above the head.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from training import camera
+
+TIME_MODES = ('pingpong', 'cycle', 'extend')
+VIEW_YAWS_DEG = (-30, 0, 30)
+VIEW_NAMES = tuple(f'yaw {yaw}' for yaw in VIEW_YAWS_DEG)
+ORBIT_YAW_RAD = 0.35  # amplitude, about 20 degrees [PV3D released]
+
+
+def front(frames: int) -> Tensor:
+    """Returns the canonical frontal camera `frames` times."""
+    return camera.front_label().expand(frames, -1)
+
+
+def orbit(frames: int, yaw_rad: float = ORBIT_YAW_RAD) -> Tensor:
+    """Returns one turn of PV3D's ellipse about the face.
+
+    Yaw = `yaw_rad` sin(a), a = 2 pi i / frames. EG3D's vertical coordinate is pi/2 - 0.05 + 0.25 cos(a),
+    which is no
+    angle: the true pitch is asin((0.1 - 0.5 cos(a)) / pi), from -7.3 degrees (a = 0, camera below) to +11.0
+    (a = pi, camera above). Source: the released rendering script, with pi where it has 3.14.
+    """
+    angles = [2 * math.pi * i / frames for i in range(frames)]
+    return torch.stack(
+        [
+            camera.eg3d_label(math.pi / 2 + yaw_rad * math.sin(a), math.pi / 2 - 0.05 + 0.25 * math.cos(a))
+            for a in angles
+        ]
+    )
+
+
+def recorded(labels: Tensor, frames: int) -> Tensor:
+    """Returns the cameras [T, 25] of a real clip, played forth and back when `frames` exceeds T."""
+    return labels[_pingpong(frames, len(labels))]
+
+
+def view_labels() -> Tensor:
+    """Returns the cameras [3, 25] of a contact sheet: yaw -30, 0, 30 degrees at eye level."""
+    return camera.orbit_label(torch.tensor(VIEW_YAWS_DEG).deg2rad())
+
+
+def frame_times(frames: int, span: int, mode: str = 'pingpong') -> Tensor:
+    """Returns the times [frames] that go into the motion layers.
+
+    Args:
+        frames: number of frames.
+        span: frames per training clip; training saw t = i / (span - 1) in [0, 1].
+        mode: beyond the span, 'pingpong' runs forth and back without a jump, 'cycle' starts again at 0 with
+            a jump (as the released script does), 'extend' goes on beyond 1, which training never saw.
+    """
+    index = torch.arange(frames)
+    if mode == 'pingpong':
+        index = _pingpong(frames, span)
+    elif mode == 'cycle':
+        index = index % span
+    elif mode != 'extend':
+        raise ValueError(f'time mode {mode!r} must be one of {", ".join(TIME_MODES)}')
+    return index / max(span - 1, 1)
+
+
+def _pingpong(frames: int, span: int) -> Tensor:
+    period = max(2 * (span - 1), 1)
+    index = torch.arange(frames) % period
+    return torch.minimum(index, period - index) if span > 1 else index * 0
