@@ -89,7 +89,7 @@ def override(config: T, path: str, text: str) -> T:
     Args:
         config: root of the tree.
         path: for example `generator.renderer.depth_samples`.
-        text: the value as typed by a user; `none` clears an optional field, lists are written `[a,b]` or `a,b`.
+        text: the value as typed by a user; `none` clears an optional field, lists are `[a,b]` or `a,b`.
 
     Raises:
         ConfigError: for an unknown path (lists what is known) or a value of another type.
@@ -123,7 +123,7 @@ def _is_required(field: dataclasses.Field) -> bool:
 
 
 def _read(hint: Any, text: str) -> Any:
-    """Turns text into the plain value that the annotation suggests, or leaves it as text for _coerce to refuse."""
+    """Turns text into the value that the annotation suggests, or leaves it as text for _coerce to refuse."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is str:
         return text

@@ -8,6 +8,7 @@ what is allowed, what to do.
 import contextlib
 import errno
 import hashlib
+import http.client
 import json
 import math
 import os
@@ -287,7 +288,13 @@ def _fetch(url: str, file: IO[bytes], name: str) -> str:
                     digest.update(chunk)
                     bar.update(len(chunk))
                     done += len(chunk)
-    except (urllib.error.URLError, ValueError, TimeoutError, ConnectionError) as err:
+    except (
+        urllib.error.URLError,
+        http.client.HTTPException,
+        ValueError,
+        TimeoutError,
+        ConnectionError,
+    ) as err:
         reason = getattr(err, 'reason', None) or err
         raise UserError(f'cannot download {url}: {reason}; check the address and the network') from err
     if total is not None and done != total:

@@ -28,7 +28,8 @@ class Collector:
 
     def report(self, name: str, value: Tensor | float) -> None:
         """Adds all elements of `value` to the statistics of `name`; an empty tensor adds nothing."""
-        x = torch.as_tensor(value).detach().double().flatten()
+        x = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        x = x.double().flatten()
         if x.numel() == 0:
             return
         count = torch.full((), x.numel(), dtype=torch.float64, device=x.device)

@@ -1,0 +1,318 @@
+import dataclasses
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dnnlib.config import BaseConfig, Configurable
+from dnnlib.util import UserError
+from torch_utils import checkpoint
+from torch_utils.checkpoint import (
+    CheckpointError,
+    build_network,
+    load_training_state,
+    read_snapshot,
+    save_snapshot,
+    save_training_state,
+)
+
+
+class Net(nn.Module, Configurable):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(BaseConfig):
+        width: int = 8
+        scales: tuple[float, ...] = (1.0, 0.5)
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.body = nn.Linear(4, config.width)
+        self.norm = nn.BatchNorm1d(config.width)
+
+    def forward(self, x):
+        return self.norm(self.body(x))
+
+
+class Wider(nn.Module, Configurable):
+    """Has Net's config, but other parameters."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(Net.Config):
+        pass
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.body = nn.Linear(5, config.width)
+        self.extra = nn.Linear(1, 1)
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.marker}',)
+
+
+def save_one(path, **meta):
+    torch.manual_seed(1)
+    net = Net(Net.Config(width=6))
+    save_snapshot(path, {'G': net, 'G_ema': net}, {'kimg': 1, **meta})
+    return net
+
+
+def refused(path, message, read=read_snapshot):
+    with pytest.raises(CheckpointError, match=message) as err:
+        read(path)
+    assert str(path) in str(err.value) and '\n' not in str(err.value)
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / 'a.pkl'
+    net = save_one(
+        path, seed=np.int64(3), loss=np.float32(0.5), data=Path('x/y.zip'), sizes=(1, 2), flag=np.True_
+    )
+    snapshot = read_snapshot(path)
+    assert snapshot.path == path and list(snapshot.networks) == ['G', 'G_ema']
+    assert snapshot.meta == {
+        'kimg': 1,
+        'seed': 3,
+        'loss': 0.5,
+        'data': 'x/y.zip',
+        'sizes': [1, 2],
+        'flag': True,
+    }
+    back = build_network(snapshot, 'G_ema', Net)
+    assert back.config == net.config and not back.training
+    assert not any(p.requires_grad for p in back.parameters())
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(back(x), net.eval()(x))
+    assert os.listdir(tmp_path) == ['a.pkl']
+
+
+def test_file_is_the_documented_dictionary(tmp_path):
+    net = save_one(tmp_path / 'a.pkl')
+    content = torch.load(tmp_path / 'a.pkl', weights_only=True)
+    assert (content['format'], content['version']) == ('pv3d-snapshot', 1)
+    entry = content['networks']['G']
+    assert entry['config'] == {'width': 6, 'scales': [1.0, 0.5]}
+    assert entry['state'].keys() == net.state_dict().keys()
+    assert all(v.device.type == 'cpu' and v.is_contiguous() for v in entry['state'].values())
+
+
+def test_half_precision_halves_the_file_and_keeps_the_type_of_the_module(tmp_path):
+    net = Net(Net.Config(width=4096))
+    save_snapshot(tmp_path / 'full.pkl', {'G': net}, {})
+    save_snapshot(tmp_path / 'half.pkl', {'G': net}, {}, dtype=torch.float16)
+    full, half = ((tmp_path / f'{n}.pkl').stat().st_size for n in ('full', 'half'))
+    assert 0.5 < half / full < 0.55
+    snapshot = read_snapshot(tmp_path / 'half.pkl')
+    assert snapshot.networks['G']['state']['body.weight'].dtype == torch.float16
+    assert snapshot.networks['G']['state']['norm.num_batches_tracked'].dtype == torch.int64
+    back = build_network(snapshot, 'G', Net)
+    assert back.body.weight.dtype == torch.float32
+    torch.testing.assert_close(back.body.weight, net.body.weight.data, rtol=1e-3, atol=1e-6)
+
+
+def test_half_precision_refuses_what_overflows(tmp_path):
+    net = Net(Net.Config())
+    net.norm.running_var.fill_(1e5)
+    with pytest.raises(ValueError, match=r'G\.norm\.running_var has values that torch\.float16 cannot hold'):
+        save_snapshot(tmp_path / 'a.pkl', {'G': net}, {}, dtype=torch.float16)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_slice_is_stored_without_its_whole_storage(tmp_path):
+    save_training_state(
+        tmp_path / 'a.pt', {'x': torch.zeros(10**6)[:10], 'y': torch.arange(6).view(2, 3).t()}
+    )
+    assert (tmp_path / 'a.pt').stat().st_size < 10_000
+    assert load_training_state(tmp_path / 'a.pt')['y'].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_build_network_explains(tmp_path):
+    save_one(tmp_path / 'a.pkl')
+    snapshot = read_snapshot(tmp_path / 'a.pkl')
+    with pytest.raises(CheckpointError, match="no network 'D' in this snapshot; it has G, G_ema"):
+        build_network(snapshot, 'D', Net)
+    with pytest.raises(CheckpointError) as err:
+        build_network(snapshot, 'G', Wider)
+    for part in (
+        'does not fit Wider',
+        'missing: extra.weight, extra.bias',
+        'unexpected: norm.weight',
+        'and 1 more',
+    ):
+        assert part in str(err.value)
+    assert 'misshapen: body.weight [6, 4] instead of [6, 5]' in str(err.value)
+    snapshot.networks['G']['config']['depth'] = 3
+    with pytest.raises(CheckpointError, match='options that Net does not have .*unknown option depth'):
+        build_network(snapshot, 'G', Net)
+
+
+def test_missing_files_and_folders(tmp_path):
+    refused(tmp_path / 'no.pkl', 'cannot read .*no such file or folder')
+    refused(tmp_path, 'it is a folder')
+    with pytest.raises(UserError, match='cannot write .*no such file or folder'):
+        save_one(tmp_path / 'no' / 'a.pkl')
+
+
+def test_every_truncation_is_named(tmp_path):
+    path = tmp_path / 'a.pkl'
+    save_one(path)
+    whole = path.read_bytes()
+    for size in [*range(2, len(whole), len(whole) // 40), len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        refused(path, 'cut short or damaged .*use an older file')
+    path.write_bytes(b'')
+    refused(path, r'not a PV3D snapshot \(empty\)')
+
+
+def test_every_flipped_byte_of_a_tensor_is_named(tmp_path):
+    path = tmp_path / 'a.pkl'
+    save_one(path)
+    whole = path.read_bytes()
+    weights = read_snapshot(path).networks['G']['state']['body.weight'].numpy().tobytes()
+    start = whole.index(weights)
+    for offset in (0, 1, len(weights) - 1):
+        damaged = bytearray(whole)
+        damaged[start + offset] ^= 1
+        path.write_bytes(damaged)
+        refused(path, 'damaged .wrong checksum of')
+
+
+def test_other_formats_are_refused(tmp_path):
+    path = tmp_path / 'a.pkl'
+    path.write_bytes(b'\x89PNG....')
+    refused(path, r'not a PV3D snapshot \(not even a zip\)')
+    torch.save({'format': 'other', 'version': 1}, path)
+    refused(path, "its format is 'other'.*legacy.py")
+    torch.save(torch.zeros(3), path)
+    refused(path, 'its format is None')
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('dataset.json', '{}')
+    refused(path, 'not the plain data of a PV3D snapshot')
+    save_training_state(path, {'a': 1})
+    refused(path, "not a PV3D snapshot .its format is 'pv3d-training-state'.; pass the matching file")
+    save_one(path)
+    refused(path, 'not a PV3D training state', load_training_state)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        {},
+        {'meta': {}, 'networks': []},
+        {'meta': {}, 'networks': {'G': {'config': {}}}},
+        {'meta': {}, 'networks': {'G': {'config': [], 'state': {}}}},
+        {'meta': {}, 'networks': {'G': {'config': {}, 'state': {'a': 5}}}},
+    ],
+)
+def test_incomplete_snapshots_are_refused(tmp_path, content):
+    torch.save({'format': 'pv3d-snapshot', 'version': 1, **content}, tmp_path / 'a.pkl')
+    refused(tmp_path / 'a.pkl', 'lacks its meta data or networks')
+
+
+def test_a_bare_pickle_is_not_opened(tmp_path):
+    path, marker = tmp_path / 'a.pkl', tmp_path / 'ran'
+    path.write_bytes(pickle.dumps(Evil(marker)))
+    refused(path, r'a Python pickle, which could run code\), so it was not opened; .*legacy\.py')
+    refused(path, 'a Python pickle', load_training_state)
+    assert not marker.exists()
+    pickle.loads(path.read_bytes())
+    assert marker.exists()  # the file is really hostile
+
+
+@pytest.mark.parametrize('read', [read_snapshot, load_training_state])
+def test_a_hostile_pickle_in_a_proper_zip_does_not_run(tmp_path, read):
+    path, marker = tmp_path / 'a.pkl', tmp_path / 'ran'
+    save_one(path, secret=1)
+    content = torch.load(path, weights_only=True)
+    content['meta']['secret'] = Evil(marker)
+    torch.save(content, path)
+    refused(path, r'wants to call \w+\.system\); legacy files', read)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists()
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path):
+    path = tmp_path / 'a.pkl'
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('archive/data.pkl', bytes(10**7))
+    refused(path, 'would unpack to 10000000 bytes')
+
+
+def test_a_newer_version_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(checkpoint.VERSIONS, checkpoint.SNAPSHOT, 3)
+        save_one(tmp_path / 'a.pkl')
+    refused(tmp_path / 'a.pkl', r'newer version .*\(file version 3, known up to 1\); update the code')
+    for version in (None, '1', 0, True):
+        torch.save({'format': 'pv3d-snapshot', 'version': version}, tmp_path / 'a.pkl')
+        refused(tmp_path / 'a.pkl', 'is not a number')
+
+
+def test_older_versions_are_upgraded_step_by_step(tmp_path, monkeypatch):
+    save_one(tmp_path / 'a.pkl')
+
+    def rename(content):
+        networks = {{'G': 'generator'}.get(n, n): v for n, v in content['networks'].items()}
+        return {**content, 'networks': networks}
+
+    def count(content):
+        return {**content, 'meta': {**content['meta'], 'networks': len(content['networks'])}}
+
+    monkeypatch.setitem(checkpoint.VERSIONS, checkpoint.SNAPSHOT, 3)
+    monkeypatch.setattr(checkpoint, 'UPGRADES', {checkpoint.SNAPSHOT: {1: rename, 2: count}})
+    snapshot = read_snapshot(tmp_path / 'a.pkl')
+    assert list(snapshot.networks) == ['generator', 'G_ema'] and snapshot.meta == {'kimg': 1, 'networks': 2}
+
+
+def test_every_older_version_has_its_upgrade():
+    for name, version in checkpoint.VERSIONS.items():
+        assert sorted(checkpoint.UPGRADES[name]) == list(range(1, version))
+
+
+def test_training_state_continues_an_optimizer(tmp_path):
+    def run(steps, restore=None):
+        torch.manual_seed(0)
+        net = Net(Net.Config())
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.0, 0.99))
+        if restore:
+            state = load_training_state(restore)
+            net.load_state_dict(state['net'])
+            optimizer.load_state_dict(state['optimizer'])
+        for _ in range(steps):
+            optimizer.zero_grad()
+            net(torch.linspace(-1, 1, 20).view(5, 4)).square().sum().backward()
+            optimizer.step()
+        return net, optimizer
+
+    net, optimizer = run(2)
+    state = {'net': net.state_dict(), 'optimizer': optimizer.state_dict(), 'nimg': np.int64(8)}
+    save_training_state(tmp_path / 'a.pt', state)
+    straight, resumed = run(4)[0].state_dict(), run(2, tmp_path / 'a.pt')[0].state_dict()
+    assert all(torch.equal(straight[k], resumed[k]) for k in straight)
+    nimg = load_training_state(tmp_path / 'a.pt')['nimg']
+    assert nimg == 8 and type(nimg) is int
+
+
+def test_training_state_refuses_other_objects(tmp_path):
+    with pytest.raises(TypeError, match=r"pv3d-training-state\['state'\]\['list'\]\[1\] is a object"):
+        save_training_state(tmp_path / 'a.pt', {'list': [1, object()]})
+    assert os.listdir(tmp_path) == []
+
+
+def test_numpy_arrays_become_tensors(tmp_path):
+    save_training_state(tmp_path / 'a.pt', {'x': np.arange(3), 'y': np.str_('z')})
+    state = load_training_state(tmp_path / 'a.pt')
+    assert state['x'].tolist() == [0, 1, 2] and type(state['y']) is str
