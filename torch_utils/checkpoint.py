@@ -48,14 +48,14 @@ class Snapshot:
     networks: dict[str, dict[str, Any]]  # name -> {'config': dict, 'state': {name: tensor}}
 
 
-def snapshot_path(run_dir: str | Path, kimg: int) -> Path:
-    """Returns the path of the snapshot after `kimg` thousand images."""
-    return Path(run_dir, f'network-snapshot-{kimg:06d}.pkl')
+def snapshot_path(run_dir: str | Path, nimg: int) -> Path:
+    """Returns the path of the snapshot after `nimg` training samples; the full count keeps names apart."""
+    return Path(run_dir, f'network-snapshot-{nimg:09d}.pkl')
 
 
-def training_state_path(run_dir: str | Path, kimg: int) -> Path:
-    """Returns the path of the training state that belongs to `snapshot_path(run_dir, kimg)`."""
-    return Path(run_dir, f'training-state-{kimg:06d}.pt')
+def training_state_path(run_dir: str | Path, nimg: int) -> Path:
+    """Returns the path of the training state that belongs to `snapshot_path(run_dir, nimg)`."""
+    return Path(run_dir, f'training-state-{nimg:09d}.pt')
 
 
 def save_snapshot(

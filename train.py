@@ -1,0 +1,195 @@
+"""Trains PV3D. `python train.py --help` explains; `torchrun --nproc_per_node=8 train.py ...` uses eight GPUs."""
+
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+
+from dnnlib.config import override
+from dnnlib.util import Logger, UserError, explain_os_error
+from torch_utils import distributed as dist
+from training.config import PRESETS, TrainConfig, with_resolution
+from training.run_folder import choose_run_dir, run_name
+from training.training_loop import Trainer
+
+_EXAMPLES = """
+\b
+Examples:
+  # Eight GPUs, the paper's 512x512 configuration
+  torchrun --nproc_per_node=8 train.py --outdir runs --cfg pv3d-voxceleb --data vox.zip
+\b
+  # One GPU, 128x128
+  python train.py --outdir runs --cfg pv3d-128 --data heads128.zip
+\b
+  # See what a run would be, without starting it
+  python train.py --outdir runs --cfg pv3d-voxceleb --data vox.zip --dry-run
+\b
+  # Start from the weights of another run; change any option by its path
+  python train.py --outdir runs --cfg pv3d-128 --data mine.zip --resume a.pkl --set loss.density_weight=0.3
+
+The same command given again continues its unfinished run exactly (Ctrl-C and SIGTERM write a checkpoint first).
+"""
+
+
+@click.command(epilog=_EXAMPLES, context_settings={'max_content_width': 110, 'show_default': True})
+@click.option(
+    '--outdir', required=True, metavar='DIR', help='Folder of all runs; each gets a numbered folder in it.'
+)
+@click.option(
+    '--cfg', required=True, type=click.Choice(list(PRESETS)), help='Preset: everything but the data.'
+)
+@click.option('--data', required=True, metavar='ZIP|DIR', help='Training data, made by dataset_tool.py.')
+@click.option(
+    '--batch', type=int, metavar='INT', help='Clips per iteration over all processes.  [default: preset]'
+)
+@click.option(
+    '--batch-gpu', type=int, metavar='INT', help='Clips at a time per process: less memory, same result.'
+)
+@click.option(
+    '--kimg', type=float, metavar='NUM', help='Train for this many thousand clips.  [default: preset]'
+)
+@click.option(
+    '--gamma', type=float, metavar='NUM', help='R1 weight; higher is more stable.  [default: preset]'
+)
+@click.option('--glr', type=float, metavar='NUM', help="Generator's learning rate.  [default: preset]")
+@click.option('--dlr', type=float, metavar='NUM', help="Discriminators' learning rate.  [default: preset]")
+@click.option('--resume', metavar='PKL', help='Start a new run from the weights of this snapshot.')
+@click.option('--mirror', type=bool, metavar='BOOL', help='Mirror pictures and cameras.  [default: preset]')
+@click.option(
+    '--tick', type=float, metavar='KIMG', help='Thousand clips between progress lines.  [default: preset]'
+)
+@click.option(
+    '--snap', type=int, metavar='TICKS', help='Ticks between checkpoints and sheets.  [default: preset]'
+)
+@click.option('--seed', type=int, default=0, metavar='INT', help='Seed of everything random.')
+@click.option(
+    '--workers', type=int, metavar='INT', help='Data loading processes per rank.  [default: preset]'
+)
+@click.option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), help='On CUDA.  [default: preset]')
+@click.option(
+    '--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto', help='Where to compute.'
+)
+@click.option(
+    '--set', 'overrides', multiple=True, metavar='PATH=VALUE', help='Any option; see --dry-run for paths.'
+)
+@click.option('--desc', metavar='TEXT', help='Added to the name of the run folder.')
+@click.option('--fresh', is_flag=True, help='New run folder even if this run is unfinished.')
+@click.option('--max-minutes', type=float, metavar='NUM', help='Stop with a checkpoint after this time.')
+@click.option('-n', '--dry-run', is_flag=True, help='Print options, networks and estimated cost, then exit.')
+def main(**options: object) -> None:
+    """Train PV3D, a 3D-aware generator of portrait videos, on clips with camera labels."""
+    try:
+        device = pick_device(options['device'])
+        dist.init(device.type)
+        run(options, device)
+    except (UserError, ValueError) as err:
+        fail(str(err))
+    except OSError as err:
+        fail(explain_os_error(err))
+    finally:
+        dist.finish()
+
+
+def run(options: dict, device: torch.device) -> None:
+    """Builds the config, then shows or trains it."""
+    config = build_config(options)
+    config.split_batch(dist.world_size())
+    config = with_resolution_of_data(config)
+    if options['dry_run']:
+        from training.estimate import describe_run  # noqa: PLC0415
+
+        dist.print0(describe_run(config, device, dist.world_size()))
+        return
+    name = run_name(config, dist.world_size(), options['desc'])
+    outdir, fresh = Path(options['outdir']), options['fresh']
+    run_dir = dist.broadcast_object(choose_run_dir(outdir, config, name, fresh) if dist.is_leader() else None)
+    should_stop = stop_on_signals(options['max_minutes'])
+    if not dist.is_leader():
+        Trainer(config, run_dir, device, should_stop).train()
+        return
+    with Logger(run_dir / 'log.txt'):
+        print(f'run folder: {run_dir}', flush=True)
+        done = Trainer(config, run_dir, device, should_stop).train()
+        print('done' if done else 'stopped; the same command continues this run', flush=True)
+
+
+def build_config(options: dict) -> TrainConfig:
+    """Turns flags into a TrainConfig: preset, then flags, then --set."""
+    config = PRESETS[options['cfg']](options['data'])
+    config = dataclasses.replace(config, seed=options['seed'], resume=options['resume'])
+    flags = {
+        'batch': 'batch',
+        'batch_gpu': 'batch_gpu',
+        'gamma': 'loss.r1_gamma',
+        'glr': 'g_opt.lr',
+        'dlr': 'd_opt.lr',
+        'mirror': 'dataset.mirror',
+        'snap': 'output.snapshot_ticks',
+        'workers': 'workers',
+    }
+    changes = [(path, options[flag]) for flag, path in flags.items() if options[flag] is not None]
+    if options['snap'] is not None:
+        changes.append(('output.image_ticks', options['snap']))
+    if options['kimg'] is not None:
+        changes.append(('total_nimg', round(options['kimg'] * 1000)))
+    if options['tick'] is not None:
+        changes.append(('output.tick_nimg', max(round(options['tick'] * 1000), 1)))
+    if options['precision'] is not None:
+        changes += [
+            (f'{network}.precision', options['precision']) for network in ('generator', 'd_image', 'd_video')
+        ]
+    for text in options['overrides']:
+        path, equals, value = text.partition('=')
+        if not equals:
+            raise UserError(f'--set {text} must be PATH=VALUE, for example --set loss.density_weight=0.3')
+        changes.append((path.strip(), value.strip()))
+    for path, value in changes:
+        config = override(config, path, str(value))
+    return config
+
+
+def with_resolution_of_data(config: TrainConfig) -> TrainConfig:
+    """Opens the data once and checks that its pictures have the size of the preset."""
+    expected = config.generator.resolution
+    dataset = dataclasses.replace(config.dataset, resolution=expected, span=config.generator.span)
+    config = with_resolution(dataclasses.replace(config, dataset=dataset), expected)
+    dist.print0(f'data: {dataset.build().describe()}')
+    return config
+
+
+def pick_device(name: str) -> torch.device:
+    """Returns the device of this process."""
+    if name == 'cuda' and not torch.cuda.is_available():
+        raise UserError('--device cuda: no usable GPU here; use --device cpu or install the CUDA driver')
+    kind = 'cuda' if name != 'cpu' and torch.cuda.is_available() else 'cpu'
+    return torch.device(kind)
+
+
+def stop_on_signals(max_minutes: float | None) -> Callable[[], bool]:
+    """Returns a function that turns True after SIGINT, SIGTERM or max_minutes; a second signal kills at once."""
+    deadline = time.time() + max_minutes * 60 if max_minutes is not None else float('inf')
+    received = []
+
+    def on_signal(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        dist.print0(f'{signal.Signals(number).name}: finishing this step, then writing a checkpoint')
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    return lambda: bool(received) or time.time() > deadline
+
+
+def fail(message: str) -> None:
+    """Prints one sentence and exits with code 1."""
+    print(f'error: {message}', file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,61 @@
+"""Choosing the folder of a run: the same command goes on with its unfinished run, another one gets a new folder."""
+
+import json
+import re
+from pathlib import Path
+
+from dnnlib.config import to_dict
+from dnnlib.util import UserError, atomic_write, explain_os_error
+from training.config import TrainConfig
+
+_OPTIONS = 'training_options.json'
+# Options that may change between two sessions of one run, because they do not change what is learned.
+_FREE = ('total_nimg', 'output', 'workers', 'max_nonfinite')
+
+
+def choose_run_dir(outdir: Path, config: TrainConfig, name: str, fresh: bool) -> Path:
+    """Returns the folder to train in and writes the options there.
+
+    Args:
+        outdir: folder of all runs.
+        config: options of this run.
+        name: description that follows the number, for example `demo-heads-gpus1-batch8-gamma0.3`.
+        fresh: a new folder even if one with the same options exists.
+
+    Returns:
+        The newest folder of this name with the same options, otherwise a new one with the next number.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    try:
+        outdir.mkdir(parents=True, exist_ok=True)
+        numbered = sorted(p for p in outdir.iterdir() if p.is_dir() and re.match(r'\d{5}-', p.name))
+        same = [p for p in numbered if p.name[6:] == name and not fresh and _is_same(p, config)]
+        number = int(numbered[-1].name[:5]) + 1 if numbered else 0
+        run_dir = same[-1] if same else outdir / f'{number:05d}-{name}'
+        run_dir.mkdir(exist_ok=True)
+        with atomic_write(run_dir / _OPTIONS, 'w') as file:
+            json.dump(to_dict(config), file, indent=2)
+    except OSError as err:
+        raise UserError('cannot write ' + explain_os_error(err, outdir)) from err
+    return run_dir
+
+
+def run_name(config: TrainConfig, world_size: int, desc: str | None) -> str:
+    """Returns for example `pv3d-voxceleb-vox-gpus8-batch16-gamma2`."""
+    data = Path(config.dataset.path).stem
+    parts = [config.cfg, data, f'gpus{world_size}', f'batch{config.batch}', f'gamma{config.loss.r1_gamma:g}']
+    return '-'.join(parts + ([desc] if desc else []))
+
+
+def _is_same(folder: Path, config: TrainConfig) -> bool:
+    try:
+        stored = json.loads((folder / _OPTIONS).read_text())
+    except (OSError, json.JSONDecodeError):
+        return False
+    wanted = json.loads(json.dumps(to_dict(config)))
+    for name in _FREE:
+        stored.pop(name, None)
+        wanted.pop(name)
+    return stored == wanted

@@ -1,0 +1,280 @@
+"""The training loop: step, tick, checkpoint, resume.
+
+`Trainer.train()` is: while not done, step(); if a tick is due, tick(). Every random draw is seeded by (seed, purpose, clips
+seen), so that a run which stops at any step and goes on is the same run, bit for bit on a CPU.
+"""
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dnnlib.config import to_dict
+from dnnlib.util import UserError
+from torch_utils import checkpoint, misc
+from torch_utils import distributed as dist
+from torch_utils.training_stats import Collector
+from training.batching import (
+    TrainingPhase,
+    fake_batch,
+    make_phases,
+    micro_batches,
+    noise_generator,
+    real_batch,
+)
+from training.config import TrainConfig
+from training.dataset import Pair, VideoDataset, batches
+from training.loss import Networks
+from training.networks import NETWORK_CLASSES
+from training.reporting import Reporter
+
+Evaluate = Callable[[nn.Module, float], dict[str, float]]  # (G_ema, kimg) -> metrics, called on every rank
+_MAX_NAMED = 3  # tensors named in a message
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands."""
+
+    cur_nimg: int = 0  # clips seen
+    batch_idx: int = 0  # iterations done
+    tick: int = 0  # ticks done
+    seconds: float = 0.0  # training time so far, over all sessions
+    nonfinite: int = 0  # iterations with a nan or infinity so far
+
+
+class Trainer:
+    """Trains the networks of a TrainConfig in a run folder; every rank holds one.
+
+    Args:
+        config: the whole run.
+        run_dir: folder of snapshots, logs and pictures; an unfinished run in it is continued.
+        device: where to compute.
+        should_stop: asked after every step; True ends the run with a checkpoint.
+        evaluate: called at every checkpoint with G_ema; its numbers go to the logs.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run_dir: Path,
+        device: torch.device,
+        should_stop: Callable[[], bool] = lambda: False,
+        evaluate: Evaluate | None = None,
+    ) -> None:
+        self.config, self.run_dir, self.device = config, run_dir, device
+        self.should_stop, self.evaluate = should_stop, evaluate
+        self.batch_gpu, _ = config.split_batch(dist.world_size())
+        self.dataset: VideoDataset = config.dataset.build()
+        self.loss = config.loss.build()
+        self.networks, self.G_ema = self._build_networks()
+        self.phases = make_phases(config, self.networks)
+        self.progress = Progress()
+        self.stats = Collector()
+        self.reporter = Reporter(run_dir, config, self.dataset) if dist.is_leader() else None
+        self._nonfinite_in_a_row = 0
+        self._resume()
+        if config.batch == 1 and config.loss.swap_start > 0:
+            dist.print0(
+                'warning: with one clip per batch the camera condition cannot be swapped; use --batch 2 or more'
+            )
+
+    def train(self) -> bool:
+        """Trains to the end, or until told to stop; returns True when the run is complete."""
+        self._data = batches(
+            self.dataset,
+            seed=self.config.seed,
+            start=self.progress.cur_nimg,
+            batch=self.config.batch,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+            num_workers=self.config.workers,
+        )
+        if self.progress.cur_nimg == 0 and self.reporter is not None:
+            self.reporter.first_pictures(self.G_ema)
+        tick_nimg = self.config.output.tick_nimg
+        start = self._tick_start = time.time()
+        seconds_before, tick_first = self.progress.seconds, self.progress.cur_nimg
+        while True:
+            done = self.progress.cur_nimg >= self.config.total_nimg
+            stop = done or dist.any_rank(self.should_stop())
+            self.progress.seconds = seconds_before + time.time() - start
+            if stop or self.progress.cur_nimg - tick_first >= tick_nimg:
+                self.tick(self.progress.cur_nimg - tick_first, last=stop)
+                tick_first = self.progress.cur_nimg
+            if stop:
+                return done
+            self.step()
+
+    def step(self) -> None:
+        """One iteration: every phase that is due, the moving average, the counters."""
+        pair = next(self._data)
+        finite = [self.run_phase(phase, pair) for phase in self.phases if self._is_due(phase)]
+        self._count_nonfinite(all(finite))
+        misc.update_ema(self.G_ema, self.networks.G, self.ema_beta())
+        self.progress.cur_nimg += self.config.batch
+        self.progress.batch_idx += 1
+
+    def run_phase(self, phase: TrainingPhase, pair: Pair) -> bool:
+        """Accumulates the gradients of a phase over micro-batches and ranks and steps; False if not finite.
+
+        pair: this rank's share of the batch.
+        """
+        nimg, config = self.progress.cur_nimg, self.config
+        for module in (m for m in self.networks if m is not None):
+            module.requires_grad_(module in phase.modules)
+        phase.optimizer.zero_grad(set_to_none=True)
+        share = config.batch // dist.world_size()
+        first = dist.rank() * share
+        fake = fake_batch(config, self.dataset, phase.name, nimg, slice(first, first + share), self.device)
+        real = real_batch(pair, self.device)
+        rounds = share // self.batch_gpu
+        w_means = []
+        parts = zip(micro_batches(real, self.batch_gpu), micro_batches(fake, self.batch_gpu), strict=True)
+        for i, (real_part, fake_part) in enumerate(parts):
+            noise = noise_generator(config, phase.name, nimg, first + i * self.batch_gpu, self.device)
+            for term in self.loss.terms(phase.name, self.networks, real_part, fake_part, nimg, noise):
+                (term.loss * (phase.interval / rounds)).backward()
+                for name, value in term.stats.items():
+                    self.stats.report(name, value)
+                if term.w_mean is not None:
+                    w_means.append(term.w_mean)
+        return self._apply(phase, w_means)
+
+    def ema_beta(self) -> float:
+        """Decay of the moving average for this iteration; 0 in the first one, which copies."""
+        ema = self.config.ema
+        half_life = min(ema.half_life_nimg, self.progress.cur_nimg * ema.rampup)
+        return 0.5 ** (self.config.batch / half_life) if half_life > 0 else 0.0
+
+    def tick(self, tick_nimg: int, last: bool) -> None:
+        """Reports, draws pictures and writes checkpoints when they are due."""
+        output, progress = self.config.output, self.progress
+        stats = self.stats.collect()
+        elapsed, self._tick_start = time.time() - self._tick_start, time.time()
+        progress.tick += 1
+        if self.reporter is not None:
+            self.reporter.report(progress, stats, tick_nimg, elapsed)
+        if self.reporter is not None and (last or _is_multiple(progress.tick, output.image_ticks)):
+            self.reporter.pictures(self.G_ema, progress.cur_nimg)
+        if last or _is_multiple(progress.tick, output.snapshot_ticks):
+            self.save()
+            if self.evaluate is not None:
+                metrics = self.evaluate(self.G_ema, progress.cur_nimg / 1000)
+                if self.reporter is not None:
+                    self.reporter.metrics(metrics, progress.cur_nimg)
+        self._tick_start = time.time()
+
+    def save(self) -> None:
+        """Writes a checkpoint: the snapshot that people share, and what is needed to go on."""
+        nimg = self.progress.cur_nimg
+        if dist.is_leader():
+            checkpoint.save_snapshot(
+                checkpoint.snapshot_path(self.run_dir, nimg), self._modules(), self._meta()
+            )
+            optimizers = {p.name: p.optimizer.state_dict() for p in self.phases if p.interval == 1}
+            checkpoint.save_training_state(
+                checkpoint.training_state_path(self.run_dir, nimg),
+                {
+                    'progress': dataclasses.asdict(self.progress),
+                    'optimizers': optimizers,
+                    'config': to_dict(self.config),
+                },
+            )
+            checkpoint.prune_training_states(self.run_dir, self.config.output.keep_states)
+        dist.barrier()
+
+    def _build_networks(self) -> tuple[Networks, nn.Module]:
+        config = self.config
+        with torch.random.fork_rng(devices=[]):  # layers initialise themselves from torch's global generator
+            torch.manual_seed(config.seed)
+            networks = Networks(
+                config.generator.build().to(self.device),
+                config.d_image.build().to(self.device) if config.loss.image_weight > 0 else None,
+                config.d_video.build().to(self.device) if config.loss.video_weight > 0 else None,
+            )
+        return networks, copy.deepcopy(networks.G).eval().requires_grad_(False)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """All networks by their names in a snapshot."""
+        named = zip(NETWORK_CLASSES, (*self.networks, self.G_ema), strict=True)
+        return {name: module for name, module in named if module is not None}
+
+    def _is_due(self, phase: TrainingPhase) -> bool:
+        weightless = phase.name == 'Greg' and self.config.loss.density_weight == 0
+        return self.progress.batch_idx % phase.interval == 0 and not weightless
+
+    def _apply(self, phase: TrainingPhase, w_means: list[torch.Tensor]) -> bool:
+        """Averages gradients over the ranks, steps if they are finite, and moves the running mean of w."""
+        params = phase.params
+        dist.all_reduce_gradients(params)
+        named = [(f'{type(m).__name__}.{n}', p.grad) for m in phase.modules for n, p in m.named_parameters()]
+        bad = misc.nonfinite_names((n, g) for n, g in named if g is not None)
+        if bad:
+            more = f' and {len(bad) - _MAX_NAMED} more' if len(bad) > _MAX_NAMED else ''
+            dist.print0(
+                f'warning: {phase.name} at {self.progress.cur_nimg} clips: gradient not finite in '
+                f'{", ".join(bad[:_MAX_NAMED])}{more}; this step is left out'
+            )
+            return False
+        phase.optimizer.step()
+        if w_means:
+            w_mean = dist.all_reduce_sum(torch.stack(w_means).mean(dim=0)) / dist.world_size()
+            self.networks.G.mapping_network.update_w_avg(w_mean)
+        return True
+
+    def _count_nonfinite(self, finite: bool) -> None:
+        self._nonfinite_in_a_row = 0 if finite else self._nonfinite_in_a_row + 1
+        self.progress.nonfinite += not finite
+        if self._nonfinite_in_a_row >= self.config.max_nonfinite:
+            raise UserError(
+                f'gradients were not finite in {self._nonfinite_in_a_row} iterations in a row '
+                f'({self.progress.cur_nimg} clips): the run has diverged; start again from an earlier snapshot with a lower '
+                'learning rate (--glr, --dlr), a higher --gamma, or --precision bf16 or fp32'
+            )
+
+    def _meta(self) -> dict:
+        clips = range(min(len(self.dataset), 32))
+        return {
+            'cur_nimg': self.progress.cur_nimg,
+            'kimg': self.progress.cur_nimg / 1000,
+            'cfg': self.config.cfg,
+            'dataset': self.dataset.describe(),
+            'fps': self.dataset.fps,
+            'span': self.config.dataset.span,
+            'torch': str(torch.__version__),
+            # a few real camera paths, so that videos along them need nothing but this file
+            'cameras': [self.dataset.clip_cameras(i)[: self.config.dataset.span].tolist() for i in clips],
+        }
+
+    def _resume(self) -> None:
+        """Continues the newest valid checkpoint of the run folder, or starts from the weights of `resume`."""
+        found = checkpoint.latest_checkpoint(self.run_dir, print) if dist.is_leader() else None
+        found = dist.broadcast_object(found)
+        if found is not None:
+            self._load(checkpoint.read_snapshot(found[0]))
+            state = checkpoint.load_training_state(found[1])
+            self.progress = Progress(**state['progress'])
+            for phase in self.phases:
+                if phase.interval == 1:
+                    phase.optimizer.load_state_dict(state['optimizers'][phase.name])
+            dist.print0(f'continuing {self.run_dir} at {self.progress.cur_nimg} clips')
+        elif self.config.resume is not None:
+            self._load(checkpoint.read_snapshot(self.config.resume))
+            dist.print0(f'starting from the weights of {self.config.resume}')
+
+    def _load(self, snapshot: checkpoint.Snapshot) -> None:
+        for name, module in self._modules().items():
+            source = checkpoint.build_network(snapshot, name, NETWORK_CLASSES[name], self.device)
+            try:
+                misc.copy_params(source, module)
+            except ValueError as err:
+                raise UserError(f'{snapshot.path}: {name} does not fit this run: {err}') from err
+
+
+def _is_multiple(tick: int, interval: int) -> bool:
+    return interval > 0 and tick % interval == 0
