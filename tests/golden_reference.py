@@ -12,14 +12,21 @@ from training.networks.released_names import convert_released
 from training.volumetric_rendering.renderer import RendererConfig
 
 FOLDER = Path(__file__).resolve().parents[2] / 'shared' / 'reference'
+TOLERANCE = 1e-4  # max |error| / max |value|
+
+
+def find(name: str) -> Path:
+    """Returns the path of a reference file; skips the test when it is not there."""
+    if not (FOLDER / name).exists():
+        pytest.skip(f'{name}: the golden tensors are not beside this checkout (../shared/reference)')
+    return FOLDER / name
 
 
 def load(name: str) -> dict:
-    path = FOLDER / name
-    if not path.exists():
-        pytest.skip('the golden tensors are not beside this checkout')
-    with np.load(path) as data:
-        return {k: torch.from_numpy(data[k]) for k in data.files if data[k].dtype.kind != 'U'}
+    """Returns the arrays of a reference file as tensors, texts as lists."""
+    with np.load(find(name)) as data:
+        arrays = {k: data[k] for k in data.files}
+    return {k: v.tolist() if v.dtype.kind == 'U' else torch.from_numpy(v) for k, v in arrays.items()}
 
 
 def build(golden: dict) -> tuple[Generator, ImageDiscriminator, VideoDiscriminator]:
@@ -36,8 +43,49 @@ def build(golden: dict) -> tuple[Generator, ImageDiscriminator, VideoDiscriminat
     ).build()
     D_image = ImageDiscriminator.Config(resolution=128, **widths).build()
     D_video = VideoDiscriminator.Config(resolution=128, **widths).build()
-    for ours, theirs, network in (('G', 'G', G), ('D_image', 'D_img', D_image), ('D_video', 'D_vid', D_video)):
+    for ours, theirs, network in (
+        ('G', 'G', G),
+        ('D_image', 'D_img', D_image),
+        ('D_video', 'D_vid', D_video),
+    ):
         prefix = f'sd/{theirs}.'
         state = {k[len(prefix) :]: v for k, v in golden.items() if k.startswith(prefix)}
         network.load_state_dict(convert_released(ours, state), strict=True)
     return G, D_image, D_video
+
+
+def relative(ours, golden):
+    """Returns max |error| / max |golden|."""
+    assert ours.shape == golden.shape
+    return ((ours - golden).abs().max() / golden.abs().max()).item()
+
+
+def agrees(ours, golden, tolerance=TOLERANCE):
+    """Asserts that two tensors agree."""
+    error = relative(ours.detach(), golden)
+    assert error < tolerance, f'relative error {error:.1e}'
+
+
+def thinned(x, golden, name):
+    """Compares a feature map with `name`, or with every K-th pixel and mean and deviation over pixels."""
+    kept = [k for k in golden if k == name or k.startswith(f'{name}_')]
+    assert kept, name
+    for key in kept:
+        suffix = key.removeprefix(name).removeprefix('_')
+        if suffix == 'meanstd':
+            x_stats = torch.stack([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=-1)
+            agrees(x_stats, golden[key])
+        else:
+            step = int(suffix.removeprefix('s')) if suffix else 1
+            agrees(x[:, :, ::step, ::step] if x.ndim == 4 else x, golden[key])
+    return kept
+
+
+def record(network, into):
+    """Keeps the output of every module of a network by its name (the first one of a tuple)."""
+    return [
+        module.register_forward_hook(
+            lambda _, __, out, name=name: into.update({name: out[0] if isinstance(out, tuple) else out})
+        )
+        for name, module in network.named_modules()
+    ]
