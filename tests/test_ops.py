@@ -1,0 +1,277 @@
+"""Operators against naive loops and explicit definitions, in value and in first and second derivatives."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import signal
+from torch.autograd import gradcheck, gradgradcheck
+
+from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.conv2d_resample import conv2d_resample
+from torch_utils.ops.modulated_conv2d import modulated_conv2d
+from torch_utils.ops.upfirdn2d import make_filter, upfirdn2d, upsample2d
+
+FIR = make_filter()
+
+
+def draw(*shape, seed=0, grad=False):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(grad)
+
+
+# name -> height, width, filter shape, up, down, padding (left, right, top, bottom)
+UPFIRDN = {
+    'plain': (5, 6, (4, 4), 1, 1, (2, 1, 2, 1)),
+    'up2': (4, 3, (4, 4), 2, 1, (2, 1, 2, 1)),
+    'down2': (8, 6, (4, 4), 1, 2, (1, 1, 1, 1)),
+    'down2 of an odd size': (7, 9, (4, 4), 1, 2, (1, 1, 1, 1)),
+    'down2 with a remainder': (7, 8, (4, 4), 1, 2, (2, 0, 1, 0)),
+    'down3': (11, 8, (3, 3), 1, 3, (1, 1, 1, 1)),
+    'up3 down2': (4, 5, (4, 4), 3, 2, (2, 2, 1, 3)),
+    'up2 down3 with cropping': (6, 7, (3, 2), 2, 3, (-1, 2, 1, -2)),
+    'cropping': (8, 9, (3, 3), 1, 1, (-1, -2, -2, -1)),
+    'up2 with cropping': (6, 5, (4, 4), 2, 1, (-1, -1, -3, -2)),
+    'down2 with cropping': (12, 11, (4, 4), 1, 2, (-2, -1, -1, -2)),
+    'padding beyond the filter': (3, 4, (2, 2), 1, 1, (3, 4, 2, 5)),
+    'asymmetric filter': (5, 5, (1, 5), 2, 1, (4, 4, 0, 0)),
+    'single tap': (5, 4, (1, 1), 1, 2, (0, 0, 0, 0)),
+    'one pixel': (1, 1, (4, 4), 2, 1, (2, 1, 2, 1)),
+}
+
+
+def upfirdn_loop(x, f, up, down, padding, gain):
+    """Zero insertion, padding or cropping, true convolution and decimation, pixel by pixel."""
+    n, c, h, w = x.shape
+    left, right, top, bottom = padding
+    fh, fw = f.shape
+    tall, wide = h * up + top + bottom, w * up + left + right
+    out = np.zeros((n, c, (tall - fh) // down + 1, (wide - fw) // down + 1))
+
+    def pixel(y, x_):  # of the padded picture
+        y, x_ = y - top, x_ - left
+        if 0 <= y < h * up and 0 <= x_ < w * up and y % up == 0 and x_ % up == 0:
+            return x[:, :, y // up, x_ // up]
+        return 0.0
+
+    for i in range(out.shape[2]):
+        for j in range(out.shape[3]):
+            for a in range(fh):
+                for b in range(fw):
+                    out[:, :, i, j] += gain * f[fh - 1 - a, fw - 1 - b] * pixel(i * down + a, j * down + b)
+    return out
+
+
+@pytest.mark.parametrize('case', UPFIRDN)
+def test_upfirdn2d_is_its_definition(case):
+    h, w, taps, up, down, padding = UPFIRDN[case]
+    x, f = draw(2, 3, h, w), draw(*taps, seed=1)
+    y = upfirdn2d(x, f, up=up, down=down, padding=padding, gain=1.7)
+    expected = upfirdn_loop(x.numpy(), f.numpy(), up, down, padding, 1.7)
+    np.testing.assert_allclose(y.numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_upfirdn2d_convolves():
+    """An independent library agrees on which way the filter is flipped."""
+    x, f = draw(1, 1, 9, 8), draw(3, 4, seed=1)
+    expected = signal.convolve2d(x[0, 0].numpy(), f.numpy(), mode='full')
+    y = upfirdn2d(x, f, padding=(3, 3, 2, 2))
+    np.testing.assert_allclose(y[0, 0].numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize('case', UPFIRDN)
+def test_upfirdn2d_derivatives(case):
+    h, w, taps, up, down, padding = UPFIRDN[case]
+    x, f = draw(1, 2, h, w, grad=True), draw(*taps, seed=1)
+
+    def op(x):
+        return upfirdn2d(x, f, up, down, padding, 1.3)
+
+    assert gradcheck(op, x, fast_mode=True)
+    assert gradgradcheck(op, x, fast_mode=True)
+    assert gradgradcheck(lambda x: op(x).pow(3), x, fast_mode=True)
+
+
+def test_upfirdn2d_third_derivative():
+    """The backward is the operator itself, so any order works: d^3 sum(op(x)^3) along v is 6 sum(op(v)^3)."""
+    x, v = draw(1, 2, 4, 4, grad=True), draw(1, 2, 4, 4, seed=1)
+
+    def op(x):
+        return upsample2d(x, FIR)
+
+    value = op(x).pow(3).sum()
+    for _ in range(3):
+        (grad,) = torch.autograd.grad(value, x, create_graph=True)
+        value = (grad * v).sum()
+    assert value.item() == pytest.approx(6 * op(v).pow(3).sum().item(), rel=1e-12)
+
+
+def test_upfirdn2d_of_views():
+    """Channels-last and expanded inputs give what contiguous ones give."""
+    x, wide = draw(2, 3, 6, 5), draw(1, 3, 1, 5).expand(2, 3, 6, 5)
+    for view, plain in ((x.contiguous(memory_format=torch.channels_last), x), (wide, wide.contiguous())):
+        torch.testing.assert_close(upsample2d(view, FIR), upsample2d(plain, FIR), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('shapes', [((3, 8, 8), (4, 4)), ((1, 3, 8, 8), (4,))])
+def test_upfirdn2d_refuses_other_shapes(shapes):
+    with pytest.raises(ValueError, match=r'takes images \[N, C, H, W\] and a filter'):
+        upfirdn2d(torch.zeros(shapes[0]), torch.ones(shapes[1]))
+
+
+def test_filter_and_upsampling_keep_the_mean():
+    assert FIR.sum().item() == pytest.approx(1)
+    np.testing.assert_allclose(FIR.numpy(), np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64)
+    flat = torch.full((1, 2, 6, 6), 3.0)
+    assert torch.allclose(upsample2d(flat, FIR)[:, :, 2:-2, 2:-2], torch.tensor(3.0))
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8)
+    inner = upsample2d(ramp, FIR)[
+        0, 0, 8, 2:-2
+    ]  # a ramp stays one, with pixel centres at (k + 0.5) / 2 - 0.5
+    assert torch.allclose(inner, (torch.arange(2, 14) + 0.5) / 2 - 0.5)
+
+
+LRELU = np.sqrt(2)
+ACTS = {
+    'linear': lambda x: x,
+    'lrelu': lambda x: np.where(x > 0, x, 0.2 * x) * LRELU,
+    'softplus': lambda x: np.logaddexp(0, x),
+}
+
+
+@pytest.mark.parametrize('shape', [(4, 6), (2, 6, 5), (2, 6, 3, 4)])
+@pytest.mark.parametrize('act', ACTS)
+def test_bias_act(act, shape):
+    x, bias = draw(*shape) * 2, draw(6, seed=1)
+    shaped = bias.numpy().reshape([1, 6] + [1] * (len(shape) - 2))
+    expected = ACTS[act](x.numpy() + shaped) * 0.7
+    np.testing.assert_allclose(bias_act(x, bias, act, gain=0.7).numpy(), expected, atol=1e-8)
+    clipped = np.clip(expected, -0.35, 0.35)  # the clamp is scaled by the gain
+    np.testing.assert_allclose(bias_act(x, bias, act, gain=0.7, clamp=0.5).numpy(), clipped, atol=1e-8)
+    assert torch.equal(bias_act(x), x)
+
+
+@pytest.mark.parametrize('act', ACTS)
+@pytest.mark.parametrize('clamp', [None, 1.0])
+def test_bias_act_derivatives(act, clamp):
+    x, bias = draw(3, 4, 2, grad=True), draw(4, seed=1, grad=True)
+
+    def op(x, b):
+        return bias_act(x, b, act, gain=0.5, clamp=clamp)
+
+    assert gradcheck(op, (x, bias))
+    assert gradgradcheck(op, (x, bias))
+
+
+def test_bias_act_keeps_the_type():
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert bias_act(x, torch.ones(3), 'lrelu', clamp=256.0).dtype == torch.bfloat16
+
+
+def conv_by_definition(x, weight, f, up, down):
+    """Zero insertion, kernel, low-pass filter, decimation with scipy's full convolutions, plane by plane."""
+    (n, _, h, w), (c_out, c_in, k, _) = x.shape, weight.shape
+    out = np.zeros((n, c_out, h * up // down, w * up // down))
+    for i, o, c in np.ndindex(n, c_out, c_in):
+        plane, kernel = x[i, c], weight[o, c]
+        if (
+            up == 2
+        ):  # convolved with the kernel, centred; the filter's centre lies half a pixel before its tap 2
+            big = np.zeros((2 * h, 2 * w))
+            big[::2, ::2] = plane
+            full = signal.convolve2d(signal.convolve2d(big, kernel), f) * 4
+            start = k // 2 + 1
+            out[i, o] += full[start : start + 2 * h, start : start + 2 * w]
+        elif down == 2:  # filtered, correlated with the kernel, every other pixel
+            full = signal.correlate2d(signal.convolve2d(plane, f), kernel)
+            start = k // 2 + 2
+            out[i, o] += full[start : start + h : 2, start : start + w : 2]
+        else:
+            out[i, o] += signal.correlate2d(plane, kernel, mode='same')
+    return out
+
+
+@pytest.mark.parametrize('size', [(4, 6), (8, 8)])
+@pytest.mark.parametrize('k', [1, 3, 5])
+@pytest.mark.parametrize(('up', 'down'), [(1, 1), (2, 1), (1, 2)])
+def test_conv2d_resample_is_its_definition(up, down, k, size):
+    x, weight = draw(2, 3, *size), draw(4, 3, k, k, seed=1)
+    f = draw(4, 4, seed=2)  # not symmetric, so that a wrong flip shows
+    y = conv2d_resample(x, weight, f, up=up, down=down)
+    expected = conv_by_definition(x.numpy(), weight.numpy(), f.numpy(), up, down)
+    np.testing.assert_allclose(y.numpy(), expected, atol=1e-11)
+
+
+@pytest.mark.parametrize('k', [1, 3])
+@pytest.mark.parametrize(('up', 'down'), [(1, 1), (2, 1), (1, 2)])
+def test_conv2d_resample_derivatives(up, down, k):
+    x, weight = draw(2, 2, 4, 4, grad=True), draw(3, 2, k, k, seed=1, grad=True)
+
+    def op(x, weight):
+        return conv2d_resample(x, weight, FIR, up=up, down=down)
+
+    assert gradcheck(op, (x, weight), fast_mode=True)
+    assert gradgradcheck(op, (x, weight), fast_mode=True)
+
+
+@pytest.mark.parametrize(('up', 'down'), [(2, 2), (3, 1), (1, 4)])
+def test_conv2d_resample_refuses_other_factors(up, down):
+    with pytest.raises(ValueError, match=f'up={up}, down={down}'):
+        conv2d_resample(draw(1, 1, 4, 4), draw(1, 1, 3, 3), FIR, up=up, down=down)
+
+
+def fused(x, weight, styles, up, demodulate):
+    """One modulated, normalised weight per sample, used on that sample alone."""
+    out = []
+    for sample, style in zip(x, styles, strict=True):
+        w = weight * style[None, :, None, None]
+        if demodulate:
+            w = w / (w.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        out.append(conv2d_resample(sample[None], w, FIR, up=up))
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize('demodulate', [True, False])
+@pytest.mark.parametrize(('up', 'k'), [(1, 3), (1, 1), (2, 3)])
+def test_modulated_conv2d_fuses_per_sample(up, k, demodulate):
+    x, weight, styles = draw(3, 4, 6, 6), draw(5, 4, k, k, seed=1), draw(3, 4, seed=2)
+    y = modulated_conv2d(x, weight, styles, FIR, up=up, demodulate=demodulate)
+    torch.testing.assert_close(y, fused(x, weight, styles, up, demodulate), rtol=0, atol=1e-12)
+
+
+def test_modulated_conv2d_derivatives():
+    x, weight, styles = (
+        draw(2, 2, 3, 3, grad=True),
+        draw(2, 2, 3, 3, seed=1, grad=True),
+        draw(2, 2, seed=2, grad=True),
+    )
+
+    def op(x, weight, styles):
+        return modulated_conv2d(x, weight, styles, FIR)
+
+    assert gradcheck(op, (x, weight, styles), fast_mode=True)
+    assert gradgradcheck(op, (x, weight, styles), fast_mode=True)
+
+
+def test_demodulation_gives_unit_variance():
+    """Whatever weights and styles: inside the borders, noise of variance 1 comes out with variance 1."""
+    x = draw(2, 8, 66, 66)
+    styles = torch.tensor([[0.1], [50.0]], dtype=torch.float64) * (draw(2, 8, seed=2).abs() + 0.1)
+    y = modulated_conv2d(x, 7 * draw(6, 8, 3, 3, seed=1), styles, FIR)[:, :, 1:-1, 1:-1]
+    variance = y.var(dim=(2, 3))
+    assert (variance - 1).abs().max() < 0.1  # 4096 pixels, overlapping windows
+    plain = modulated_conv2d(x, draw(6, 8, 3, 3, seed=1), styles, FIR, demodulate=False)
+    assert plain.var() > 100
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_survives_huge_weights(dtype):
+    """Weights and styles beyond the range of fp16 (65504) are brought down first; demodulation undoes it."""
+    x, weight, styles = draw(2, 8, 8, 8), draw(4, 8, 3, 3, seed=1), draw(2, 8, seed=2)
+    exact = modulated_conv2d(x, weight, styles, FIR)
+    y = modulated_conv2d(x.to(dtype), weight.float() * 1e6, styles.float() * 1e6, FIR)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), exact, rtol=0, atol=8 * torch.finfo(dtype).eps)
+    up = modulated_conv2d(x.to(dtype), weight.float() * 1e6, styles.float() * 1e6, FIR, up=2)
+    assert up.dtype == dtype and up.isfinite().all()
+    expected = modulated_conv2d(x, weight, styles, FIR, up=2)
+    torch.testing.assert_close(up.double(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
