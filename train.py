@@ -1,4 +1,6 @@
-"""Trains PV3D. `python train.py --help` explains; `torchrun --nproc_per_node=8 train.py ...` uses eight GPUs."""
+"""Trains PV3D. `python train.py --help` explains; `torchrun --nproc_per_node=8 train.py ...` uses eight
+GPUs.
+"""
 
 import dataclasses
 import signal
@@ -32,7 +34,8 @@ Examples:
   # Start from the weights of another run; change any option by its path
   python train.py --outdir runs --cfg pv3d-128 --data mine.zip --resume a.pkl --set loss.density_weight=0.3
 
-The same command given again continues its unfinished run exactly (Ctrl-C and SIGTERM write a checkpoint first).
+The same command given again continues its unfinished run exactly (Ctrl-C and SIGTERM write a checkpoint
+first).
 """
 
 
@@ -171,7 +174,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def stop_on_signals(max_minutes: float | None) -> Callable[[], bool]:
-    """Returns a function that turns True after SIGINT, SIGTERM or max_minutes; a second signal kills at once."""
+    """Returns a function that turns True after SIGINT, SIGTERM or max_minutes; a second signal kills at
+    once.
+    """
     deadline = time.time() + max_minutes * 60 if max_minutes is not None else float('inf')
     received = []
 

@@ -1,6 +1,7 @@
 """What a step is made of: phases, and the real and fake inputs of an iteration.
 
-Fake inputs are drawn for the whole batch of all processes, from a generator seeded by (seed, phase, clips seen), and each
+Fake inputs are drawn for the whole batch of all processes, from a generator seeded by (seed, phase, clips
+seen), and each
 process takes its part: neither the number of processes nor of micro-batches changes them.
 """
 
@@ -49,7 +50,7 @@ def make_phases(config: TrainConfig, networks: Networks) -> list[TrainingPhase]:
 
 
 def _adam(config: AdamConfig, modules: tuple[nn.Module, ...], interval: int) -> torch.optim.Adam:
-    # k main steps and one regularisation step share the moments: correct lr and beta for k + 1 steps [StyleGAN2]
+    # k main steps and one of regularisation share the moments: correct for k + 1 steps [StyleGAN2]
     ratio = interval / (interval + 1)
     params = [p for module in modules for p in module.parameters()]
     return torch.optim.Adam(params, lr=config.lr * ratio, betas=(0.0, config.beta2**ratio), eps=config.eps)
@@ -83,7 +84,9 @@ def fake_batch(
 def noise_generator(
     config: TrainConfig, phase: Phase, nimg: int, first: int, device: torch.device
 ) -> torch.Generator:
-    """Returns the generator of noise, jitter and density points for the micro-batch that begins at clip `first`."""
+    """Returns the generator of noise, jitter and density points for the micro-batch that begins at clip
+    `first`.
+    """
     return seeded_generator(device, config.seed, _NOISE, PHASES.index(phase), nimg, first)
 
 

@@ -1,8 +1,11 @@
 """Camera labels and poses.
 
-A label is 25 numbers: a row-major 4x4 camera-to-world matrix (OpenCV axes: x right, y down, z forward), then a row-major
-3x3 intrinsics matrix normalised to image size 1. World: y up, +z towards a frontal camera, lengths in scene units.
-Yaw and pitch are true angles in radians; a camera at positive yaw stands at positive x. Source: pv3d facts of EG3D/PV3D labels.
+A label is 25 numbers: a row-major 4x4 camera-to-world matrix (OpenCV axes: x right, y down, z forward),
+then a row-major
+3x3 intrinsics matrix normalised to image size 1. World: y up, +z towards a frontal camera, lengths in
+scene units.
+Yaw and pitch are true angles in radians; a camera at positive yaw stands at positive x. Source: pv3d facts
+of EG3D/PV3D labels.
 """
 
 import math
@@ -35,7 +38,9 @@ def make_intrinsics(focal: float = FOCAL) -> Tensor:
 
 
 def look_at(position: Tensor, target: Tensor) -> Tensor:
-    """Returns camera-to-world [..., 4, 4] of cameras at position [..., 3] that look at target [..., 3], world y up."""
+    """Returns camera-to-world [..., 4, 4] of cameras at position [..., 3] that look at target [..., 3],
+    world y up.
+    """
     up = torch.tensor([0.0, 1.0, 0.0], dtype=position.dtype).expand_as(position)
     forward = torch.nn.functional.normalize(target - position, dim=-1)
     right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
@@ -72,7 +77,9 @@ def orbit_label(
 
 
 def eg3d_label(h_rad: float, v_rad: float) -> Tensor:
-    """Returns the label [25] of EG3D's look-at sampler at (h, v); its v is not an angle: pitch = pi/2 - arccos(1 - 2v/pi)."""
+    """Returns the label [25] of EG3D's look-at sampler at (h, v); its v is not an angle: pitch = pi/2 -
+    arccos(1 - 2v/pi).
+    """
     return orbit_label(h_rad - math.pi / 2, math.pi / 2 - math.acos(1 - 2 * v_rad / math.pi))
 
 
@@ -84,8 +91,8 @@ def front_label() -> Tensor:
 def mirror_label(label: Tensor) -> Tensor:
     """Returns the labels [..., 25] of the cameras whose pictures are left-right mirrored.
 
-    The world is mirrored at x = 0 and so is the camera: C' = M C M with M = diag(-1, 1, 1, 1). Skew changes its sign and
-    the principal point goes to the other side.
+    The world is mirrored at x = 0 and so is the camera: C' = M C M with M = diag(-1, 1, 1, 1). Skew changes
+    its sign and the principal point goes to the other side.
     """
     pose, intrinsics = unpack_label(label)
     mirror = torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=label.dtype, device=label.device)
@@ -100,7 +107,8 @@ def project(points: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """Projects world points [..., 3] with labels [..., 25] (leading axes broadcast).
 
     Returns:
-        picture coordinates [..., 2] (x right, y down, the picture is [0, 1]^2) and depth along the optical axis [..., 1].
+        picture coordinates [..., 2] (x right, y down, the picture is [0, 1]^2) and depth along the optical
+        axis [..., 1].
     """
     pose, intrinsics = unpack_label(label)
     local = ((points - pose[..., :3, 3])[..., None, :] @ pose[..., :3, :3])[..., 0, :]

@@ -1,6 +1,7 @@
 """The configuration of a training run: one frozen tree, and presets as functions that return one.
 
-Lengths of training and of schedules count clips ("nimg"); 1 kimg = 1000 clips. A preset fixes everything but the data.
+Lengths of training and of schedules count clips ("nimg"); 1 kimg = 1000 clips. A preset fixes everything
+but the data.
 """
 
 import dataclasses
@@ -98,7 +99,8 @@ class TrainConfig:
         batch_gpu = self.batch_gpu or self.batch // world_size
         if batch_gpu < 1 or self.batch % (batch_gpu * world_size):
             raise ValueError(
-                f'--batch {self.batch} must be a multiple of processes x --batch-gpu = {world_size} x {batch_gpu}'
+                f'--batch {self.batch} must be a multiple of '
+                f'processes x --batch-gpu = {world_size} x {batch_gpu}'
             )
         return batch_gpu, self.batch // (batch_gpu * world_size)
 
@@ -121,7 +123,9 @@ def _square(
     channel_max: int = 512,
     **generator: object,
 ) -> TrainConfig:
-    """A config whose networks share resolution and widths; `generator` = further fields of Generator.Config."""
+    """A config whose networks share resolution and widths; `generator` = further fields of
+    Generator.Config.
+    """
     widths = {'resolution': resolution, 'channel_base': channel_base, 'channel_max': channel_max}
     return TrainConfig(
         cfg=cfg,

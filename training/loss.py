@@ -66,7 +66,9 @@ def fade(nimg: int, start: float, end: float, duration: int) -> float:
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
-    """Blurs images [..., C, H, W] by 2^-(k / sigma)^2 with zero borders; sigma in pixels, 0 = unchanged. [EG3D]"""
+    """Blurs images [..., C, H, W] by 2^-(k / sigma)^2 with zero borders; sigma in pixels, 0 = unchanged.
+    [EG3D]
+    """
     reach = math.floor(3 * sigma)
     if reach == 0:
         return images
@@ -80,7 +82,9 @@ def blur(images: Tensor, sigma: float) -> Tensor:
 
 
 def r1_penalty(logits: Tensor, inputs: list[Tensor]) -> Tensor:
-    """Returns the squared norm of the gradient of the summed logits with respect to the inputs, per sample [N]."""
+    """Returns the squared norm of the gradient of the summed logits with respect to the inputs, per sample
+    [N].
+    """
     grads = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
     return sum(g.square().sum(dim=(1, 2, 3)) for g in grads)
 
@@ -126,7 +130,8 @@ class PV3DLoss(Configurable):
         nimg: int,
         generator: torch.Generator | None,
     ) -> Iterator[Term]:
-        """Yields the terms of a phase, each with its own graph: the caller frees one before asking for the next.
+        """Yields the terms of a phase, each with its own graph: the caller frees one before asking for the
+        next.
 
         Args:
             phase: Gmain, Greg, Dmain or Dreg.
@@ -134,7 +139,8 @@ class PV3DLoss(Configurable):
             real: used by Dmain and Dreg.
             fake: used by Gmain, Greg and Dmain.
             nimg: clips seen before this iteration, drives the schedules.
-            generator: draws noise, ray jitter and density points; None = noise buffers and fixed ray positions.
+            generator: draws noise, ray jitter and density points; None = noise buffers and fixed ray
+            positions.
         """
         sigma = fade(nimg, self.config.blur_sigma, 0.0, self.config.blur_fade_nimg)
         if phase == 'Gmain':
@@ -155,7 +161,9 @@ class PV3DLoss(Configurable):
         return dataclasses.replace(G.config.renderer, resolution=now)
 
     def conditions(self, G: Generator, fake: FakeBatch, nimg: int) -> tuple[Tensor, Tensor]:
-        """Returns the cameras that the mapping sees and that are rendered, each [N, 2, 25] (PV3D table 2c)."""
+        """Returns the cameras that the mapping sees and that are rendered, each [N, 2, 25] (PV3D table
+        2c).
+        """
         probability = fade(nimg, self.config.swap_start, self.config.swap_end, self.config.swap_fade_nimg)
         c_map = torch.where((fake.swap < probability)[:, None, None], fake.c_other, fake.c)
         condition = G.config.camera_condition
@@ -204,7 +212,7 @@ class PV3DLoss(Configurable):
         density = G.sample_field(planes, torch.cat([points, points + shift], dim=1))[1]
         near, moved = density.chunk(2, dim=1)
         value = (near - moved).abs().mean()
-        # points inside the box only: times its share of [-1, 1]^3, so that the published weights keep their meaning
+        # inside the box only: times its share of [-1, 1]^3, so that published weights keep their meaning
         share = half**3 if inside else 1.0
         return Term(value * (config.density_weight * share), {'Loss/G/density': value * share})
 
@@ -256,7 +264,9 @@ class PV3DLoss(Configurable):
             yield 'video', self.config.video_weight, networks.D_video(pair, c)
 
     def _real(self, G: Generator, real: RealBatch, nimg: int, sigma: float) -> tuple[Tensor, Tensor]:
-        """Returns real frames [2N, 3, R, R] and what dual discrimination compares image_raw with, both blurred."""
+        """Returns real frames [2N, 3, R, R] and what dual discrimination compares image_raw with, both
+        blurred.
+        """
         frames = real.frames.flatten(0, 1)
         size = (self.renderer(G, nimg).resolution,) * 2
         raw = nn.functional.interpolate(

@@ -1,5 +1,8 @@
-"""What a run tells people: the progress line, stats.jsonl, TensorBoard, sample sheets. One process writes it."""
+"""What a run tells people: the progress line, stats.jsonl, TensorBoard, sample sheets. One process writes
+it.
+"""
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from torch_utils.misc import peak_memory_gib
 from torch_utils.training_stats import Moments
 from training.config import TrainConfig
 from training.dataset import VideoDataset
+from training.dataset_files import DataError
 from training.rollout import device_of
 from training.visualize import grid, save_png, training_sheets, write_video
 
@@ -28,11 +32,21 @@ _LINE = (  # statistic -> its name in the progress line
 
 
 class Reporter:
-    """Writes into a run folder."""
+    """Writes into a run folder.
 
-    def __init__(self, run_dir: Path, config: TrainConfig, dataset: VideoDataset) -> None:
-        self.run_dir, self.config, self.dataset = run_dir, config, dataset
-        self.events = SummaryWriter(run_dir)
+    Args:
+        run_dir: the folder.
+        config: of the run.
+        dataset: gives real frames and cameras.
+        device: whose memory is reported.
+        start_nimg: clips seen before; TensorBoard then hides what a killed session reported beyond that.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: TrainConfig, dataset: VideoDataset, device: torch.device, start_nimg: int
+    ) -> None:
+        self.run_dir, self.config, self.dataset, self.device = run_dir, config, dataset, device
+        self.events = SummaryWriter(run_dir, purge_step=start_nimg + 1 if start_nimg else None)
 
     def report(self, progress: object, stats: dict[str, Moments], tick_nimg: int, elapsed: float) -> None:
         """Prints the progress line and appends to stats.jsonl and TensorBoard.
@@ -46,7 +60,7 @@ class Reporter:
         nimg = progress.cur_nimg
         per_kimg = elapsed / tick_nimg * 1000 if tick_nimg else float('nan')
         left = max(self.config.total_nimg - nimg, 0) * per_kimg / 1000 if tick_nimg else 0
-        memory = peak_memory_gib('cuda' if torch.cuda.is_available() else 'cpu')
+        memory = peak_memory_gib(self.device)
         losses = ' '.join(f'{short} {stats[name].mean:<7.3f}' for name, short in _LINE if name in stats)
         print(
             f'tick {progress.tick:<5d} kimg {nimg / 1000:<9.3f} time {format_time(progress.seconds):<11s} '
@@ -67,8 +81,14 @@ class Reporter:
     def first_pictures(self, G_ema: nn.Module) -> None:
         """Writes a sheet of real frames and the first, untrained samples."""
         clips = np.linspace(0, len(self.dataset) - 1, min(len(self.dataset), 64)).astype(int)
-        frames = torch.cat([self.dataset.clip_frames(int(i), [0]) for i in clips])
-        save_png(self.run_dir / 'reals.png', grid(frames.permute(0, 2, 3, 1).numpy()))
+        frames = []
+        for clip in clips:
+            with contextlib.suppress(
+                DataError
+            ):  # training says what it cannot read, and how much is too much
+                frames.append(self.dataset.clip_frames(int(clip), [0])[0].permute(1, 2, 0).numpy())
+        if frames:
+            save_png(self.run_dir / 'reals.png', grid(np.stack(frames)))
         self.pictures(G_ema, 0)
 
     def pictures(self, G_ema: nn.Module, nimg: int) -> None:
@@ -91,7 +111,9 @@ class Reporter:
 
 
 def _video_summary(tag: str, video: np.ndarray, fps: float) -> Summary:
-    """Packs frames [T, H, W, 3] as an animated GIF, which TensorBoard plays; its own writer needs another package."""
+    """Packs frames [T, H, W, 3] as an animated GIF, which TensorBoard plays; its own writer needs another
+    package.
+    """
     encoded = iio.imwrite('<bytes>', video, extension='.gif', duration=1000 / fps, loop=0)
     height, width = video.shape[1:3]
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)

@@ -1,7 +1,13 @@
-"""Choosing the folder of a run: the same command goes on with its unfinished run, another one gets a new folder."""
+"""Choosing the folder of a run: the same command goes on with its unfinished run, another one gets a new
+folder.
+"""
 
+import contextlib
+import errno
+import fcntl
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from dnnlib.config import to_dict
@@ -13,8 +19,8 @@ _OPTIONS = 'training_options.json'
 _FREE = ('total_nimg', 'output', 'workers', 'max_nonfinite')
 
 
-def choose_run_dir(outdir: Path, config: TrainConfig, name: str, fresh: bool) -> Path:
-    """Returns the folder to train in and writes the options there.
+def choose_run_dir(outdir: Path, config: TrainConfig, name: str, fresh: bool) -> tuple[Path, bool]:
+    """Returns the folder to train in, made and with the options in it, and whether it is new.
 
     Args:
         outdir: folder of all runs.
@@ -39,20 +45,41 @@ def choose_run_dir(outdir: Path, config: TrainConfig, name: str, fresh: bool) ->
             json.dump(to_dict(config), file, indent=2)
     except OSError as err:
         raise UserError('cannot write ' + explain_os_error(err, outdir)) from err
-    return run_dir
+    return run_dir, not same
 
 
 def run_name(config: TrainConfig, world_size: int, desc: str | None) -> str:
     """Returns for example `pv3d-voxceleb-vox-gpus8-batch16-gamma2`."""
     data = Path(config.dataset.path).stem
     parts = [config.cfg, data, f'gpus{world_size}', f'batch{config.batch}', f'gamma{config.loss.r1_gamma:g}']
-    return '-'.join(parts + ([desc] if desc else []))
+    return re.sub(r'[^\w.+-]+', '_', '-'.join(parts + ([desc] if desc else [])))
+
+
+@contextlib.contextmanager
+def exclusive(run_dir: Path) -> Iterator[None]:
+    """Keeps other processes from training in the same folder; the system lets go of it when this one dies.
+
+    Raises:
+        UserError: if another process trains there.
+    """
+    with open(run_dir / '.lock', 'w') as file:
+        try:
+            # a record lock: unlike flock it is not inherited by data workers, which outlive a killed trainer
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            if err.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f'{run_dir}: another process is training there; wait for it, stop it, or use --fresh'
+                ) from err  # any other error: this file system has no locks
+        yield
 
 
 def _is_same(folder: Path, config: TrainConfig) -> bool:
     try:
         stored = json.loads((folder / _OPTIONS).read_text())
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
+        return False
+    if not isinstance(stored, dict):
         return False
     wanted = json.loads(json.dumps(to_dict(config)))
     for name in _FREE:

@@ -1,6 +1,7 @@
 """The training loop: step, tick, checkpoint, resume.
 
-`Trainer.train()` is: while not done, step(); if a tick is due, tick(). Every random draw is seeded by (seed, purpose, clips
+`Trainer.train()` is: while not done, step(); if a tick is due, tick(). Every random draw is seeded by
+(seed, purpose, clips
 seen), so that a run which stops at any step and goes on is the same run, bit for bit on a CPU.
 """
 
@@ -42,7 +43,7 @@ class Progress:
 
     cur_nimg: int = 0  # clips seen
     batch_idx: int = 0  # iterations done
-    tick: int = 0  # ticks done
+    tick: int = 0  # whole ticks done
     seconds: float = 0.0  # training time so far, over all sessions
     nonfinite: int = 0  # iterations with a nan or infinity so far
 
@@ -75,12 +76,13 @@ class Trainer:
         self.phases = make_phases(config, self.networks)
         self.progress = Progress()
         self.stats = Collector()
-        self.reporter = Reporter(run_dir, config, self.dataset) if dist.is_leader() else None
         self._nonfinite_in_a_row = 0
+        self._saved_nimg: int | None = None  # of the newest checkpoint
         self._resume()
         if config.batch == 1 and config.loss.swap_start > 0:
             dist.print0(
-                'warning: with one clip per batch the camera condition cannot be swapped; use --batch 2 or more'
+                'warning: with one clip per batch the camera condition cannot be swapped; use --batch 2 or
+                more'
             )
 
     def train(self) -> bool:
@@ -94,18 +96,23 @@ class Trainer:
             world_size=dist.world_size(),
             num_workers=self.config.workers,
         )
-        if self.progress.cur_nimg == 0 and self.reporter is not None:
-            self.reporter.first_pictures(self.G_ema)
-        tick_nimg = self.config.output.tick_nimg
+        config, progress = self.config, self.progress
+        self.reporter = None
+        if dist.is_leader():
+            self.reporter = Reporter(self.run_dir, config, self.dataset, self.device, progress.cur_nimg)
+            if progress.cur_nimg == 0 and config.output.image_ticks:
+                self.reporter.first_pictures(self.G_ema)
         start = self._tick_start = time.time()
-        seconds_before, tick_first = self.progress.seconds, self.progress.cur_nimg
+        seconds_before, reported = progress.seconds, progress.cur_nimg
         while True:
-            done = self.progress.cur_nimg >= self.config.total_nimg
+            done = progress.cur_nimg >= config.total_nimg
             stop = done or dist.any_rank(self.should_stop())
-            self.progress.seconds = seconds_before + time.time() - start
-            if stop or self.progress.cur_nimg - tick_first >= tick_nimg:
-                self.tick(self.progress.cur_nimg - tick_first, last=stop)
-                tick_first = self.progress.cur_nimg
+            if stop and progress.cur_nimg == self._saved_nimg:
+                return done  # nothing new since the checkpoint
+            progress.seconds = seconds_before + time.time() - start
+            if stop or _crosses(reported, progress.cur_nimg, config.output.tick_nimg):
+                self.tick(reported, stop, done)
+                reported = progress.cur_nimg
             if stop:
                 return done
             self.step()
@@ -151,22 +158,30 @@ class Trainer:
         half_life = min(ema.half_life_nimg, self.progress.cur_nimg * ema.rampup)
         return 0.5 ** (self.config.batch / half_life) if half_life > 0 else 0.0
 
-    def tick(self, tick_nimg: int, last: bool) -> None:
-        """Reports, draws pictures and writes checkpoints when they are due."""
-        output, progress = self.config.output, self.progress
+    def tick(self, since: int, stop: bool, done: bool) -> None:
+        """Reports, and writes checkpoints and pictures when they are due.
+
+        Args:
+            since: clips seen at the tick before.
+            stop: this session ends, so everything is due; measuring metrics is not, unless the run is `done`.
+            done: the run is complete.
+        """
+        output, progress, nimg = self.config.output, self.progress, self.progress.cur_nimg
         stats = self.stats.collect()
-        elapsed, self._tick_start = time.time() - self._tick_start, time.time()
-        progress.tick += 1
+        elapsed = time.time() - self._tick_start
+        progress.tick = nimg // output.tick_nimg
         if self.reporter is not None:
-            self.reporter.report(progress, stats, tick_nimg, elapsed)
-        if self.reporter is not None and (last or _is_multiple(progress.tick, output.image_ticks)):
-            self.reporter.pictures(self.G_ema, progress.cur_nimg)
-        if last or _is_multiple(progress.tick, output.snapshot_ticks):
+            self.reporter.report(progress, stats, nimg - since, elapsed)
+        save = _crosses(since, nimg, output.snapshot_ticks * output.tick_nimg)
+        draw = _crosses(since, nimg, output.image_ticks * output.tick_nimg)
+        if save or stop:
             self.save()
-            if self.evaluate is not None:
-                metrics = self.evaluate(self.G_ema, progress.cur_nimg / 1000)
-                if self.reporter is not None:
-                    self.reporter.metrics(metrics, progress.cur_nimg)
+        if self.reporter is not None and (draw or (stop and output.image_ticks)):
+            self.reporter.pictures(self.G_ema, nimg)
+        if self.evaluate is not None and (done or (save and not stop)):
+            metrics = self.evaluate(self.G_ema, nimg / 1000)
+            if self.reporter is not None:
+                self.reporter.metrics(metrics, nimg)
         self._tick_start = time.time()
 
     def save(self) -> None:
@@ -186,6 +201,7 @@ class Trainer:
                 },
             )
             checkpoint.prune_training_states(self.run_dir, self.config.output.keep_states)
+        self._saved_nimg = nimg
         dist.barrier()
 
     def _build_networks(self) -> tuple[Networks, nn.Module]:
@@ -233,8 +249,8 @@ class Trainer:
         if self._nonfinite_in_a_row >= self.config.max_nonfinite:
             raise UserError(
                 f'gradients were not finite in {self._nonfinite_in_a_row} iterations in a row '
-                f'({self.progress.cur_nimg} clips): the run has diverged; start again from an earlier snapshot with a lower '
-                'learning rate (--glr, --dlr), a higher --gamma, or --precision bf16 or fp32'
+                f'({self.progress.cur_nimg} clips): the run has diverged; start '
+                'again from an earlier snapshot with a lower learning rate (--glr, --dlr), a higher --gamma, or --precision bf16 or fp32'
             )
 
     def _meta(self) -> dict:
@@ -259,6 +275,7 @@ class Trainer:
             self._load(checkpoint.read_snapshot(found[0]))
             state = checkpoint.load_training_state(found[1])
             self.progress = Progress(**state['progress'])
+            self._saved_nimg = self.progress.cur_nimg
             for phase in self.phases:
                 if phase.interval == 1:
                     phase.optimizer.load_state_dict(state['optimizers'][phase.name])
@@ -276,5 +293,6 @@ class Trainer:
                 raise UserError(f'{snapshot.path}: {name} does not fit this run: {err}') from err
 
 
-def _is_multiple(tick: int, interval: int) -> bool:
-    return interval > 0 and tick % interval == 0
+def _crosses(before: int, now: int, interval: int) -> bool:
+    """Tells whether a multiple of `interval` (0 = never) lies in (before, now]."""
+    return interval > 0 and now // interval > before // interval

@@ -1,4 +1,6 @@
-"""Convolution whose input channels are scaled per sample by a style, with optional demodulation (StyleGAN2)."""
+"""Convolution whose input channels are scaled per sample by a style, with optional demodulation
+(StyleGAN2).
+"""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,5 @@
 """The small MLP that turns a plane feature into density and colour features. Source: EG3D."""
 
-import torch
 from torch import Tensor, nn
 
 from training.networks.layers import FullyConnected
@@ -14,11 +13,10 @@ class Decoder(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, lr_mul: float = 1.0) -> None:
         super().__init__()
-        self.hidden = FullyConnected(in_features, _HIDDEN, lr_mul=lr_mul)
+        self.hidden = FullyConnected(in_features, _HIDDEN, act='softplus', lr_mul=lr_mul)
         self.out = FullyConnected(_HIDDEN, 1 + out_features, lr_mul=lr_mul)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Decodes features of any leading shape [..., C]."""
-        x = torch.nn.functional.softplus(self.hidden(features.flatten(0, -2)))
-        x = self.out(x).unflatten(0, features.shape[:-1])
+        x = self.out(self.hidden(features.flatten(0, -2))).unflatten(0, features.shape[:-1])
         return x[..., 1:].sigmoid() * (1 + 2 * _MARGIN) - _MARGIN, x[..., :1]

@@ -1,4 +1,6 @@
-"""Mapping networks: latent code and camera -> intermediate code w (G), camera -> embedding (discriminators)."""
+"""Mapping networks: latent code and camera -> intermediate code w (G), camera -> embedding
+(discriminators).
+"""
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +46,9 @@ class MappingNetwork(nn.Module):
         return x
 
     def truncate(self, ws: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
-        """Moves the first `cutoff` (None = all) of ws [N, num_ws, w_dim] towards the mean: psi 1 = unchanged, 0 = mean."""
+        """Moves the first `cutoff` (None = all) of ws [N, num_ws, w_dim] towards the mean: psi 1 =
+        unchanged, 0 = mean.
+        """
         if psi == 1:
             return ws
         moved = self.w_avg.lerp(ws[:, :cutoff], psi)

@@ -20,7 +20,9 @@ _TABLES = {'G': _GENERATOR, 'D_image': (), 'D_video': ()}
 
 
 def from_released(network: str, name: str) -> str | None:
-    """Returns our name of a released tensor of `network` (G, D_image, D_video); None for the constant filters."""
+    """Returns our name of a released tensor of `network` (G, D_image, D_video); None for the constant
+    filters.
+    """
     if name.endswith('resample_filter'):
         return None
     for there, here in _TABLES[network]:

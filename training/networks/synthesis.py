@@ -1,4 +1,6 @@
-"""The temporal tri-plane synthesis network: a StyleGAN2 skip generator with motion layers. Source: PV3D fig. 3, eq. 2."""
+"""The temporal tri-plane synthesis network: a StyleGAN2 skip generator with motion layers. Source: PV3D
+fig. 3, eq. 2.
+"""
 
 import math
 
@@ -83,7 +85,8 @@ class SynthesisNetwork(nn.Module):
         num_motion = 0 if motion.kind == 'naive' else motion.num_layers
         if num_motion > len(self.resolutions):
             raise ValueError(
-                f'motion.num_layers={num_motion} exceeds the {len(self.resolutions)} blocks of {resolution}x{resolution} planes'
+                f'motion.num_layers={num_motion} exceeds the {len(self.resolutions)} blocks '
+                f'of {resolution}x{resolution} planes'
             )
         previous = 0
         for i, r in enumerate(self.resolutions):
@@ -102,7 +105,9 @@ class SynthesisNetwork(nn.Module):
     def forward(
         self, ws: Tensor, z_m: Tensor, t: Tensor, noise_mode: str, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Maps ws [N, num_ws, w_dim], z_m [N, code_dim], t [N] to planes [N, out_channels, resolution, resolution]."""
+        """Maps ws [N, num_ws, w_dim], z_m [N, code_dim], t [N] to planes [N, out_channels, resolution,
+        resolution].
+        """
         x = skip = None
         start = 0
         for r in self.resolutions:

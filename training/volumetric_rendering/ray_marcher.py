@@ -1,4 +1,6 @@
-"""Compositing along rays with the emission-absorption model. Source: PV3D eq. 3, after Max 1995; constants of EG3D."""
+"""Compositing along rays with the emission-absorption model. Source: PV3D eq. 3, after Max 1995; constants
+of EG3D.
+"""
 
 from typing import NamedTuple
 
@@ -12,7 +14,7 @@ class Composite(NamedTuple):
     """What a ray sees."""
 
     features: Tensor  # [N, R, C]
-    depth: Tensor  # expected distance along the ray, scene units [N, R, 1]; that of the last interval for an empty ray
+    depth: Tensor  # expected distance along the ray, scene units [N, R, 1]; an empty ray: the last interval
     weights: Tensor  # of the intervals [N, R, S - 1, 1], summing to at most 1
 
     @property
