@@ -81,8 +81,7 @@ class Trainer:
         self._resume()
         if config.batch == 1 and config.loss.swap_start > 0:
             dist.print0(
-                'warning: with one clip per batch the camera condition cannot be swapped; use --batch 2 or
-                more'
+                'warning: with one clip per batch the camera condition cannot be swapped; use --batch 2 or more'
             )
 
     def train(self) -> bool:
@@ -250,7 +249,8 @@ class Trainer:
             raise UserError(
                 f'gradients were not finite in {self._nonfinite_in_a_row} iterations in a row '
                 f'({self.progress.cur_nimg} clips): the run has diverged; start '
-                'again from an earlier snapshot with a lower learning rate (--glr, --dlr), a higher --gamma, or --precision bf16 or fp32'
+                'again from an earlier snapshot with a lower learning rate (--glr, --dlr), '
+                'a higher --gamma, or --precision bf16 or fp32'
             )
 
     def _meta(self) -> dict:
