@@ -40,7 +40,7 @@ def build(config, seed=0):
         network = config.build()
         for name, parameter in network.named_parameters():
             if name.endswith(('bias', 'noise_strength')):  # what begins at 0 would hide mistakes
-                parameter.data += 0.1 * torch.randn(parameter.shape) / getattr(parameter, 'lr_mul', 1)
+                parameter.data += 0.1 * torch.randn(parameter.shape)
     return network
 
 
@@ -85,3 +85,18 @@ def real_batch(n=2, seed=0, resolution=32):
     frames = torch.rand((n, 2, 3, resolution, resolution), generator=seeded(seed)) * 2 - 1
     t = torch.rand((n, 2), generator=seeded(seed + 1)).sort(dim=1).values
     return RealBatch(frames, t, cameras(n, 2, seed=seed + 5))
+
+
+def motion(**options):
+    """Returns a motion config of the tiny generator."""
+    return MotionConfig(code_dim=16, **options)
+
+
+def same(a, b, atol=1e-10):
+    """Asserts that two tensors are equal but for rounding."""
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+def differs(a, b):
+    """Asserts that two tensors differ by more than rounding."""
+    assert (a - b).abs().max() > 1e-6 * a.abs().max()
