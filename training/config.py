@@ -51,6 +51,13 @@ class OutputConfig:
     keep_states: int = 2  # training states kept; snapshots all stay
     sheet_seeds: int = 16  # heads on a sample sheet
 
+    def __post_init__(self) -> None:
+        for name, least in (('tick_nimg', 1), ('snapshot_ticks', 0), ('image_ticks', 0), ('keep_states', 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f'output.{name}={getattr(self, name)} must be at least {least}')
+        if self.sheet_seeds < 1:
+            raise ValueError(f'output.sheet_seeds={self.sheet_seeds} must be at least 1')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -84,8 +91,8 @@ class TrainConfig:
         for name in ('total_nimg', 'seed', 'workers'):
             if getattr(self, name) < 0:
                 raise ValueError(f'{name}={getattr(self, name)} must not be negative')
-        if self.output.tick_nimg < 1 or self.output.snapshot_ticks < 0 or self.output.image_ticks < 0:
-            raise ValueError('output.tick_nimg must be at least 1, the other intervals at least 0')
+        if self.seed >= 2**63:
+            raise ValueError(f'seed={self.seed} must be below 2**63')
         sizes = {self.generator.resolution, self.d_image.resolution, self.d_video.resolution}
         if len(sizes) > 1:
             raise ValueError(f'generator, d_image and d_video differ in resolution: {sorted(sizes)}')
@@ -101,6 +108,12 @@ class TrainConfig:
             raise ValueError(
                 f'--batch {self.batch} must be a multiple of '
                 f'processes x --batch-gpu = {world_size} x {batch_gpu}'
+            )
+        # what minibatch deviation can divide: 2 batch_gpu frames and batch_gpu pairs into groups of at most 4
+        if batch_gpu > 2 and batch_gpu % 4:
+            raise ValueError(
+                f'{batch_gpu} clips at a time: the discriminators compare them in groups of 4; choose --batch '
+                'and --batch-gpu so that 1, 2 or a multiple of 4 go through at a time'
             )
         return batch_gpu, self.batch // (batch_gpu * world_size)
 
@@ -209,10 +222,12 @@ def demo(data: str) -> TrainConfig:
     )
     return dataclasses.replace(
         config,
-        loss=PV3DLoss.Config(r1_gamma=0.3, blur_sigma=1.5, blur_fade_nimg=4000, swap_fade_nimg=20_000),
+        loss=PV3DLoss.Config(
+            r1_gamma=0.2, density_weight=0.25, blur_sigma=1.5, blur_fade_nimg=4000, swap_fade_nimg=20_000
+        ),
         ema=EmaConfig(half_life_nimg=1000, rampup=0.1),
         output=OutputConfig(tick_nimg=200, snapshot_ticks=5, image_ticks=5),
-        batch=8,
+        batch=4,
         total_nimg=100_000,
         workers=1,
     )
