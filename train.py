@@ -1,8 +1,11 @@
-"""Trains PV3D. `python train.py --help` explains; `torchrun --nproc_per_node=8 train.py ...` uses eight
-GPUs.
-"""
+"""Trains PV3D. `python train.py --help` explains; `torchrun --nproc_per_node=8 train.py ...` uses 8 GPUs."""
 
+import contextlib
 import dataclasses
+import logging
+import math
+import os
+import shutil
 import signal
 import sys
 import time
@@ -16,8 +19,16 @@ from dnnlib.config import override
 from dnnlib.util import Logger, UserError, explain_os_error
 from torch_utils import distributed as dist
 from training.config import PRESETS, TrainConfig, with_resolution
-from training.run_folder import choose_run_dir, run_name
+from training.run_folder import choose_run_dir, exclusive, run_name
 from training.training_loop import Trainer
+
+# Options that follow others.
+_FOLLOWERS = {
+    'dataset.span': 'generator.span',
+    'dataset.resolution': 'generator.resolution',
+    'd_image.resolution': 'generator.resolution',
+    'd_video.resolution': 'generator.resolution',
+}
 
 _EXAMPLES = """
 \b
@@ -51,7 +62,7 @@ first).
     '--batch', type=int, metavar='INT', help='Clips per iteration over all processes.  [default: preset]'
 )
 @click.option(
-    '--batch-gpu', type=int, metavar='INT', help='Clips at a time per process: less memory, same result.'
+    '--batch-gpu', type=int, metavar='INT', help='Clips at a time per process: less memory, same batch.'
 )
 @click.option(
     '--kimg', type=float, metavar='NUM', help='Train for this many thousand clips.  [default: preset]'
@@ -90,35 +101,45 @@ def main(**options: object) -> None:
         device = pick_device(options['device'])
         dist.init(device.type)
         run(options, device)
-    except (UserError, ValueError) as err:
+        dist.finish()  # not after an error: it would wait for processes that do not come
+    except torch.OutOfMemoryError:
+        fail('the GPU has too little memory; use a smaller --batch-gpu')
+    except ValueError as err:  # UserError, and values that a config or a network refuses
         fail(str(err))
     except OSError as err:
         fail(explain_os_error(err))
-    finally:
-        dist.finish()
 
 
 def run(options: dict, device: torch.device) -> None:
     """Builds the config, then shows or trains it."""
     config = build_config(options)
     config.split_batch(dist.world_size())
-    config = with_resolution_of_data(config)
+    config = with_facts_of_data(config)
     if options['dry_run']:
         from training.estimate import describe_run  # noqa: PLC0415
 
         dist.print0(describe_run(config, device, dist.world_size()))
         return
     name = run_name(config, dist.world_size(), options['desc'])
-    outdir, fresh = Path(options['outdir']), options['fresh']
-    run_dir = dist.broadcast_object(choose_run_dir(outdir, config, name, fresh) if dist.is_leader() else None)
+    restarted = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'  # by torchrun --max-restarts
+    fresh = options['fresh'] and not restarted
+    chosen = choose_run_dir(Path(options['outdir']), config, name, fresh) if dist.is_leader() else None
+    run_dir, is_new = dist.broadcast_object(chosen)
     should_stop = stop_on_signals(options['max_minutes'])
-    if not dist.is_leader():
-        Trainer(config, run_dir, device, should_stop).train()
-        return
-    with Logger(run_dir / 'log.txt'):
-        print(f'run folder: {run_dir}', flush=True)
-        done = Trainer(config, run_dir, device, should_stop).train()
-        print('done' if done else 'stopped; the same command continues this run', flush=True)
+    with contextlib.ExitStack() as leader:
+        if dist.is_leader():
+            leader.enter_context(exclusive(run_dir))
+            leader.enter_context(Logger(run_dir / 'log.txt'))
+        logging.basicConfig(stream=sys.stdout, format='warning: %(message)s')
+        dist.print0(f'run folder: {run_dir}')
+        try:
+            trainer = Trainer(config, run_dir, device, should_stop)
+        except (ValueError, OSError):
+            if is_new and dist.is_leader():
+                shutil.rmtree(run_dir)  # there is nothing to continue in it
+            raise
+        done = trainer.train()
+        dist.print0('done' if done else 'stopped; the same command continues this run')
 
 
 def build_config(options: dict) -> TrainConfig:
@@ -139,9 +160,9 @@ def build_config(options: dict) -> TrainConfig:
     if options['snap'] is not None:
         changes.append(('output.image_ticks', options['snap']))
     if options['kimg'] is not None:
-        changes.append(('total_nimg', round(options['kimg'] * 1000)))
+        changes.append(('total_nimg', to_clips(options['kimg'])))
     if options['tick'] is not None:
-        changes.append(('output.tick_nimg', max(round(options['tick'] * 1000), 1)))
+        changes.append(('output.tick_nimg', max(to_clips(options['tick']), 1)))
     if options['precision'] is not None:
         changes += [
             (f'{network}.precision', options['precision']) for network in ('generator', 'd_image', 'd_video')
@@ -152,12 +173,24 @@ def build_config(options: dict) -> TrainConfig:
             raise UserError(f'--set {text} must be PATH=VALUE, for example --set loss.density_weight=0.3')
         changes.append((path.strip(), value.strip()))
     for path, value in changes:
-        config = override(config, path, str(value))
+        if path in _FOLLOWERS:
+            raise UserError(f'--set {path}: this option follows {_FOLLOWERS[path]}; set that one')
+        if path == 'generator.resolution':
+            config = with_resolution(config, override(config.generator, 'resolution', value).resolution)
+        else:
+            config = override(config, path, str(value))
     return config
 
 
-def with_resolution_of_data(config: TrainConfig) -> TrainConfig:
-    """Opens the data once and checks that its pictures have the size of the preset."""
+def to_clips(kimg: float) -> int:
+    """Turns thousands of clips into clips."""
+    if not math.isfinite(kimg):
+        raise UserError(f'{kimg} thousand clips: a finite number is needed')
+    return round(kimg * 1000)
+
+
+def with_facts_of_data(config: TrainConfig) -> TrainConfig:
+    """Opens the data once, checks the size of its pictures and lets the options that follow others do so."""
     expected = config.generator.resolution
     dataset = dataclasses.replace(config.dataset, resolution=expected, span=config.generator.span)
     config = with_resolution(dataclasses.replace(config, dataset=dataset), expected)
@@ -174,16 +207,20 @@ def pick_device(name: str) -> torch.device:
 
 
 def stop_on_signals(max_minutes: float | None) -> Callable[[], bool]:
-    """Returns a function that turns True after SIGINT, SIGTERM or max_minutes; a second signal kills at
-    once.
+    """Returns a function that turns True after SIGINT, SIGTERM or max_minutes.
+
+    A second SIGINT kills at once.
     """
     deadline = time.time() + max_minutes * 60 if max_minutes is not None else float('inf')
     received = []
 
     def on_signal(number: int, _frame: object) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-        dist.print0(f'{signal.Signals(number).name}: finishing this step, then writing a checkpoint')
+        # SIGTERM never kills: it may come twice, from torchrun and from a scheduler
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if dist.is_leader():  # print is not safe in a signal handler
+            text = f'{signal.Signals(number).name}: finishing this step, then writing a checkpoint\n'
+            os.write(sys.__stderr__.fileno(), text.encode())
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)

@@ -112,8 +112,8 @@ class TrainConfig:
         # what minibatch deviation can divide: 2 batch_gpu frames and batch_gpu pairs into groups of at most 4
         if batch_gpu > 2 and batch_gpu % 4:
             raise ValueError(
-                f'{batch_gpu} clips at a time: the discriminators compare them in groups of 4; choose --batch '
-                'and --batch-gpu so that 1, 2 or a multiple of 4 go through at a time'
+                f'{batch_gpu} clips at a time: the discriminators compare them in groups of 4; choose '
+                '--batch and --batch-gpu so that 1, 2 or a multiple of 4 go through at a time'
             )
         return batch_gpu, self.batch // (batch_gpu * world_size)
 

@@ -81,7 +81,8 @@ class Trainer:
         self._resume()
         if config.batch == 1 and config.loss.swap_start > 0:
             dist.print0(
-                'warning: with one clip per batch the camera condition cannot be swapped; use --batch 2 or more'
+                'warning: with one clip per batch the camera condition cannot be swapped; '
+                'use --batch 2 or more'
             )
 
     def train(self) -> bool:
