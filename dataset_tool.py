@@ -1,0 +1,229 @@
+"""Makes, checks and shows data sets: clips of square pictures with one camera label per frame."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dnnlib.util import UserError, atomic_write
+
+_TABLE_ROWS = 24  # clips that `check` lists before it goes on to the bad ones
+_WORKERS = click.option(
+    '--workers',
+    type=click.IntRange(min=1),
+    default=os.cpu_count() or 1,
+    show_default='all cores',
+    help='How many work side by side. The result does not depend on it.',
+)
+
+
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+    """Turns mistakes of the user into one sentence and a non-zero exit."""
+    try:
+        yield
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.group(context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 100})
+def main() -> None:
+    """Makes, checks and shows data sets: clips of square pictures with one camera label per frame.
+
+    \b
+    A data set is a zip (or the same files in a folder):
+      000000/00000.png 000000/00001.png ...   frames of clip 000000, and so on
+      dataset.json    {"format": "pv3d-dataset", "version": 1, "resolution": 64, "fps": 25.0,
+                       "labels": [["000000/00000.png", [25 numbers]], ...]}
+    \b
+    A label is a 4x4 camera-to-world matrix (rows; x right, y down, z forward) and a 3x3 intrinsics
+    matrix for pictures of size 1. World: y up, the face looks towards +z, cameras stand about 2.7
+    units from the origin, the head fits into the box [-0.5, 0.5]^3.
+
+    \b
+    Examples:
+      python dataset_tool.py synth --dest data/heads.zip --clips 200 --frames 32 --resolution 64
+      python dataset_tool.py pack --source clips --cameras cameras.json --dest data/my.zip --resolution 512
+      python dataset_tool.py check data/my.zip
+      python dataset_tool.py show data/my.zip --dest my.png
+    """
+
+
+@main.command()
+@click.option('--dest', required=True, metavar='X.zip', help='The zip to write.')
+@click.option('--clips', type=click.IntRange(min=1), default=200, show_default=True, help='Number of clips.')
+@click.option('--frames', type=click.IntRange(min=2), default=32, show_default=True, help='Frames per clip.')
+@click.option(
+    '--resolution', type=click.IntRange(min=8), default=64, show_default=True, help='Pixels of a side.'
+)
+@click.option(
+    '--seed', type=click.IntRange(min=0), default=0, show_default=True, help='Other seeds, other people.'
+)
+@_WORKERS
+def synth(dest: str, clips: int, frames: int, resolution: int, seed: int, workers: int) -> None:
+    """Renders procedural talking heads with exact cameras, depth, normals and masks.
+
+    Every clip has its own person, speech, blinks and camera path. The same seed gives the same zip.
+
+    \b
+    Example:
+      python dataset_tool.py synth --dest data/heads.zip --clips 200 --frames 32 --resolution 64
+    """
+    with _user_errors():
+        from preprocessing.synthetic import write_dataset  # here, so that --help needs no torch
+
+        write_dataset(dest, clips, frames, resolution, seed, workers=workers, progress=True)
+    _say_written(dest)
+
+
+@main.command()
+@click.option('--source', required=True, metavar='DIR', help='Folder with videos or folders of pictures.')
+@click.option('--cameras', metavar='FILE', help='Labels of the plain layout. [default: DIR/cameras.json]')
+@click.option('--dest', required=True, metavar='X.zip', help='The zip to write.')
+@click.option(
+    '--resolution', required=True, type=click.IntRange(min=8), help='Pixels of a side after resizing.'
+)
+@click.option(
+    '--format',
+    type=click.Choice(['png', 'webp', 'jpg']),
+    default='png',
+    show_default=True,
+    help='png keeps every bit; webp and jpg (quality 95) are several times smaller.',
+)
+@click.option(
+    '--layout',
+    type=click.Choice(['plain', 'released']),
+    default='plain',
+    show_default=True,
+    help='How DIR is laid out; see above.',
+)
+@click.option('--max-frames', type=click.IntRange(min=2), help='Keep only the first frames of a clip.')
+@click.option('--skip-bad', is_flag=True, help='Leave clips out that cannot be packed, instead of stopping.')
+@_WORKERS
+def pack(
+    source: str, cameras: str | None, dest: str, layout: str, skip_bad: bool, workers: int, **pictures: Any
+) -> None:
+    """Packs clips that have camera labels.
+
+    Clips are square video files or folders of square pictures (in the order of their names, frame2
+    before frame10), anywhere below DIR. They are resized with an antialiased Lanczos filter.
+
+    \b
+    --layout plain: cameras.json is {"clip path relative to DIR": [one 25-number label per frame]};
+      clips without labels are named and left out; the number of frames and of labels must agree.
+    --layout released: the files of the released PV3D data: DIR/voxceleb.list, DIR/recrop_faces/*.mp4,
+      DIR/smoothed_camera2world/*.json; the last camera stands in for missing ones.
+
+    \b
+    Examples:
+      python dataset_tool.py pack --source clips --cameras cameras.json --dest my.zip --resolution 512
+      python dataset_tool.py pack --source vox --layout released --dest vox.zip --resolution 512 --format webp
+    """
+    with _user_errors():
+        from preprocessing import packing
+
+        if layout == 'released':
+            if cameras is not None:
+                raise UserError(
+                    '--cameras belongs to the plain layout; the released one has its own label files'
+                )
+            clips, left = packing.find_released(source)
+            note = 'without a video or labels'
+        else:
+            clips, left = packing.find_plain(source, cameras or str(Path(source, 'cameras.json')))
+            note = 'without labels'
+        if left:
+            click.echo(f'left out, {len(left)} clips {note}: {packing.listing(left)}')
+        options = packing.PackOptions(**pictures)  # resolution, format, max_frames
+        bad = packing.pack(clips, dest, options, workers=workers, skip_bad=skip_bad)
+    for line in bad:
+        click.echo(f'left out, {line}')
+    click.echo(f'{len(clips) - len(bad)} clips')
+    _say_written(dest)
+
+
+@main.command()
+@click.argument('path', metavar='X.zip')
+@click.option(
+    '--plot', metavar='FILE', help='Picture of the camera positions. [default: X-cameras.png beside X]'
+)
+@_WORKERS
+def check(path: str, plot: str | None, workers: int) -> None:
+    """Decodes every picture and examines every label of a data set.
+
+    Labels must be 25 finite numbers with an orthonormal rotation (determinant +1, upright), a plausible
+    focal length, a camera about 2.7 units from the origin, and a view that meets the box of the head;
+    every picture must have a label and every label a picture. Prints a table, draws where the cameras
+    stand, and ends with an error that names the bad clips if there are any.
+
+    \b
+    Example:
+      python dataset_tool.py check data/my.zip
+    """
+    with _user_errors():
+        from preprocessing import checking, sheets
+        from preprocessing.packing import listing
+
+        index, reports = checking.check_dataset(path, workers)
+        bad = [report.name or '(no folder)' for report in reports if report.problems]
+        click.echo(checking.format_table(reports, _TABLE_ROWS))
+        size = f'{index.resolution}x{index.resolution}'
+        click.echo(
+            f'{len(index.clips):,} clips, {len(index.files):,} labelled frames, {size}: {len(bad)} bad clips'
+        )
+        plot = plot or str(Path(path).absolute().with_suffix('')) + '-cameras.png'
+        _save_picture(sheets.camera_plot(index, set(bad), Path(path).name), plot)
+        if bad:
+            raise UserError(f'{path}: {len(bad)} of {len(reports)} clips are bad: {listing(bad)}')
+    click.echo('all good')
+
+
+@main.command()
+@click.argument('path', metavar='X.zip')
+@click.option('--dest', metavar='FILE', help='The picture to write. [default: X-sheet.png beside X]')
+@click.option(
+    '--clips', type=click.IntRange(min=1), default=8, show_default=True, help='Rows, spread over the set.'
+)
+@click.option(
+    '--frames', type=click.IntRange(min=1), default=8, show_default=True, help='Columns, spread over a clip.'
+)
+@click.option(
+    '--size',
+    type=click.IntRange(min=8),
+    default=128,
+    show_default=True,
+    help='Pixels of a side of a picture.',
+)
+def show(path: str, dest: str | None, clips: int, frames: int, size: int) -> None:
+    """Draws a contact sheet: a row per clip, time to the right.
+
+    \b
+    Example:
+      python dataset_tool.py show data/my.zip --clips 12 --frames 10
+    """
+    with _user_errors():
+        from preprocessing import sheets
+        from training.dataset import VideoDataset
+
+        sheet = sheets.contact_sheet(VideoDataset.Config(path=path).build(), clips, frames, size)
+        _save_picture(sheet, dest or str(Path(path).absolute().with_suffix('')) + '-sheet.png')
+
+
+def _save_picture(picture: Any, dest: str) -> None:
+    with atomic_write(dest) as file:
+        picture.save(file, 'JPEG' if dest.lower().endswith(('.jpg', '.jpeg')) else 'PNG')
+    _say_written(dest)
+
+
+def _say_written(path: str) -> None:
+    click.echo(f'written: {path} ({os.path.getsize(path) / 1e6:.1f} MB)')
+
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # temporary files are removed on the way out
+    main()

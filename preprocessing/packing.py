@@ -1,0 +1,357 @@
+"""Clips with camera labels (videos or folders of pictures) -> a data set zip.
+
+Two ways in: any folder with a `cameras.json` (`find_plain`), and the layout on disk of the released PV3D data
+(`find_released`). Pictures must be square already: to crop would need other intrinsics, so it is refused.
+Other sizes are resampled with Lanczos, whose kernel grows with the reduction (antialiased). The zip depends
+on the input alone, not on the number of workers. No torch here: the worker processes start quickly without it.
+"""
+
+import collections
+import dataclasses
+import functools
+import io
+import json
+import math
+import multiprocessing
+import re
+import signal
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, TypeVar
+
+import imageio_ffmpeg
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dnnlib.util import UserError, atomic_write, explain_os_error
+
+A, B = TypeVar('A'), TypeVar('B')
+
+VIDEO_TYPES = ('.mp4', '.mov', '.mkv', '.avi', '.webm', '.m4v')
+PICTURE_TYPES = ('.png', '.jpg', '.jpeg', '.webp')
+FORMATS: dict[str, dict[str, Any]] = {  # how Pillow writes each
+    'png': {'format': 'PNG'},
+    'webp': {'format': 'WEBP', 'quality': 95, 'method': 4},
+    'jpg': {'format': 'JPEG', 'quality': 95, 'subsampling': 0},
+}
+LABEL_DIM = 25  # as training.camera says, whose import would bring torch
+_DEFAULT_FPS = 25.0  # of folders of pictures
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever it is made
+_LISTED = 10  # names in a message before it says how many more
+
+
+@dataclasses.dataclass(frozen=True)
+class RawClip:
+    """A clip to pack: where its pictures and labels are."""
+
+    name: str  # path relative to the source
+    path: Path  # video file or folder of pictures
+    labels: list[Any] | Path  # one label per frame, or the JSON file of the released layout that holds them
+
+
+@dataclasses.dataclass(frozen=True)
+class PackOptions:
+    """What the packed pictures look like."""
+
+    resolution: int  # pixels of a side
+    format: str = 'png'  # a key of FORMATS; png keeps every bit, the others are smaller
+    max_frames: int | None = None  # keep only the first frames of a clip; none = all
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedClip:
+    """A converted clip, or the reason why there is none."""
+
+    frames: list[bytes]  # encoded pictures
+    labels: list[list[float]]
+    fps: float
+    error: str | None = None
+
+
+def find_plain(source: str, cameras: str) -> tuple[list[RawClip], list[str]]:
+    """Finds the clips of a folder that have labels in a `cameras.json`.
+
+    Args:
+        source: folder that is searched for videos and for folders of pictures.
+        cameras: JSON file {clip path relative to source: [one 25-number label per frame]}.
+
+    Returns:
+        the clips in natural order and the relative paths of the clips that have no labels.
+
+    Raises:
+        UserError: if either is missing or broken, or a labelled clip does not exist.
+    """
+    root = _folder(source)
+    table = _load_json(Path(cameras))
+    if not isinstance(table, dict) or not table:
+        raise UserError(f'{cameras} must be a JSON object {{"clip.mp4": [one 25-number label per frame]}}')
+    found = {path.relative_to(root).as_posix(): path for path in _find_clips(root)}
+    lost = sorted(set(table) - set(found), key=natural)
+    if lost:
+        raise UserError(f'{cameras} has labels of clips that {source} does not hold: {listing(lost)}')
+    clips = [RawClip(name, found[name], table[name]) for name in sorted(table, key=natural)]
+    return clips, sorted(set(found) - set(table), key=natural)
+
+
+def find_released(source: str) -> tuple[list[RawClip], list[str]]:
+    """Finds the clips of the released layout: voxceleb.list, recrop_faces/, smoothed_camera2world/.
+
+    The labels of `a/b.mp4` are in `smoothed_camera2world/b.json`, a list of [name, 25 numbers]; the released
+    program makes that name by replacing every "mp4" in the file name, which is tried first.
+
+    Returns:
+        the clips in natural order and the names of listed clips whose video or labels do not exist.
+
+    Raises:
+        UserError: if the list is missing or nothing in it exists.
+    """
+    root = _folder(source)
+    listing = root / 'voxceleb.list'
+    try:
+        lines = listing.read_text().split('\n')
+    except OSError as error:
+        raise UserError(
+            f'the released layout starts at its list: {explain_os_error(error, listing)}'
+        ) from error
+    clips, lost = [], []
+    for line in sorted({line.strip() for line in lines} - {''}, key=natural):
+        name = line if line.endswith('.mp4') else line + '.mp4'
+        video, base = root / 'recrop_faces' / name, Path(name).name
+        names = (base.replace('mp4', 'json'), Path(base).stem + '.json')
+        labels = [path for n in names if (path := root / 'smoothed_camera2world' / n).is_file()]
+        if video.is_file() and labels:
+            clips.append(RawClip(name, video, labels[0]))
+        else:
+            lost.append(name)
+    if not clips:
+        raise UserError(
+            f'{listing} names {len(lost)} clips, but none of them has recrop_faces/NAME.mp4 and '
+            f'smoothed_camera2world/NAME.json in {source}'
+        )
+    return clips, lost
+
+
+def pack(clips: list[RawClip], dest: str, options: PackOptions, *, workers: int, skip_bad: bool) -> list[str]:
+    """Converts clips and writes them to a data set zip, which appears only when it is complete.
+
+    Args:
+        clips: what to pack; clip i becomes the folder `i:06d`.
+        dest: path of the zip; its folder is made when missing.
+        options: size and format of the pictures.
+        workers: processes; 1 works in this one.
+        skip_bad: leave clips out that cannot be packed, instead of giving up.
+
+    Returns:
+        what was left out, as "name: reason".
+
+    Raises:
+        UserError: if a clip cannot be packed (all of them are listed), or the zip cannot be written.
+    """
+    _check_options(dest, options)
+    bad, labels, info = [], [], {}
+    fps = collections.Counter()
+    with atomic_write(dest) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
+        results = parallel(functools.partial(convert, options=options), clips, workers)
+        progress = tqdm(results, total=len(clips), desc='packing', unit='clip', disable=None)
+        for clip, packed in zip(clips, progress, strict=True):
+            if packed.error is not None:
+                bad.append(f'{clip.name}: {packed.error}')
+                continue
+            folder = f'{len(info):06d}'
+            for i, (frame, label) in enumerate(zip(packed.frames, packed.labels, strict=True)):
+                name = f'{folder}/{i:05d}.{options.format}'
+                write_entry(archive, name, frame)
+                labels.append([name, label])
+            info[folder] = {'source': clip.name, 'fps': packed.fps}
+            fps[packed.fps] += 1
+        if bad and (not skip_bad or not info):
+            advice = 'mend or remove them' + ('' if skip_bad else ', or leave them out with --skip-bad')
+            raise UserError(f'{len(bad)} of {len(clips)} clips cannot be packed; {advice}: {listing(bad)}')
+        write_entry(
+            archive, 'dataset.json', dataset_json(options.resolution, fps.most_common(1)[0][0], labels, info)
+        )
+    return bad
+
+
+def dataset_json(resolution: int, fps: float, labels: list[Any], clips: dict[str, Any]) -> bytes:
+    """Returns the bytes of a `dataset.json`; labels is a list of [frame name, 25 numbers]."""
+    head = {'format': 'pv3d-dataset', 'version': 1, 'resolution': resolution, 'fps': fps}
+    return json.dumps({**head, 'labels': labels, 'clips': clips}, allow_nan=False).encode()
+
+
+def write_entry(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    """Writes one file into a zip, stored, with a fixed date: the same input gives the same zip."""
+    entry = zipfile.ZipInfo(name, _ZIP_DATE)
+    entry.external_attr = 0o644 << 16
+    archive.writestr(entry, data)
+
+
+def convert(clip: RawClip, options: PackOptions) -> PackedClip:
+    """Decodes, resizes and encodes one clip; trouble comes back as a reason, not as an exception."""
+    try:
+        labels = _clip_labels(clip)
+        frames, fps = [], _DEFAULT_FPS
+        for picture, fps in _pictures(clip.path):  # noqa: B007 (the rate is that of the clip)
+            frames.append(_encode(picture, options))
+            if len(frames) == options.max_frames:
+                break
+    except UserError as error:
+        return PackedClip([], [], 0.0, str(error))
+    if isinstance(clip.labels, Path):  # the released program uses the last camera for frames beyond the list
+        labels += labels[-1:] * (len(frames) - len(labels))
+    wanted = len(labels) if options.max_frames is None else min(len(labels), options.max_frames)
+    if len(frames) < 2:
+        return PackedClip([], [], 0.0, f'a clip needs at least two frames, this has {len(frames)}')
+    if len(frames) != wanted and not isinstance(clip.labels, Path):
+        return PackedClip([], [], 0.0, f'{len(frames)} frames but {len(labels)} labels')
+    return PackedClip(frames, labels[: len(frames)], fps)
+
+
+def parallel(function: Callable[[A], B], items: Sequence[A], workers: int) -> Iterator[B]:
+    """Maps in processes, keeps the order, and has at most two items per worker under way (bounded memory)."""
+    if min(workers, len(items)) <= 1:
+        yield from map(function, items)
+        return
+    context = multiprocessing.get_context('spawn')  # forking a process that has threads is not safe
+    pool = ProcessPoolExecutor(min(workers, len(items)), context, _ignore_interrupt)
+    pending: collections.deque[Any] = collections.deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError('a worker process died, perhaps for want of memory; try fewer --workers') from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """Sort key by which frame2 comes before frame10."""
+    parts = re.split(r'([0-9]+)', name)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def listing(names: list[str]) -> str:
+    """Joins names for a message; many are cut off and counted."""
+    more = f', and {len(names) - _LISTED} more' if len(names) > _LISTED else ''
+    return ', '.join(names[:_LISTED]) + more
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
+
+
+def _check_options(dest: str, options: PackOptions) -> None:
+    if not dest.endswith('.zip'):
+        raise UserError(f'--dest {dest} must be the name of a zip, such as {dest}.zip')
+    if options.format not in FORMATS:
+        raise UserError(f'format {options.format} must be one of {", ".join(FORMATS)}')
+    if options.resolution < 1 or (options.max_frames is not None and options.max_frames < 2):
+        raise UserError('--resolution must be at least 1 and --max-frames at least 2')
+    try:
+        Path(dest).absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError('cannot write ' + explain_os_error(error, dest)) from error
+
+
+def _folder(path: str) -> Path:
+    if not Path(path).is_dir():
+        raise UserError(f'{path} is not a folder; --source is the folder that holds the clips')
+    return Path(path)
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f'cannot read {explain_os_error(error, path)}') from error
+    except ValueError as error:
+        raise UserError(f'{path} is not valid JSON ({error})') from error
+
+
+def _find_clips(root: Path) -> Iterator[Path]:
+    """Finds video files and folders that hold pictures; loose pictures in the root are no clip."""
+    for path in root.rglob('*'):
+        if path.is_dir():
+            if any(p.suffix.lower() in PICTURE_TYPES for p in path.iterdir()):
+                yield path
+        elif path.suffix.lower() in VIDEO_TYPES:
+            yield path
+
+
+def _clip_labels(clip: RawClip) -> list[list[float]]:
+    rows = clip.labels
+    if isinstance(rows, Path):
+        rows = _load_json(rows)
+        if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) > 1 for row in rows):
+            raise UserError(f'{clip.labels} must be a list of [name, [25 numbers]]')
+        rows = [row[1] for row in rows]
+    if not isinstance(rows, list) or not rows:
+        raise UserError('has no labels; it needs a list with one label per frame')
+    for i, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != LABEL_DIM:
+            what = f'{len(row)} numbers' if isinstance(row, list) else 'no list'
+            raise UserError(f'the label of frame {i} is {what} instead of {LABEL_DIM} numbers')
+    try:
+        labels = [[float(value) for value in row] for row in rows]
+    except (TypeError, ValueError) as error:
+        raise UserError(f'a label holds something that is not a number ({error})') from error
+    bad = [i for i, row in enumerate(labels) if not all(map(math.isfinite, row))]
+    if bad:
+        raise UserError(f'the label of frame {bad[0]} is not finite')
+    return labels
+
+
+def _pictures(path: Path) -> Iterator[tuple[Image.Image, float]]:
+    """Yields the square RGB pictures of a video or folder, with the frame rate."""
+    frames: Iterable[tuple[Image.Image, float]] = (
+        _folder_frames(path) if path.is_dir() else _video_frames(path)
+    )
+    for picture, fps in frames:
+        if picture.width != picture.height:
+            size = f'{picture.width}x{picture.height}'
+            raise UserError(f'is {size}, not square; cut it to squares first and make its intrinsics match')
+        yield picture, fps
+
+
+def _folder_frames(path: Path) -> Iterator[tuple[Image.Image, float]]:
+    files = [p for p in path.iterdir() if p.suffix.lower() in PICTURE_TYPES]
+    for file in sorted(files, key=lambda p: natural(p.name)):
+        try:
+            with Image.open(file) as picture:
+                yield picture.convert('RGB'), _DEFAULT_FPS
+        except Exception as error:  # broken files make Pillow raise a dozen unrelated types
+            raise UserError(f'{file.name} cannot be decoded ({type(error).__name__})') from error
+
+
+def _video_frames(path: Path) -> Iterator[tuple[Image.Image, float]]:
+    exact = ['-fps_mode', 'passthrough', '-sws_flags', 'lanczos+accurate_rnd+full_chroma_int']
+    reader = imageio_ffmpeg.read_frames(str(path), input_params=['-threads', '1'], output_params=exact)
+    try:
+        meta = next(reader)
+        width, height = meta['size']
+        for data in reader:
+            picture = np.frombuffer(data, np.uint8).reshape(height, width, 3)
+            yield Image.fromarray(picture), float(meta['fps'])
+    except (OSError, RuntimeError, ValueError, LookupError, StopIteration) as error:
+        raise UserError(
+            'the video cannot be decoded; it is broken, cut short, or of an unknown kind'
+        ) from error
+    finally:
+        reader.close()
+
+
+def _encode(picture: Image.Image, options: PackOptions) -> bytes:
+    size = (options.resolution, options.resolution)
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, **FORMATS[options.format])
+    return buffer.getvalue()
