@@ -1,4 +1,4 @@
-"""Every ablation of the paper (PV3D tables 2 and 3) builds, trains a step of every phase, and has an effect."""
+"""Every ablation of the paper (PV3D tables 2, 3) builds, trains a step of every phase and has an effect."""
 
 import dataclasses
 

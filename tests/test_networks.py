@@ -11,8 +11,11 @@ from tiny import (
     build,
     cameras,
     codes,
+    differs,
     generator,
+    motion,
     real_batch,
+    same,
     seeded,
 )
 

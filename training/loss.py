@@ -207,8 +207,9 @@ class PV3DLoss(Configurable):
         shape = (len(planes), config.density_points, 3)
         inside = config.density_box == 'inside'
         half = G.config.box_warp / 2 if inside else 1.0
-        points = (torch.rand(shape, generator=generator, device=planes.device) * 2 - 1) * half
-        shift = torch.randn(shape, generator=generator, device=planes.device) * config.density_distance
+        like = {'generator': generator, 'device': planes.device, 'dtype': planes.dtype}
+        points = (torch.rand(shape, **like) * 2 - 1) * half
+        shift = torch.randn(shape, **like) * config.density_distance
         density = G.sample_field(planes, torch.cat([points, points + shift], dim=1))[1]
         near, moved = density.chunk(2, dim=1)
         value = (near - moved).abs().mean()
