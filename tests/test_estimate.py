@@ -1,0 +1,145 @@
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from training import estimate
+from training.config import PRESETS
+from training.estimate import Work, describe_run, estimate_step, measure_device
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Runs each phase really; prints by how many bytes the process grew and the seconds of an average iteration.
+REAL_STEP = """
+import dataclasses, json, resource, time
+import torch
+from training import estimate
+from training.config import PRESETS
+
+torch.set_num_threads(1)
+config = dataclasses.replace(PRESETS['demo']('none.zip'), batch=4)
+networks = estimate._build_networks(config)
+real, fake = estimate._batches(networks.G, config.batch)
+c = torch.eye(4)
+c[2, 3] = 2.7
+c = torch.cat([c.flatten(), torch.tensor([4.26, 0, .5, 0, 4.26, .5, 0, 0, 1])]).expand(config.batch, 2, 25)
+real = real._replace(frames=torch.randn_like(real.frames), t=torch.rand_like(real.t), c=c)
+fake = fake._replace(z_a=torch.randn_like(fake.z_a), z_m=torch.randn_like(fake.z_m), t=real.t, c=c, c_other=c)
+intervals = {'Gmain': 1, 'Greg': config.g_reg_interval, 'Dmain': 1, 'Dreg': config.d_reg_interval}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+seconds = 0
+for phase, interval in intervals.items():
+    start = time.perf_counter()
+    estimate._run_phase(config.loss.build(), phase, networks, real, fake)
+    seconds += (time.perf_counter() - start) / interval
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+speed = estimate.measure_device()
+print(json.dumps({'bytes': grown, 'sec': seconds,
+                  'estimated_sec': speed.seconds(estimate.estimate_step(config).work)}))
+"""
+
+
+def measure(function) -> estimate._Meter:
+    with estimate.FakeTensorMode():
+        arguments = function.__defaults__ or ()
+        made = [a() for a in arguments]
+        with estimate._Meter() as meter:
+            function(*made)
+    return meter
+
+
+def test_meter_counts_arithmetic_and_bytes():
+    """A convolution and a matrix product against their closed forms."""
+
+    def conv(x=lambda: torch.empty(2, 3, 16, 16), w=lambda: torch.empty(5, 3, 3, 3)):
+        nn.functional.conv2d(x, w, padding=1)
+
+    work = measure(conv).work()
+    assert work.flops == {torch.float32: 2 * 2 * 5 * 16 * 16 * 3 * 9}
+    assert work.moved_bytes == 4 * (2 * 3 * 16 * 16 + 5 * 3 * 9 + 2 * 5 * 16 * 16)
+    assert work.calls == 1
+
+    def product(a=lambda: torch.empty(7, 11, dtype=torch.float16)):
+        a @ a.t()  # the transposition is a view: no work
+
+    work = measure(product).work()
+    assert work.flops == {torch.float16: 2 * 7 * 11 * 7}
+    assert work.calls == 1
+
+
+def test_meter_finds_the_peak():
+    """Freed tensors do not count; tensors that backward needs do, until it has used them."""
+
+    def freed(x=lambda: torch.empty(1000)):
+        for _ in range(5):
+            x = x * 2  # the old one goes when the new one is there
+
+    assert measure(freed).peak_bytes == 2 * 4000
+
+    def kept(x=lambda: torch.empty(1000, requires_grad=True)):
+        y = x
+        for _ in range(5):
+            y = y.exp()  # keeps its result
+        y.sum()
+
+    assert measure(kept).peak_bytes == 5 * 4000 + 4
+
+
+def test_work_adds_up():
+    a = Work(flops={torch.float32: 1.0}, moved_bytes=2, calls=3)
+    b = Work(flops={torch.float32: 4.0, torch.float16: 5.0}, moved_bytes=6, calls=7)
+    assert a + b * 2 == Work(flops={torch.float32: 9.0, torch.float16: 10.0}, moved_bytes=14, calls=17)
+
+
+def test_scales_with_the_batch():
+    """Micro-batches cost time, not memory."""
+    config = dataclasses.replace(PRESETS['tiny']('none.zip'), batch=8, batch_gpu=4)
+    once, twice = estimate_step(config), estimate_step(dataclasses.replace(config, batch=16))
+    assert twice.memory_bytes == once.memory_bytes
+    assert sum(twice.work.flops.values()) == 2 * sum(once.work.flops.values())
+    whole = estimate_step(dataclasses.replace(config, batch_gpu=8))
+    assert whole.activation_bytes > 1.5 * once.activation_bytes
+    assert whole.work.calls < 0.6 * once.work.calls
+
+
+def test_batch_must_divide():
+    with pytest.raises(ValueError, match='multiple'):
+        estimate_step(PRESETS['tiny']('none.zip'), world_size=3)
+
+
+def test_large_preset_takes_neither_time_nor_memory():
+    """The 512x512 preset, whose step takes 10 GB and minutes of a core."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    text = describe_run(PRESETS['pv3d-voxceleb']('none.zip'), torch.device('cpu'), 8)
+    assert time.process_time() - start < 60
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+    assert (
+        '44320383' in text and '31359744' in text and '31372608' in text
+    )  # parameters of the released networks
+    assert 'for 8 x CPU' in text and '1 x 2 clips' in text
+
+
+def test_agrees_with_a_real_step():
+    """The demo preset on one core; alone on the machine time and memory agree within a factor 2."""
+    done = subprocess.run(
+        [sys.executable, '-c', REAL_STEP], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    real = json.loads(done.stdout)
+    step = estimate_step(dataclasses.replace(PRESETS['demo']('none.zip'), batch=4))
+    assert 0.5 < step.activation_bytes / real['bytes'] < 2
+    assert 1 / 3 < real['estimated_sec'] / real['sec'] < 3
+
+
+def test_device_speed_is_plausible():
+    speed = measure_device()
+    assert 1e8 < speed.flops[torch.float32] < 1e14
+    assert 1e8 < speed.moved_bytes < 1e13
+    assert 1e-8 < speed.call_sec < 1e-3
