@@ -110,7 +110,7 @@ def extract_surface(
     closed = np.pad(density, 1)
     if not 0 < level < closed.max():
         return None
-    vertices, faces, _, _ = skimage.measure.marching_cubes(closed, level, gradient_direction='descent')
+    vertices, faces, _, _ = skimage.measure.marching_cubes(closed, level, gradient_direction='ascent')
     # voxel i of the padded grid has its centre at (i - 1 + 0.5) / R - 0.5
     return ((vertices - 0.5) / density.shape[0] - 0.5) * box_size, faces
 
