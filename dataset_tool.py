@@ -106,7 +106,15 @@ def synth(dest: str, clips: int, frames: int, resolution: int, seed: int, worker
 @click.option('--skip-bad', is_flag=True, help='Leave clips out that cannot be packed, instead of stopping.')
 @_WORKERS
 def pack(
-    source: str, cameras: str | None, dest: str, layout: str, skip_bad: bool, workers: int, **pictures: Any
+    source: str,
+    cameras: str | None,
+    dest: str,
+    resolution: int,
+    format: str,
+    layout: str,
+    max_frames: int | None,
+    skip_bad: bool,
+    workers: int,
 ) -> None:
     """Packs clips that have camera labels.
 
@@ -139,7 +147,7 @@ def pack(
             note = 'without labels'
         if left:
             click.echo(f'left out, {len(left)} clips {note}: {packing.listing(left)}')
-        options = packing.PackOptions(**pictures)  # resolution, format, max_frames
+        options = packing.PackOptions(resolution, format, max_frames)
         bad = packing.pack(clips, dest, options, workers=workers, skip_bad=skip_bad)
     for line in bad:
         click.echo(f'left out, {line}')

@@ -2,8 +2,8 @@
 
 Two ways in: any folder with a `cameras.json` (`find_plain`), and the layout on disk of the released PV3D data
 (`find_released`). Pictures must be square already: to crop would need other intrinsics, so it is refused.
-Other sizes are resampled with Lanczos, whose kernel grows with the reduction (antialiased). The zip depends
-on the input alone, not on the number of workers. No torch here: the worker processes start quickly without it.
+Other sizes are resampled with an antialiased Lanczos filter. The zip depends on the input alone, not on the
+number of workers. No torch here: the worker processes start quickly without it.
 """
 
 import collections
