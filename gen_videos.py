@@ -28,6 +28,8 @@ _PERIODS = {
     'orbit': 4,
     'still': 4,
 }  # default length in times forth and back through the training span
+_MAX_NUMBER = 2**32 - 1  # largest seed
+_MAX_COUNT = 100_000  # seeds of one call
 _GRID_SIDE = 1024  # pixels, about the side of the grid video
 _GRID_BYTES = 1 << 30  # memory for the grid video; long ones get smaller tiles
 
@@ -94,10 +96,12 @@ def parse_numbers(text: str) -> list[int]:
         first, dash, last = part.strip().partition('-')
         if not (first.isdecimal() and (last.isdecimal() if dash else True)):
             raise ValueError(f'{text!r} is not a list of numbers; write for example 3 or 0-15 or 0,4,8-11')
-        stop = int(last) if dash else int(first)
-        if stop < int(first):
+        start, stop = int(first), int(last) if dash else int(first)
+        if stop < start:
             raise ValueError(f'{text!r} has a range that runs backwards; write the smaller number first')
-        numbers.extend(range(int(first), stop + 1))
+        if stop > _MAX_NUMBER or len(numbers) + stop - start >= _MAX_COUNT:
+            raise ValueError(f'{text!r} asks for too much: at most {_MAX_COUNT} numbers up to {_MAX_NUMBER}')
+        numbers.extend(range(start, stop + 1))
     return list(dict.fromkeys(numbers))
 
 

@@ -156,7 +156,7 @@ def save_png(path: Path | str, picture: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def open_video(path: Path | str, fps: float = 25, crf: int = 17) -> Iterator[Callable[[np.ndarray], None]]:
+def open_video(path: Path | str, fps: float = 25, crf: int = 15) -> Iterator[Callable[[np.ndarray], None]]:
     """Opens an .mp4 (H.264, yuv420p, BT.709) or .gif file; yields a function that appends a frame [H, W, 3].
 
     The file appears under its name when the block ends well, and not at all otherwise. Odd sizes are padded
@@ -197,7 +197,7 @@ def open_video(path: Path | str, fps: float = 25, crf: int = 17) -> Iterator[Cal
                 process.communicate()
 
 
-def write_video(path: Path | str, frames: Iterable[np.ndarray], fps: float = 25, crf: int = 17) -> None:
+def write_video(path: Path | str, frames: Iterable[np.ndarray], fps: float = 25, crf: int = 15) -> None:
     """Writes uint8 frames, an array [T, H, W, 3] or any iterable of [H, W, 3]; see open_video."""
     with open_video(path, fps, crf) as append:
         for frame in frames:
