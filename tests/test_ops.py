@@ -275,3 +275,10 @@ def test_half_precision_survives_huge_weights(dtype):
     assert up.dtype == dtype and up.isfinite().all()
     expected = modulated_conv2d(x, weight, styles, FIR, up=2)
     torch.testing.assert_close(up.double(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
+
+
+def test_half_precision_survives_wide_sums():
+    """512 channels at the clamp of 256, all of one sign: their plain sum is 18 times the range of fp16."""
+    x, weight = torch.full((1, 512, 3, 3), 256.0), torch.ones(2, 512, 3, 3)
+    y = modulated_conv2d(x.half(), weight, torch.ones(1, 512), FIR)
+    torch.testing.assert_close(y[0, :, 1, 1].float(), torch.full((2,), 256 * 4608**0.5), rtol=2e-3, atol=0)

@@ -17,7 +17,6 @@ from training.volumetric_rendering.ray_marcher import (
 from training.volumetric_rendering.ray_sampler import camera_rays
 from training.volumetric_rendering.renderer import RendererConfig, render_rays
 from training.volumetric_rendering.sampling import importance_depths, stratified_depths
-from training.volumetric_rendering.triplane import PLANE_AXES, sample_planes
 
 EMPTY = -1e4  # raw density of nothing
 
@@ -256,6 +255,16 @@ def test_jitter_needs_a_generator_and_follows_its_seed():
     assert not torch.equal(depth(seeded(1)), depth(None))
 
 
+@pytest.mark.parametrize('fine', [0, 8])
+def test_every_ray_has_its_own_jitter(fine):
+    origins = torch.tensor([0.0, 0.0, 2.7]).expand(2, 2, 3)
+    config = RendererConfig(depth_samples=8, importance_samples=fine)
+    depth = render_rays(
+        sphere(5.0, 0.3), origins, torch.tensor([0.0, 0.0, -1.0]).expand(2, 2, 3), config, seeded(0)
+    ).depth
+    assert len(depth.unique()) == 4
+
+
 def test_importance_samples_find_a_thin_wall():
     """With them the depth of a wall a hundredth as thick as the box is right; without them it is missed."""
 
@@ -285,6 +294,13 @@ def test_empty_rays_know_nothing_of_their_neighbours():
     assert 3.0 < alone.depth.item() < 3.5
     torch.testing.assert_close(alone.features, torch.full_like(alone.features, -1.0))
     torch.testing.assert_close(alone.points, origins[1:2] + alone.depth * directions[1:2])
+
+
+def test_the_depth_of_an_empty_ray_is_its_own():
+    """EG3D clamped depths to the range of the whole batch: 2.0 alone, 6.0 beside a longer ray."""
+    depths = torch.stack([torch.linspace(1, 3, 5), torch.linspace(1, 7, 5)])[:, None, :, None]
+    out = composite(torch.zeros(2, 1, 5, 1), torch.full((2, 1, 5, 1), EMPTY), depths)
+    torch.testing.assert_close(out.depth.flatten(), torch.tensor([2.75, 6.25]))
 
 
 @pytest.fixture(scope='module')
@@ -326,38 +342,6 @@ def test_resolution_is_an_argument(scene):
     assert out.image_raw.shape == (3, 3, 5, 5) and out.depth.shape == (3, 1, 5, 5)
     assert out.image.shape == (3, 3, 32, 32)
     assert G.config.renderer.resolution == 8
-
-
-@pytest.mark.parametrize('axes', PLANE_AXES)
-@pytest.mark.parametrize('box', [1.0, 1.6])
-def test_planes_of_ramps(axes, box):
-    """Two channels per plane that hold its own column and row coordinate: the lookup returns coordinates."""
-    size = 16
-    centres = ((torch.arange(size) + 0.5) / size - 0.5).double() * box
-    rows, columns = torch.meshgrid(centres, centres, indexing='ij')
-    planes = torch.zeros(1, 3, 6, size, size, dtype=torch.float64)
-    for p in range(3):
-        planes[0, p, 2 * p], planes[0, p, 2 * p + 1] = columns, rows
-    points = (torch.rand((1, 200, 3), generator=seeded(0)).double() - 0.5) * box * (1 - 1 / size)
-    found = sample_planes(planes, points, axes, box) * 3  # undoes the mean over planes
-    named = {'xy_xz_yz': 'xyxzyz', 'released': 'xyxzzx'}[axes]
-    expected = points[..., ['xyz'.index(name) for name in named]]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize('axes', PLANE_AXES)
-def test_planes_are_zero_outside(axes):
-    planes = torch.ones(1, 3, 2, 8, 8)
-    points = torch.tensor([[[0.6, 0.6, 0.6], [-0.7, 0.9, -0.6], [0.0, 0.0, 0.0], [0.4, 0.1, 0.9]]])
-    found = sample_planes(planes, points, axes, 1.0)[0, :, 0]
-    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, 1.0, 1 / 3]))  # the last one meets the xy plane
-
-
-def test_samples_do_not_share_planes():
-    planes = torch.randn((2, 3, 4, 8, 8), generator=seeded(0))
-    points = torch.rand((2, 30, 3), generator=seeded(1)) - 0.5
-    both = sample_planes(planes, points, 'xy_xz_yz', 1.0)
-    torch.testing.assert_close(both[1:], sample_planes(planes[1:], points[1:], 'xy_xz_yz', 1.0))
 
 
 @pytest.mark.parametrize(
