@@ -18,10 +18,10 @@ install: $(STAMP)  ## make .venv and install everything from pyproject.toml into
 
 # .installing marks an install that has not ended: the next one then begins with an empty folder.
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "Python 3.10 or newer is needed, '$(PYTHON)' is not: say which one to use, as in make PYTHON=python3.12" >&2; \
-	  exit 1; }
 	@if [ -e $(VENV)/.installing ]; then rm -rf $(VENV); fi
+	@[ -e $(PY) ] || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "Python 3.10 or newer is needed, '$(PYTHON)' is not: say which to use, as in make install PYTHON=python3.12" >&2; \
+	  exit 1; }
 	@if [ ! -e $(PY) ]; then mkdir -p $(VENV) && touch $(VENV)/.installing && $(PYTHON) -m venv $(VENV); fi
 	@touch $(VENV)/.installing
 	$(PY) -m pip install --disable-pip-version-check -e '.[dev]'
