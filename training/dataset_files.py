@@ -124,7 +124,8 @@ class FileStore:
         if offset < 0:
             raise DataError(f'{name} is missing from the zip')
         if self._file is None:
-            self._file = open(self._path, 'rb', buffering=0)  # noqa: SIM115 (kept open for the life of the store)
+            # stays open for the life of the store
+            self._file = open(self._path, 'rb', buffering=0)  # noqa: SIM115
         # pread leaves the position of the file alone, which forked processes share
         signature, *skip = _LOCAL_HEADER.unpack(os.pread(self._file.fileno(), _LOCAL_HEADER.size, offset))
         data = os.pread(self._file.fileno(), size, offset + _LOCAL_HEADER.size + sum(skip))
