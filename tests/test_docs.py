@@ -1,4 +1,4 @@
-"""What README, docs, Makefile and help texts say exists: commands, flags, options, files, names in the code."""
+"""What README, docs, Makefile and help texts name exists: commands, flags, options, files, functions."""
 
 import ast
 import importlib

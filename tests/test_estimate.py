@@ -12,7 +12,7 @@ from torch import nn
 
 from training import estimate
 from training.config import PRESETS
-from training.estimate import Work, describe_run, estimate_step, measure_device
+from training.estimate import DeviceSpeed, Work, describe_run, estimate_step, measure_device
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,8 +42,8 @@ for phase, interval in intervals.items():
     seconds += (time.perf_counter() - start) / interval
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 speed = estimate.measure_device()
-print(json.dumps({'bytes': grown, 'sec': seconds,
-                  'estimated_sec': speed.seconds(estimate.estimate_step(config).work)}))
+print(json.dumps({'bytes': grown, 'sec': seconds, 'flops': speed.flops[torch.float32],
+                  'moved_bytes': speed.moved_bytes, 'call_sec': speed.call_sec}))
 """
 
 
@@ -102,12 +102,11 @@ def test_work_adds_up():
 def test_scales_with_the_batch():
     """Micro-batches cost time, not memory."""
     config = dataclasses.replace(PRESETS['tiny']('none.zip'), batch=8, batch_gpu=4)
-    once, twice = estimate_step(config), estimate_step(dataclasses.replace(config, batch=16))
-    assert twice.memory_bytes == once.memory_bytes
-    assert sum(twice.work.flops.values()) == 2 * sum(once.work.flops.values())
+    once = estimate_step(config)
     whole = estimate_step(dataclasses.replace(config, batch_gpu=8))
     assert whole.activation_bytes > 1.5 * once.activation_bytes
     assert whole.work.calls < 0.6 * once.work.calls
+    assert sum(whole.work.flops.values()) == pytest.approx(sum(once.work.flops.values()), rel=0.05)
 
 
 def test_batch_must_divide():
@@ -136,7 +135,13 @@ def test_agrees_with_a_real_step():
     real = json.loads(done.stdout)
     step = estimate_step(dataclasses.replace(PRESETS['demo']('none.zip'), batch=4))
     assert 0.5 < step.activation_bytes / real['bytes'] < 2
-    assert 1 / 3 < real['estimated_sec'] / real['sec'] < 3
+    speed = DeviceSpeed(
+        kind='cpu',
+        flops={torch.float32: real['flops']},
+        moved_bytes=real['moved_bytes'],
+        call_sec=real['call_sec'],
+    )
+    assert 1 / 3 < speed.seconds(step.work) / real['sec'] < 3
 
 
 def test_device_speed_is_plausible():
