@@ -1,0 +1,82 @@
+"""Shared fixtures: a small data set, made without the renderer of heads, and the config of runs on it."""
+
+import dataclasses
+import io
+import json
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.camera import orbit_label
+from training.config import OutputConfig, tiny
+
+SIZE, CLIPS, FRAMES = 32, 6, 18  # the data set of all tests
+
+
+@pytest.fixture(scope='session', autouse=True)
+def one_thread():
+    """Makes sums independent of the machine, also in subprocesses."""
+    torch.set_num_threads(1)
+    os.environ['OMP_NUM_THREADS'] = '1'
+
+
+def smooth_clip(rng, frames=FRAMES, size=SIZE):
+    """Returns PNG files of a random pattern that moves, and its camera labels as lists."""
+    y, x = np.mgrid[:size, :size] / size
+    waves = rng.uniform(-9, 9, (3, 3, 1, 1))  # per channel: along x, along y, phase
+    speed = rng.uniform(-0.3, 0.3)
+    yaw, pitch = rng.uniform(-0.5, 0.5, 2) * [1, 0.4]
+    pictures, labels = [], []
+    for i in range(frames):
+        values = np.sin(waves[:, 0] * x + waves[:, 1] * y + waves[:, 2] + speed * i)
+        picture = np.round((values + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, format='png')
+        pictures.append(buffer.getvalue())
+        labels.append(orbit_label(yaw + 0.02 * i, pitch).tolist())
+    return pictures, labels
+
+
+@pytest.fixture(scope='session')
+def clip_files():
+    """The files of a data set: name -> bytes; `dataset.json` among them."""
+    files, labels = {}, []
+    for clip in range(CLIPS):
+        pictures, cameras = smooth_clip(np.random.default_rng(clip))
+        for i, (picture, camera) in enumerate(zip(pictures, cameras, strict=True)):
+            name = f'{clip:06d}/{i:05d}.png'
+            files[name] = picture
+            labels.append([name, camera])
+    table = {'format': 'pv3d-dataset', 'version': 1, 'resolution': SIZE, 'fps': 25.0, 'labels': labels}
+    return {'dataset.json': json.dumps(table).encode(), **files}
+
+
+def write_zip(path, files):
+    """Writes files {name: bytes} as a zip, not compressed."""
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return str(path)
+
+
+@pytest.fixture(scope='session')
+def data(clip_files, tmp_path_factory):
+    """Path of the data set as a zip."""
+    return write_zip(tmp_path_factory.mktemp('data') / 'clips.zip', clip_files)
+
+
+@pytest.fixture(scope='session')
+def small(data):
+    """A run that shows every phase within four steps and draws no pictures."""
+    return dataclasses.replace(
+        tiny(data),
+        batch=2,
+        g_reg_interval=2,
+        d_reg_interval=3,
+        total_nimg=12,
+        output=OutputConfig(tick_nimg=4, snapshot_ticks=0, image_ticks=0, sheet_seeds=2),
+    )
