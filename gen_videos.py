@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dnnlib.util import UserError, explain_os_error
 from torch_utils.checkpoint import Snapshot, build_network, read_snapshot
+from torch_utils.misc import set_float32_precision
 from training import rollout, shapes, trajectories, visualize
 from training.camera import LABEL_DIM
 from training.clip_writer import SHEET_COLUMNS, SHEET_TILE, Clip, ClipWriter
@@ -197,6 +198,7 @@ def main(**flags: Any) -> None:
 
 def run(options: Options, say: Callable[[str], None]) -> None:
     """Does what the command line asks for; `say` gets one line for each file and message."""
+    set_float32_precision()
     snapshot = read_snapshot(options.network)
     G = build_network(snapshot, 'G_ema', Generator, _device(options.device))
     clips = _plan(G, snapshot, options)

@@ -18,6 +18,7 @@ import torch
 from dnnlib.config import override
 from dnnlib.util import Logger, UserError, explain_os_error
 from torch_utils import distributed as dist
+from torch_utils.misc import set_float32_precision
 from training.config import PRESETS, TrainConfig, with_resolution
 from training.run_folder import choose_run_dir, exclusive, run_name
 from training.training_loop import Trainer
@@ -100,6 +101,7 @@ def main(**options: object) -> None:
     try:
         device = pick_device(options['device'])
         dist.init(device.type)
+        set_float32_precision()
         run(options, device)
         dist.finish()  # not after an error: it would wait for processes that do not come
     except torch.OutOfMemoryError:

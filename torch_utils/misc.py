@@ -40,6 +40,17 @@ def seeded_generator(device: torch.device | str, *keys: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
+def set_float32_precision() -> None:
+    """Keeps float32 exact on CUDA (no TF32) and lets cuDNN pick the fastest algorithm.
+
+    The rendering and the regularisers need it: TF32 keeps 10 bits of mantissa. [EG3D]
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cudnn.benchmark = True
+
+
 def named_params_and_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Returns all parameters, then all buffers, with their dotted names."""
     return [*module.named_parameters(), *module.named_buffers()]
