@@ -9,7 +9,16 @@ from typing import NamedTuple
 import numpy as np
 
 from preprocessing import head_parts
-from preprocessing.head_geometry import brow_mask, bump, eye_local, lid_curves, lip_extent, smoothstep
+from preprocessing.head_geometry import (
+    UPPER_LID,
+    brow_mask,
+    bump,
+    eye_local,
+    lid_curves,
+    lip_extent,
+    smoothstep,
+)
+from preprocessing.head_hair import LONG_STYLES
 from preprocessing.head_identity import Identity
 from preprocessing.head_motion import Motion
 
@@ -137,7 +146,7 @@ def _skin(identity: Identity, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np
         where = bump(ax, y, (0.05, -0.02), (0.045, 0.025)) * front * identity.freckles
         albedo = albedo * (1 - 0.28 * (spots * where)[:, None] * np.array([0.6, 1, 1.1], np.float32))
     a, b = eye_local(identity, x, y)
-    hollow = 0.16 * bump(a, b, (-0.004, 0.004), (0.028, 0.018)) + 0.12 * bump(
+    hollow = 0.10 * bump(a, b, (-0.006, 0.004), (0.026, 0.016)) + (0.05 + 0.1 * identity.age) * bump(
         a, b, (0, -0.017), (0.022, 0.006)
     )
     tip = -0.005 - 0.033 * identity.nose_length
@@ -213,9 +222,9 @@ def _eyes(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples
         * (b >= lower - 0.001)
     )
     lash += 0.35 * identity.lashes * smoothstep(0.0016, 0.0, np.abs(b - lower)) * wide
-    fold = np.exp(-(((b - 0.0150 * identity.eye_open * (1 - (a / 0.034) ** 2) - 0.0065) / 0.0016) ** 2)) * (
-        np.abs(a) < 0.03
-    )
+    fold = np.exp(
+        -(((b - UPPER_LID * identity.eye_open * (1 - (a / 0.034) ** 2) - 0.0065) / 0.0016) ** 2)
+    ) * (np.abs(a) < 0.03)
     local = albedo[at] * (1 - 0.20 * fold * (1 - blink))[:, None]
     local = _mix(local, (0.07, 0.05, 0.05), np.clip(lash, 0, 0.92))
     direction = samples.position[at] - eyes[right].astype(np.float32)
@@ -254,12 +263,24 @@ def _hair(identity: Identity, samples: Samples) -> Material:
     """Strands run down from the crown: streaks across, a highlight along a ring (Kajiya and Kay 1989)."""
     phi, y, inside = samples.canonical.T
     phase, wave = identity.texture_phase, identity.hair_wave
-    bend = phi + 0.05 * wave * np.sin(45 * y + phase) + 0.03 * np.sin(13 * y)
+    bend = phi + 0.06 * wave * np.sin(45 * y + phase) + 0.03 * np.sin(13 * y)
     streak = 0.5 * np.sin(61 * bend + phase) * np.sin(23 * bend + 3 * y) + 0.5 * np.sin(
         149 * bend + 2 * np.sin(30 * y)
     )
-    root = smoothstep(-0.004, 0.025, inside)
-    albedo = np.array(identity.hair_color, np.float32) * ((0.80 + 0.20 * root) * (1 + 0.20 * streak))[:, None]
+    streak *= smoothstep(0.236, 0.20, y)
+    root = smoothstep(0.0, 0.03, inside)
+    color = np.array(identity.hair_color, np.float32)
+    albedo = color * ((0.82 + 0.18 * root) * (1 + 0.16 * streak))[:, None]
+    style = head_parts.HAIR_STYLES[identity.hair_style]
+    buzz = style == 'buzz'
+    dense = smoothstep(-0.003, 0.007, inside + 0.003 * streak) * (
+        0.72 if buzz else 1.0
+    )  # single hairs at the edge
+    if style in LONG_STYLES:
+        dense = np.maximum(dense, smoothstep(0.10, 0.06, y))  # what hangs has no skin below it
+    albedo = _mix(
+        np.broadcast_to(np.array(identity.skin_color, np.float32) * 0.9, albedo.shape), albedo, dense
+    )
     normal = samples.normal
     down = np.array([0.0, -1.0, 0.0], np.float32)
     tangent = down - normal * (normal @ down)[:, None]
@@ -268,9 +289,9 @@ def _hair(identity: Identity, samples: Samples) -> Material:
     half /= np.linalg.norm(half, axis=1, keepdims=True)
     along = (tangent * half).sum(axis=1) + 0.05 * streak
     ring = np.maximum(1 - along**2, 0) ** 22 * np.clip(normal @ light_direction(identity) + 0.2, 0, 1)
-    bright = 0.10 + 0.35 * np.array(identity.hair_color, np.float32)
-    albedo = albedo * (1 + 0 * ring[:, None]) + 0.55 * ring[:, None] * bright * samples.lit[:, None]
-    dull = np.full(len(phi), 0.0, np.float32)
+    ring *= samples.lit * dense * (0.25 if buzz else 1.0)
+    albedo = albedo + ring[:, None] * (0.05 + 0.20 * color)
+    dull = np.zeros(len(phi), np.float32)
     return Material(albedo, dull, dull + 8, normal)
 
 

@@ -17,7 +17,8 @@ from preprocessing.head_motion import Motion
 TOP, BOTTOM = 0.235, -0.205  # heights of crown and chin of the average loft
 BAG_ROWS = 12  # rows of the mouth cavity between the lips
 EYE_RADIUS = 0.036  # of the eyeball, scene units
-LID_THICKNESS = 0.0032
+LID_THICKNESS = 0.0030
+UPPER_LID = 0.0128  # height of the open upper lid above the pupil, in eye sizes
 _JAW_HINGE = np.array([0.0, -0.005, -0.02])
 _JAW_RAD = 0.17  # rotation at jaw = 1
 
@@ -129,8 +130,8 @@ def lid_curves(
     """Returns the heights b of the upper and the lower lid edge at a, for closures `blink` (broadcast against a)."""
     u = np.clip(np.abs((a - 0.001) / 0.029), 0, 1)
     skew = 1 - 0.12 * a / 0.029
-    lower = -(0.0100 - 0.004 * squint) * np.sqrt(identity.eye_open) * (1 - u**2.4)
-    upper = 0.0150 * identity.eye_open * (1 - u**2.0) ** 0.85 * skew
+    lower = -(0.0098 - 0.004 * squint) * np.sqrt(identity.eye_open) * (1 - u**2.4)
+    upper = UPPER_LID * identity.eye_open * (1 - u**2.0) ** 0.85 * skew
     return upper + (lower + 0.001 - upper) * blink, lower
 
 
@@ -226,7 +227,7 @@ def _sculpt(identity: Identity, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Returns the displacement [H, W, 3] of the features of the face at rest."""
     ax, ey, my = np.abs(x), identity.eye_height, identity.mouth_y
     z = identity.brow_ridge * bump(ax, y, (0.05, ey + 0.04), (0.032, 0.014))
-    z += -0.012 * bump(ax, y, (identity.eye_spacing - 0.008, ey - 0.002), (0.028, 0.021))
+    z += -0.010 * bump(ax, y, (identity.eye_spacing - 0.012, ey + 0.002), (0.026, 0.020))
     z += identity.cheekbone * bump(ax, y, (0.085, -0.022), (0.03, 0.026))
     z += (0.004 + identity.cheek_fullness) * bump(ax, y, (0.072, -0.075), (0.032, 0.034))
     z += 0.010 * bump(x, y, (0, my), (0.05, 0.032))
@@ -242,6 +243,8 @@ def _sculpt(identity: Identity, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         * smoothstep(my - 0.03, my, y)
     )
     nose, drop = _nose(identity, x, y)
+    corners = np.minimum((ax / identity.mouth_width) ** 2, 1.6) * bump(0 * x, y, (0, my), (1, 0.022))
+    drop = drop + 0.0065 * corners * smoothstep(identity.mouth_width * 2.2, identity.mouth_width, ax)
     z += nose + _lip_relief(identity, x, y)
     z += 0.0018 * brow_mask(identity, x, y)
     return np.stack([np.zeros_like(z), drop, z], axis=-1)
@@ -268,7 +271,7 @@ def _nose(identity: Identity, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray,
         0.0,
         0.010,
         0.047 * out,
-        0.052 * out,
+        0.050 * out,
         0.014 * bridge + 0.016 * out,
         0.014 * bridge,
         0.0,
@@ -276,8 +279,9 @@ def _nose(identity: Identity, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray,
     ]
     profile = PchipInterpolator(heights, forward)(y)
     wide = identity.nose_width
-    width = 0.0125 + (0.009 * wide - 0.001) * smoothstep(top, tip, y)
-    ridge = profile * np.exp(-((np.abs(x) / width) ** 2.3))
+    width = 0.0145 + (0.0095 * wide - 0.001) * smoothstep(top, tip, y)
+    ridge = profile * np.exp(-((np.abs(x) / width) ** 2.0))
+    ridge = ridge + 0.006 * bump(x, y, (0, tip), (0.014 * wide, 0.012))
     wings = 0.019 * bump(np.abs(x), y, (0.0205 * wide, tip - 0.007), (0.0075, 0.0085))
     drop = -(0.010 - identity.nose_tip_up) * bump(x, y, (0, tip), (0.014 * wide, 0.011))
     return ridge + wings, drop
@@ -317,7 +321,7 @@ def _place_eyes(identity: Identity, position: np.ndarray, x: np.ndarray, y: np.n
     a, b = eye_local(identity, x, y)
     ring = np.exp(-(((np.hypot(a, b * 1.5) - 0.028) / 0.006) ** 2)) * (position[..., 2] > 0)
     skin = float((ring * position[..., 2]).sum() / ring.sum())
-    depth = skin + 0.012 - radius - identity.eye_depth
+    depth = skin + 0.0105 - radius - identity.eye_depth
     return np.array([[s * identity.eye_spacing, identity.eye_height, depth] for s in (-1, 1)])
 
 
@@ -338,7 +342,7 @@ def _pose_lids(identity: Identity, rest: FaceRest, motion: Motion, position: np.
     planar = ((points[:, :2] - centre[:, :2]) ** 2).sum(axis=1)
     ball = centre[:, 2] + np.sqrt(np.maximum(radius**2 - planar, 0.0))
     ball = np.where(planar < radius**2, ball, -1.0)
-    soft = 0.0025 * smoothstep(-0.004, 0.004, -margin) + 1e-4
+    soft = 0.006 * smoothstep(0.0, 0.012, -margin) + 1e-4
     h = np.clip(0.5 + 0.5 * (ball - points[:, 2]) / soft, 0.0, 1.0)  # polynomial smooth maximum
     points[:, 2] = points[:, 2] + (ball - points[:, 2]) * h + soft * h * (1 - h)
     out = position.reshape(-1, 3).copy()

@@ -158,9 +158,9 @@ def _sample_shape(rng: np.random.Generator, lean: float) -> dict:
 
 def _sample_features(rng: np.random.Generator, lean: float) -> dict:
     return {
-        'eye_spacing': _normal(rng, 0.0595, 0.0032, 0.053, 0.067),
+        'eye_spacing': _normal(rng, 0.0610, 0.0032, 0.055, 0.068),
         'eye_height': _normal(rng, 0.03, 0.005, 0.02, 0.04),
-        'eye_size': _normal(rng, 1.04 - 0.05 * lean, 0.09, 0.84, 1.26),
+        'eye_size': _normal(rng, 1.15 - 0.05 * lean, 0.09, 0.94, 1.34),
         'eye_open': _normal(rng, 1.0, 0.14, 0.68, 1.3),
         'eye_tilt': _normal(rng, 0.05, 0.08, -0.13, 0.22),
         'eye_depth': _normal(rng, 0.002 * lean, 0.003, -0.005, 0.008),

@@ -8,9 +8,6 @@ import dataclasses
 import math
 
 import numpy as np
-import torch
-
-from training import camera
 
 MAX_YAW_RAD = math.radians(45)
 MAX_PITCH_RAD = math.radians(20)
@@ -78,8 +75,8 @@ def sample_motion_path(seed: int, num_frames: int, fps: float = 25.0) -> list[Mo
     return [Motion(*(float(column[i]) for column in columns)) for i in range(num_frames)]
 
 
-def sample_camera_path(seed: int, num_frames: int) -> np.ndarray:
-    """Samples a smooth, mostly frontal camera path: labels float32 [T, 25], yaw within 45 and pitch within 20 degrees."""
+def sample_camera_angles(seed: int, num_frames: int) -> np.ndarray:
+    """Samples a smooth, mostly frontal camera path: yaw and pitch [T, 2], within 45 and 20 degrees."""
     if num_frames < 1:
         raise ValueError(f'a camera path needs at least one frame, got {num_frames}')
     rng = np.random.default_rng([seed, 4])
@@ -88,8 +85,7 @@ def sample_camera_path(seed: int, num_frames: int) -> np.ndarray:
     pitch = np.radians(np.clip(rng.normal(1.0, 6.5), -17, 17)) + rng.normal(0.0, 0.06) * time_sec
     yaw = yaw + np.radians(4.0) * _waves(rng, time_sec, 0.2, 0.8)
     pitch = pitch + np.radians(2.0) * _waves(rng, time_sec, 0.2, 0.8)
-    yaw, pitch = _fold(yaw, MAX_YAW_RAD), _fold(pitch, MAX_PITCH_RAD)
-    return camera.orbit_label(torch.from_numpy(yaw), torch.from_numpy(pitch)).numpy()
+    return np.stack([_fold(yaw, MAX_YAW_RAD), _fold(pitch, MAX_PITCH_RAD)], axis=1)
 
 
 def _waves(rng: np.random.Generator, time_sec: np.ndarray, low_hz: float, high_hz: float) -> np.ndarray:

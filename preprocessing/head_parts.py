@@ -9,20 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from preprocessing.head_geometry import (
-    BOTTOM,
-    TOP,
-    FaceRest,
-    build_loft,
-    bump,
-    loft_radii,
-    settle,
-    smoothstep,
-)
+from preprocessing.head_geometry import FaceRest, bump, loft_radii, smoothstep
+from preprocessing.head_hair import LONG_STYLES, hair_shell
 from preprocessing.head_identity import HAIR_STYLES, Identity
 
 FACE, EAR, BODY, HAIR, TEETH, TONGUE, GLASSES = range(7)  # kinds of parts
-_HAIRLINE_PHI = (0.0, 0.45, 0.8, 1.02, 1.2, 1.38, 1.62, 1.85, 2.2, np.pi)
 
 
 class Part(NamedTuple):
@@ -37,7 +28,9 @@ class Part(NamedTuple):
 
 def build_parts(identity: Identity, rest: FaceRest) -> list[Part]:
     """Builds all parts but the face."""
-    parts = [*_ears(identity), _body(identity), *_mouth(identity, rest), *_hair(identity)]
+    covered = HAIR_STYLES[identity.hair_style] in LONG_STYLES
+    ears = [] if covered else _ears(identity)
+    parts = [*ears, _body(identity), *_mouth(identity, rest), *_hair(identity)]
     return parts + (_glasses(identity, rest) if identity.glasses else [])
 
 
@@ -79,15 +72,15 @@ def _ears(identity: Identity) -> list[Part]:
 
 def _body(identity: Identity) -> Part:
     """Neck and shoulders: a loft whose canonical coordinates are (phi, y, share of cloth)."""
-    t = np.linspace(0, 1, 64)
+    t = np.linspace(0, 1, 48)
     knots = np.array([0.0, 0.2, 0.36, 0.46, 0.56, 0.68, 0.8, 0.9, 1.0])
     neck, shoulder = identity.neck_width, identity.shoulder_width
-    width = [0.078, 0.076, 0.078, 0.090, 0.130, 0.215, 0.290, 0.330, 0.345]
+    width = [0.070, 0.070, 0.074, 0.086, 0.118, 0.200, 0.280, 0.325, 0.345]
     width = PchipInterpolator(knots, [w * (neck if i < 4 else shoulder) for i, w in enumerate(width)])(t)
-    height = PchipInterpolator(knots, [-0.06, -0.17, -0.225, -0.245, -0.258, -0.276, -0.305, -0.35, -0.46])(t)
-    front = PchipInterpolator(knots, [0.045, 0.042, 0.045, 0.056, 0.075, 0.100, 0.118, 0.126, 0.132])(t)
-    back = PchipInterpolator(knots, [-0.10, -0.10, -0.108, -0.120, -0.135, -0.150, -0.158, -0.160, -0.160])(t)
-    phi = np.arange(96) / 96 * 2 * np.pi - np.pi
+    height = PchipInterpolator(knots, [-0.06, -0.17, -0.222, -0.242, -0.260, -0.286, -0.318, -0.36, -0.46])(t)
+    front = PchipInterpolator(knots, [0.050, 0.030, 0.018, 0.024, 0.048, 0.082, 0.106, 0.118, 0.126])(t)
+    back = PchipInterpolator(knots, [-0.10, -0.10, -0.112, -0.125, -0.140, -0.155, -0.160, -0.160, -0.160])(t)
+    phi = np.arange(72) / 72 * 2 * np.pi - np.pi
     cos, sin = np.cos(phi), np.sin(phi)
     x = width[:, None] * np.sign(sin) * np.abs(sin) ** 0.95
     reach = np.where(cos >= 0, front[:, None], -back[:, None]) + 0.03
@@ -95,8 +88,8 @@ def _body(identity: Identity) -> Part:
     y = (
         height[:, None] - 0.028 * np.maximum(cos, 0) ** 2 * smoothstep(0.3, 0.6, t)[:, None]
     )  # collar bone dips
-    cloth = smoothstep(-0.002, 0.003, neckline(identity, cos, x, y))
-    thick = 0.005 * cloth
+    cloth = smoothstep(-0.005, 0.005, neckline(identity, cos, x, y))
+    thick = 0.004 * cloth
     position = np.stack([x + thick * sin, y + thick, z + thick * cos], axis=-1)
     return Part(BODY, position, np.stack([x, y + 0 * x, cos + 0 * x], axis=-1))
 
@@ -141,138 +134,21 @@ def _hair(identity: Identity) -> list[Part]:
     style = HAIR_STYLES[identity.hair_style]
     if style == 'bald':
         return []
-    parts = [_cap(identity, style)]
-    if style in ('bob', 'long'):
-        parts.append(_curtain(identity, -0.165 if style == 'bob' else identity.hair_length))
+    parts = [Part(HAIR, *hair_shell(identity))]
     if style == 'bun':
-        parts.append(_blob(HAIR, (0.0, 0.212, -0.115), (0.058, 0.052, 0.055)))
+        parts.append(_lock((0.0, 0.222, -0.085), (0.060, 0.050, 0.058)))
     if style == 'ponytail':
-        parts += [
-            _blob(HAIR, (0.0, 0.12, -0.20), (0.035, 0.045, 0.035)),
-            _blob(HAIR, (0.02 * np.sign(identity.hair_part), 0.0, -0.22), (0.045, 0.15, 0.04)),
-        ]
+        parts.append(_lock((0.0, 0.12, -0.205), (0.035, 0.045, 0.035)))
+        parts.append(_lock((0.03 * float(np.sign(identity.hair_part)), -0.03, -0.215), (0.05, 0.17, 0.04)))
     return parts
 
 
-def hairline(identity: Identity, style: str, phi: np.ndarray) -> np.ndarray:
-    """Returns the canonical height of the edge of the hair at column angle phi."""
-    top = identity.hairline
-    temple = {'buzz': -0.005, 'quiff': -0.008, 'afro': 0.0, 'bun': 0.004, 'ponytail': 0.004}.get(style, 0.0)
-    burns = {'bun': 0.035, 'ponytail': 0.035, 'afro': 0.01, 'bob': -0.02, 'long': -0.02}.get(style, 0.0)
-    edge = [
-        top,
-        top - 0.004,
-        top - 0.024 + temple,
-        0.088,
-        0.040 + burns,
-        -0.006 + burns,
-        0.046,
-        0.03,
-        -0.085,
-        -0.115,
-    ]
-    line = PchipInterpolator(_HAIRLINE_PHI, edge)(np.abs(phi))
-    front = smoothstep(1.0, 0.6, np.abs(phi))
-    if style in ('fringe', 'bob'):
-        low = (
-            identity.eye_height
-            + identity.brow_height
-            + 0.020
-            + 0.004 * np.sin(9 * phi + identity.texture_phase)
-        )
-        line = line + (low - line) * front
-    if style in ('side', 'long'):
-        part = identity.hair_part
-        sweep = 0.030 * np.tanh(3.0 * (np.sign(part) * phi - np.abs(part) * 0.35)) - 0.010
-        line = line + sweep * smoothstep(1.15, 0.5, np.abs(phi)) * -1 - 0.004 * front
-    return line
-
-
-def _cap(identity: Identity, style: str) -> Part:
-    """Hair on the skull: the loft pushed out above the hairline and pulled under the skin below it."""
-    heights = TOP - (TOP - BOTTOM) * 0.5 * (1 - np.cos(np.linspace(0.02, 2.45, 84)))
-    phi = np.arange(144) / 144 * 2 * np.pi - np.pi
-    loft = build_loft(identity, heights, phi).position
-    x, y, z = np.moveaxis(loft, -1, 0)
-    inside = y - hairline(identity, style, phi)
-    grow = smoothstep(-0.006, 0.034, inside)
-    thickness = _volume(identity, style, phi, y) * identity.hair_volume
-    lumps = _lumps(identity, style, phi, y)
-    push = thickness * np.sqrt(grow) * (1 + lumps) - 0.012 * smoothstep(0.004, -0.008, inside)
-    radial = loft - np.array([0.0, 0.03, -0.01]) * np.array([0, 1, 1])
-    radial /= np.linalg.norm(radial, axis=-1, keepdims=True)
-    canonical = np.stack([phi + 0 * y, y, np.clip(inside, -0.05, 0.2)], axis=-1)
-    return Part(HAIR, settle(identity, loft) + push[..., None] * radial, canonical)
-
-
-def _volume(identity: Identity, style: str, phi: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Returns the thickness of the hair by place, scene units."""
-    top = smoothstep(0.10, 0.21, y)
-    front = np.maximum(np.cos(phi), 0.0)
-    part = np.sign(identity.hair_part) * np.sin(phi)
-    base, crown = {
-        'buzz': (0.005, 0.006),
-        'short': (0.010, 0.022),
-        'quiff': (0.007, 0.026),
-        'side': (0.009, 0.026),
-        'fringe': (0.016, 0.024),
-        'curly': (0.024, 0.034),
-        'afro': (0.058, 0.050),
-        'bob': (0.020, 0.022),
-        'long': (0.018, 0.022),
-        'bun': (0.010, 0.012),
-        'ponytail': (0.010, 0.013),
-    }[style]
-    volume = base + (crown - base) * top
-    if style == 'quiff':
-        volume = volume + 0.026 * front**2 * smoothstep(0.12, 0.19, y)
-    if style == 'side':
-        volume = volume + 0.012 * top * part
-    if style == 'long':
-        volume = volume - 0.010 * np.exp(-(((part - np.abs(identity.hair_part) * 0.5) / 0.10) ** 2)) * top * (
-            front > 0
-        )
-    return volume
-
-
-def _lumps(identity: Identity, style: str, phi: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Returns relative changes of the thickness: locks and curls."""
-    p, wave = identity.texture_phase, identity.hair_wave
-    if style in ('curly', 'afro'):
-        rate = 9 if style == 'curly' else 13
-        bumps = np.sin(rate * phi + 3 * np.sin(40 * y + p)) * np.sin(75 * y + 2 * np.sin(5 * phi + p))
-        return (0.30 if style == 'curly' else 0.10) * bumps
-    locks = np.sin(23 * phi + 9 * y + p) * 0.5 + np.sin(41 * phi - 14 * y + 2 * p) * 0.3
-    return (0.08 + 0.10 * wave) * locks
-
-
-def _curtain(identity: Identity, low: float) -> Part:
-    """Long hair: a crescent around back and sides, from the temples down; canonical (phi, y, 0.1)."""
-    t = np.linspace(0, 1, 56)
-    y = 0.15 + (low - 0.15) * t
-    ring = np.linspace(0, 2 * np.pi, 120, endpoint=False)
-    swing = np.sin(
-        np.pi / 2 * np.clip(np.cos(ring) * 1.35, -1, 1)
-    )  # -1 inner side .. 1 outer side, rounded ends
-    along = np.arcsin(np.clip(np.sin(ring), -1, 1)) / (
-        np.pi / 2
-    )  # -1..1 from one end of the crescent to the other
-    width, _, back = loft_radii(identity, np.maximum(y, -0.02))
-    gap = 1.12 + 0.22 * smoothstep(-0.02, -0.25, y)  # angle between the face and the edge of the hair
-    psi = along[None] * (np.pi - gap[:, None])  # 0 = back
-    wave = 0.008 * identity.hair_wave * np.sin(30 * y + identity.texture_phase)[:, None]
-    locks = 0.004 * np.sin(17 * psi + 6 * y[:, None]) * (0.4 + identity.hair_wave)
-    thick = 0.017 * identity.hair_volume * smoothstep(1.02, 0.55, t)[:, None] + 0.002
-    outer = (
-        0.010 + thick * (swing[None] + 1) + wave + locks * (swing > 0) + 0.012 * np.sin(np.pi * t)[:, None]
-    )
-    middle = -0.055
-    x = (width[:, None] + outer) * np.sin(psi)
-    z = middle - (np.where(np.cos(psi) > 0, middle - back[:, None], 0.11) + outer) * np.cos(psi)
-    position = settle(identity, np.stack([x, y[:, None] + 0 * x, z], axis=-1))
-    position[..., 1] = y[:, None]
-    canonical = np.stack([np.pi - psi, y[:, None] + 0 * x, 0.1 + 0 * x], axis=-1)
-    return Part(HAIR, position[:, ::-1], canonical[:, ::-1])
+def _lock(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> Part:
+    """A bundle of hair; canonical coordinates as of the shell (phi, y, distance from the hairline)."""
+    part = _blob(HAIR, centre, radii)
+    out, up, front = np.moveaxis(part.canonical, -1, 0)
+    phi = 0.6 * np.arctan2(out, front)
+    return part._replace(canonical=np.stack([phi, 0.05 + 0.1 * up, np.full_like(up, 0.1)], axis=-1))
 
 
 def _glasses(identity: Identity, rest: FaceRest) -> list[Part]:

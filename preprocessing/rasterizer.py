@@ -49,15 +49,18 @@ def visible_triangles(
     screen = (local * inverse[:, None]) @ intrinsics[
         :2
     ].T * resolution - 0.5  # pixel centres at whole numbers
-    corners = screen[triangles]  # [M, 3, 2]
-    edge1, edge2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    area = edge1[:, 0] * edge2[:, 1] - edge1[:, 1] * edge2[:, 0]  # negative = front, as y points down
-    low = np.maximum(np.ceil(corners.min(axis=1)), 0).astype(np.int64)
-    high = np.minimum(np.floor(corners.max(axis=1)), resolution - 1).astype(np.int64)
-    size = high - low + 1
-    keep = np.flatnonzero((area < -1e-12) & (size > 0).all(axis=1))
-    plane = _planes(corners[keep], area[keep], inverse[triangles[keep]])
-    counts = size[keep, 0] * size[keep, 1]
+    x, y = screen[:, 0][triangles.T], screen[:, 1][triangles.T]  # [3, M]
+    area = (x[1] - x[0]) * (y[2] - y[0]) - (y[1] - y[0]) * (x[2] - x[0])  # negative = front, as y points down
+    front = np.flatnonzero(area < -1e-12)
+    x, y, area = x[:, front], y[:, front], area[front]
+    left, right = _whole_range(x, resolution)
+    top, bottom = _whole_range(y, resolution)
+    seen = np.flatnonzero((right >= left) & (bottom >= top))  # most small triangles hold no pixel centre
+    keep, x, y, area = front[seen], x[:, seen], y[:, seen], area[seen]
+    low = np.stack([left[seen], top[seen]], axis=1)
+    width, height = right[seen] - left[seen] + 1, bottom[seen] - top[seen] + 1
+    plane = _planes(x, y, area, inverse[triangles[keep].T])
+    counts = width * height
     nearest = np.zeros(resolution * resolution)
     winner = np.full(resolution * resolution, -1, dtype=np.int64)
     ends = np.cumsum(counts)
@@ -66,7 +69,7 @@ def visible_triangles(
         done = ends[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, done + _CHUNK)))
         part = slice(start, stop)
-        _scatter(keep[part], low[keep[part]], size[keep[part], 0], counts[part], plane[part], nearest, winner)
+        _scatter(keep[part], low[part], width[part], counts[part], plane[part], nearest, winner)
         start = stop
     return winner.reshape(resolution, resolution)
 
@@ -103,16 +106,27 @@ def _matrices(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return label[:16].reshape(4, 4), label[16:].reshape(3, 3)
 
 
-def _planes(corners: np.ndarray, area: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    """Returns coefficients [M, 3, 3] of two barycentric coordinates and of 1/z as a*x + b*y + c in the picture."""
-    ax, ay = corners[:, 0, 0], corners[:, 0, 1]
-    bx, by = corners[:, 1, 0] - ax, corners[:, 1, 1] - ay
-    cx, cy = corners[:, 2, 0] - ax, corners[:, 2, 1] - ay
-    beta = np.stack([cy, -cx, cx * ay - cy * ax], axis=-1) / area[:, None]
-    gamma = np.stack([-by, bx, by * ax - bx * ay], axis=-1) / area[:, None]
-    first = inverse[:, :1] * np.array([0.0, 0.0, 1.0])
-    depth = first + (inverse[:, 1:2] - inverse[:, :1]) * beta + (inverse[:, 2:] - inverse[:, :1]) * gamma
-    return np.stack([beta, gamma, depth], axis=1)
+def _whole_range(values: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first and last whole number in 0..resolution-1 between the least and greatest of values [3, M]."""
+    least = np.minimum(np.minimum(values[0], values[1]), values[2])
+    most = np.maximum(np.maximum(values[0], values[1]), values[2])
+    first = np.maximum(np.ceil(least), 0).astype(np.int64)
+    return first, np.minimum(np.floor(most), resolution - 1).astype(np.int64)
+
+
+def _planes(x: np.ndarray, y: np.ndarray, area: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    """Returns two barycentric coordinates and 1/z as a*x + b*y + c in the picture: coefficients [M, 9].
+
+    Args:
+        x, y, inverse: picture coordinates and 1/z of the three corners, [3, M].
+        area: twice the signed area [M].
+    """
+    bx, by, cx, cy = x[1] - x[0], y[1] - y[0], x[2] - x[0], y[2] - y[0]
+    beta = np.stack([cy, -cx, cx * y[0] - cy * x[0]]) / area
+    gamma = np.stack([-by, bx, by * x[0] - bx * y[0]]) / area
+    depth = (inverse[1] - inverse[0]) * beta + (inverse[2] - inverse[0]) * gamma
+    depth[2] += inverse[0]
+    return np.concatenate([beta, gamma, depth]).T.copy()
 
 
 def _scatter(
@@ -131,11 +145,12 @@ def _scatter(
     row, column = np.divmod(local, width[owner])
     x, y = column + low[owner, 0], row + low[owner, 1]
     values = plane[owner]
-    beta = values[:, 0, 0] * x + values[:, 0, 1] * y + values[:, 0, 2]
-    gamma = values[:, 1, 0] * x + values[:, 1, 1] * y + values[:, 1, 2]
+    beta = values[:, 0] * x + values[:, 1] * y + values[:, 2]
+    gamma = values[:, 3] * x + values[:, 4] * y + values[:, 5]
     inside = (beta >= -_EDGE_SLACK) & (gamma >= -_EDGE_SLACK) & (beta + gamma <= 1 + _EDGE_SLACK)
-    x, y, owner, values = x[inside], y[inside], owner[inside], values[inside, 2]
-    inverse = values[:, 0] * x + values[:, 1] * y + values[:, 2]
+    inside = np.flatnonzero(inside)
+    x, y, owner, values = x[inside], y[inside], owner[inside], values[inside]
+    inverse = values[:, 6] * x + values[:, 7] * y + values[:, 8]
     pixel = y * resolution + x
     np.maximum.at(nearest, pixel, inverse)
     front = inverse == nearest[pixel]
