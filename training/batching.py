@@ -1,8 +1,7 @@
 """What a step is made of: phases, and the real and fake inputs of an iteration.
 
-Fake inputs are drawn for the whole batch of all processes, from a generator seeded by (seed, phase, clips
-seen), and each
-process takes its part: neither the number of processes nor of micro-batches changes them.
+Fake inputs are drawn for the whole batch of all processes, from a generator seeded by (seed, phase, clips seen),
+and each process takes its part: neither the number of processes nor of micro-batches changes them.
 """
 
 import dataclasses
@@ -84,9 +83,7 @@ def fake_batch(
 def noise_generator(
     config: TrainConfig, phase: Phase, nimg: int, first: int, device: torch.device
 ) -> torch.Generator:
-    """Returns the generator of noise, jitter and density points for the micro-batch that begins at clip
-    `first`.
-    """
+    """Returns the generator of noise, jitter and density points of the micro-batch that begins at `first`."""
     return seeded_generator(device, config.seed, _NOISE, PHASES.index(phase), nimg, first)
 
 

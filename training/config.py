@@ -1,7 +1,7 @@
 """The configuration of a training run: one frozen tree, and presets as functions that return one.
 
-Lengths of training and of schedules count clips ("nimg"); 1 kimg = 1000 clips. A preset fixes everything
-but the data.
+Lengths of training and of schedules count clips ("nimg"); 1 kimg = 1000 clips. A preset
+fixes everything but the data.
 """
 
 import dataclasses
@@ -136,9 +136,7 @@ def _square(
     channel_max: int = 512,
     **generator: object,
 ) -> TrainConfig:
-    """A config whose networks share resolution and widths; `generator` = further fields of
-    Generator.Config.
-    """
+    """A config whose networks share resolution and widths; `generator`: further fields of its Config."""
     widths = {'resolution': resolution, 'channel_base': channel_base, 'channel_max': channel_max}
     return TrainConfig(
         cfg=cfg,

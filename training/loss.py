@@ -82,9 +82,7 @@ def blur(images: Tensor, sigma: float) -> Tensor:
 
 
 def r1_penalty(logits: Tensor, inputs: list[Tensor]) -> Tensor:
-    """Returns the squared norm of the gradient of the summed logits with respect to the inputs, per sample
-    [N].
-    """
+    """Returns the squared norm of the gradient of the logits with respect to the inputs, per sample [N]."""
     grads = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
     return sum(g.square().sum(dim=(1, 2, 3)) for g in grads)
 
@@ -130,8 +128,7 @@ class PV3DLoss(Configurable):
         nimg: int,
         generator: torch.Generator | None,
     ) -> Iterator[Term]:
-        """Yields the terms of a phase, each with its own graph: the caller frees one before asking for the
-        next.
+        """Yields the terms of a phase, each with its own graph: free one before asking for the next.
 
         Args:
             phase: Gmain, Greg, Dmain or Dreg.
@@ -139,8 +136,7 @@ class PV3DLoss(Configurable):
             real: used by Dmain and Dreg.
             fake: used by Gmain, Greg and Dmain.
             nimg: clips seen before this iteration, drives the schedules.
-            generator: draws noise, ray jitter and density points; None = noise buffers and fixed ray
-            positions.
+            generator: draws noise, ray jitter and density points; None = noise buffers and fixed rays.
         """
         sigma = fade(nimg, self.config.blur_sigma, 0.0, self.config.blur_fade_nimg)
         if phase == 'Gmain':
@@ -161,9 +157,7 @@ class PV3DLoss(Configurable):
         return dataclasses.replace(G.config.renderer, resolution=now)
 
     def conditions(self, G: Generator, fake: FakeBatch, nimg: int) -> tuple[Tensor, Tensor]:
-        """Returns the cameras that the mapping sees and that are rendered, each [N, 2, 25] (PV3D table
-        2c).
-        """
+        """Returns the cameras that the mapping sees and those rendered, each [N, 2, 25] (PV3D table 2c)."""
         probability = fade(nimg, self.config.swap_start, self.config.swap_end, self.config.swap_fade_nimg)
         c_map = torch.where((fake.swap < probability)[:, None, None], fake.c_other, fake.c)
         condition = G.config.camera_condition
@@ -265,9 +259,7 @@ class PV3DLoss(Configurable):
             yield 'video', self.config.video_weight, networks.D_video(pair, c)
 
     def _real(self, G: Generator, real: RealBatch, nimg: int, sigma: float) -> tuple[Tensor, Tensor]:
-        """Returns real frames [2N, 3, R, R] and what dual discrimination compares image_raw with, both
-        blurred.
-        """
+        """Returns real frames [2N, 3, R, R] and their counterpart of image_raw, both blurred."""
         frames = real.frames.flatten(0, 1)
         size = (self.renderer(G, nimg).resolution,) * 2
         raw = nn.functional.interpolate(

@@ -1,5 +1,6 @@
-"""What a run tells people: the progress line, stats.jsonl, TensorBoard, sample sheets. One process writes
-it.
+"""What a run tells people: the progress line, stats.jsonl, TensorBoard, sample sheets.
+
+One process writes it.
 """
 
 import contextlib
@@ -111,9 +112,7 @@ class Reporter:
 
 
 def _video_summary(tag: str, video: np.ndarray, fps: float) -> Summary:
-    """Packs frames [T, H, W, 3] as an animated GIF, which TensorBoard plays; its own writer needs another
-    package.
-    """
+    """Packs frames [T, H, W, 3] as an animated GIF; TensorBoard's own writer needs another package."""
     encoded = iio.imwrite('<bytes>', video, extension='.gif', duration=1000 / fps, loop=0)
     height, width = video.shape[1:3]
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)

@@ -1,5 +1,6 @@
-"""Choosing the folder of a run: the same command goes on with its unfinished run, another one gets a new
-folder.
+"""Choosing the folder of a run: the same command goes on with its unfinished run.
+
+Another command gets a new folder. A run that is being trained is locked.
 """
 
 import contextlib
@@ -41,10 +42,15 @@ def choose_run_dir(outdir: Path, config: TrainConfig, name: str, fresh: bool) ->
         number = int(numbered[-1].name[:5]) + 1 if numbered else 0
         run_dir = same[-1] if same else outdir / f'{number:05d}-{name}'
         run_dir.mkdir(exist_ok=True)
-        with atomic_write(run_dir / _OPTIONS, 'w') as file:
-            json.dump(to_dict(config), file, indent=2)
     except OSError as err:
         raise UserError('cannot write ' + explain_os_error(err, outdir)) from err
+    try:
+        with atomic_write(run_dir / _OPTIONS, 'w') as file:
+            json.dump(to_dict(config), file, indent=2)
+    except UserError:
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()  # if it is empty: it was made just now
+        raise
     return run_dir, not same
 
 

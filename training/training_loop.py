@@ -1,8 +1,7 @@
 """The training loop: step, tick, checkpoint, resume.
 
-`Trainer.train()` is: while not done, step(); if a tick is due, tick(). Every random draw is seeded by
-(seed, purpose, clips
-seen), so that a run which stops at any step and goes on is the same run, bit for bit on a CPU.
+`Trainer.train()` is: while not done, step(); if a tick is due, tick(). Every random draw is seeded by (seed,
+purpose, clips seen), so that a run which stops at any step and goes on is the same run, bit for bit on a CPU.
 """
 
 import copy

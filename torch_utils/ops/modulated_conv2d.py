@@ -1,6 +1,4 @@
-"""Convolution whose input channels are scaled per sample by a style, with optional demodulation
-(StyleGAN2).
-"""
+"""Convolution whose input channels are scaled per sample by a style, demodulated or not (StyleGAN2)."""
 
 import torch
 from torch import Tensor

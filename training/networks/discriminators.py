@@ -1,5 +1,6 @@
-"""Image and video discriminators: residual StyleGAN2 networks that see the camera. Source: PV3D section
-3.3, EG3D.
+"""Image and video discriminators: residual StyleGAN2 networks that see the camera.
+
+Source: PV3D section 3.3, EG3D.
 """
 
 import dataclasses
@@ -145,9 +146,7 @@ class VideoDiscriminator(_Discriminator, Configurable):
         super().__init__(config, in_channels=channels, c_dim=2 * LABEL_DIM if config.camera else 0)
 
     def pair_input(self, images: Tensor, t: Tensor) -> Tensor:
-        """Stacks frame pairs [N, 2, 3, R, R] and times [N, 2] into what the network sees [N, 6 or 7, R,
-        R].
-        """
+        """Stacks frame pairs [N, 2, 3, R, R] and times [N, 2] to the input [N, 6 or 7, R, R]."""
         x = images.flatten(1, 2)
         if not self.config.delta_t:
             return x

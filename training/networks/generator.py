@@ -1,8 +1,7 @@
 """The PV3D generator: appearance and motion codes, a camera and a time -> a picture with depth.
 
-Data flow: mapping -> tri-plane synthesis with motion layers -> volume rendering -> super-resolution.
-Features change from
-NCHW (convolutions) to channels last (rendering) here and nowhere else. Source: PV3D section 3, fig. 2.
+Data flow: mapping -> tri-plane synthesis with motion layers -> volume rendering -> super-resolution. Features
+change from NCHW (convolutions) to channels last (rendering) here and nowhere else. Source: PV3D section 3, fig. 2.
 """
 
 import dataclasses
@@ -163,17 +162,14 @@ class Generator(nn.Module, Configurable):
         return planes.unflatten(1, (3, self.config.plane_channels))
 
     def motion_code(self, z_a: Tensor, z_m: Tensor) -> Tensor:
-        """Returns the code that drives the motion layers: z_m, or z_a in the ablation without a motion
-        code.
-        """
+        """Returns the code that drives the motion layers: z_m, or z_a when motion.kind = shared_code."""
         return z_a if self.config.motion.kind == 'shared_code' else z_m
 
     def sample_field(self, planes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluates the scene at world points [N, M, 3].
 
         Returns:
-            colour features [N, M, F] in [0, 1] and raw density [N, M, 1] (softplus(raw - 1) in 1 / scene
-            unit).
+            colour features [N, M, F] in [0, 1] and raw density [N, M, 1]; softplus(raw - 1) is in 1 / scene unit.
         """
         return self.decoder(sample_planes(planes, points, self.config.plane_axes, self.config.box_warp))
 
@@ -219,8 +215,9 @@ class Generator(nn.Module, Configurable):
         noise_mode: str = 'const',
         generator: torch.Generator | None = None,
     ) -> Rendering:
-        """Generates frames: z_a [N, z_dim], z_m [N, motion_dim], t [N], c [N, 25]; c_map (default c) goes
-        to the mapping.
+        """Generates frames of z_a [N, z_dim], z_m [N, motion_dim], t [N], c [N, 25].
+
+        c_map [N, 25] is the camera that the mapping sees; None = c.
         """
         ws = self.mapping(z_a, z_m, t, c if c_map is None else c_map)
         planes = self.planes(ws, self.motion_code(z_a, z_m), t, noise_mode, generator)

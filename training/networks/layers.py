@@ -1,7 +1,6 @@
 """Layers of StyleGAN2 with equalised learning rate: weights are N(0, 1) and scaled at run time.
 
-Layers take explicit arguments and know nothing of configs. Features are NCHW. Source: pv3d/EG3D facts,
-building blocks.
+Layers take explicit arguments and know nothing of configs. Features are NCHW. Source: EG3D.
 """
 
 import math
@@ -72,9 +71,7 @@ class Conv2d(nn.Module):
         self.register_buffer('resample_filter', make_filter(), persistent=False)
 
     def forward(self, x: Tensor, gain: float = 1.0, clamp: float | None = None) -> Tensor:
-        """Maps x [N, C_in, H, W] to [N, C_out, H / down, W / down]; the clamp is on the output before
-        `gain`.
-        """
+        """Maps x [N, C_in, H, W] to [N, C_out, H / down, W / down]; `gain` scales the clamp too."""
         weight = self.weight / math.sqrt(self.weight[0].numel())
         x = conv2d_resample(x, weight.to(x.dtype), self.resample_filter, down=self.down)
         return bias_act(x, self.bias, self.act, gain=gain, clamp=clamp)
@@ -106,8 +103,8 @@ class SynthesisLayer(nn.Module):
     ) -> Tensor:
         """Maps x [N, C_in, H, W] and w [N, w_dim] to [N, C_out, resolution, resolution].
 
-        noise_mode: `random` draws a map per sample from `generator`, `const` uses the buffer, `none` adds
-        nothing.
+        noise_mode: `random` draws a map per sample from `generator`, `const` uses the
+        buffer, `none` adds nothing.
         """
         weight = self.weight / math.sqrt(self.weight[0].numel())
         x = modulated_conv2d(x, weight, self.affine(w), self.resample_filter, up=self.up)

@@ -1,6 +1,4 @@
-"""Mapping networks: latent code and camera -> intermediate code w (G), camera -> embedding
-(discriminators).
-"""
+"""Mapping networks: code and camera -> intermediate code w (generator), camera -> embedding (discriminators)."""
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +44,9 @@ class MappingNetwork(nn.Module):
         return x
 
     def truncate(self, ws: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
-        """Moves the first `cutoff` (None = all) of ws [N, num_ws, w_dim] towards the mean: psi 1 =
-        unchanged, 0 = mean.
+        """Moves the first `cutoff` (None = all) of ws [N, num_ws, w_dim] towards the mean.
+
+        psi: 1 = unchanged, 0 = the mean.
         """
         if psi == 1:
             return ws

@@ -1,5 +1,6 @@
-"""Super-resolution: two modulated blocks on the rendered features, with a skip for the picture. Source:
-EG3D.
+"""Super-resolution: two modulated blocks on the rendered features, with a skip for the picture.
+
+Source: EG3D.
 """
 
 import torch
@@ -13,9 +14,7 @@ _NOISE = 'none'  # noise here would flicker between views [EG3D]
 
 
 class SuperresolutionBlock(nn.Module):
-    """Two convolutions, the first optionally doubling, and an RGB output added to the (doubled) input
-    picture.
-    """
+    """Two convolutions, the first may double, and an RGB output added to the (doubled) input picture."""
 
     def __init__(self, in_channels: int, channels: int, w_dim: int, resolution: int, up: int) -> None:
         super().__init__()
@@ -36,9 +35,8 @@ class SuperresolutionBlock(nn.Module):
 class Superresolution(nn.Module):
     """Features [N, C, h, w] and rgb [N, 3, h, w] of any size -> picture [N, 3, out, out].
 
-    Args of the constructor: feature channels, w_dim, resolution that inputs are resized to, resolution of
-    the output
-    (2 or 4 times that), channels of the two blocks, precision on CUDA.
+    Args of the constructor: feature channels, w_dim, resolution that inputs are resized to and resolution of the
+    output (2 or 4 times that), channels of the two blocks, precision on CUDA.
     """
 
     def __init__(

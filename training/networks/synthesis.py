@@ -1,5 +1,6 @@
-"""The temporal tri-plane synthesis network: a StyleGAN2 skip generator with motion layers. Source: PV3D
-fig. 3, eq. 2.
+"""The temporal tri-plane synthesis network: a StyleGAN2 skip generator with motion layers.
+
+Source: PV3D fig. 3, eq. 2.
 """
 
 import math
@@ -105,9 +106,7 @@ class SynthesisNetwork(nn.Module):
     def forward(
         self, ws: Tensor, z_m: Tensor, t: Tensor, noise_mode: str, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Maps ws [N, num_ws, w_dim], z_m [N, code_dim], t [N] to planes [N, out_channels, resolution,
-        resolution].
-        """
+        """Maps ws [N, num_ws, w_dim], z_m [N, code_dim], t [N] to planes [N, out_channels, R, R]."""
         x = skip = None
         start = 0
         for r in self.resolutions:

@@ -1,5 +1,6 @@
-"""Compositing along rays with the emission-absorption model. Source: PV3D eq. 3, after Max 1995; constants
-of EG3D.
+"""Compositing along rays with the emission-absorption model.
+
+Source: PV3D eq. 3, after Max 1995; constants of EG3D.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Renders a field along rays: coarse samples, importance samples, compositing.
 
-The renderer knows neither networks nor tri-planes: a field is a function of points. Source: EG3D, PV3D
-section 3.4.
+The renderer knows neither networks nor tri-planes: a field is a function of points.
+Source: EG3D, PV3D section 3.4.
 """
 
 import dataclasses

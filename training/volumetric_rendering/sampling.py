@@ -1,5 +1,6 @@
-"""Where along a ray to look: stratified samples, then more where the first ones found matter. Source:
-NeRF, EG3D.
+"""Where along a ray to look: stratified samples, then more where the first ones found matter.
+
+Source: NeRF, EG3D.
 """
 
 import torch
@@ -12,9 +13,8 @@ _EPS = 1e-5  # below this a bin of the cumulative distribution counts as empty
 def stratified_depths(near: float, far: float, num: int, offset: Tensor) -> Tensor:
     """Returns num depths from near to far, moved by `offset` in [0, 1) bins.
 
-    offset: [N, R, num, 1] or broadcastable; the result broadcasts like it and increases along `num`. The
-    last depth
-    may exceed `far` by one bin.
+    offset: [N, R, num, 1] or broadcastable; the result broadcasts like it and increases along `num`. The last
+    depth may exceed `far` by one bin.
     """
     base = torch.linspace(near, far, num, device=offset.device, dtype=offset.dtype)[:, None]
     return base + offset * ((far - near) / (num - 1))
