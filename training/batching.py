@@ -1,7 +1,7 @@
 """What a step is made of: phases, and the real and fake inputs of an iteration.
 
-Fake inputs are drawn for the whole batch of all processes, from a generator seeded by (seed, phase, clips seen),
-and each process takes its part: neither the number of processes nor of micro-batches changes them.
+Fake inputs are drawn for the whole batch of all processes, from a generator seeded by (seed, phase, clips
+seen), and each process takes its part: neither the number of processes nor of micro-batches changes them.
 """
 
 import dataclasses

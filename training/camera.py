@@ -1,9 +1,9 @@
 """Camera labels and poses.
 
-A label is 25 numbers: a row-major 4x4 camera-to-world matrix (OpenCV axes: x right, y down, z forward), then a
-row-major 3x3 intrinsics matrix normalised to image size 1. World: y up, +z towards a frontal camera, lengths in
-scene units. Yaw and pitch are true angles in radians; a camera at positive yaw stands at positive x.
-Source: labels of EG3D and PV3D.
+A label is 25 numbers: a row-major 4x4 camera-to-world matrix (OpenCV axes: x right, y down, z forward), then
+a row-major 3x3 intrinsics matrix normalised to image size 1. World: y up, +z towards a frontal camera,
+lengths in scene units. Yaw and pitch are true angles in radians; a camera at positive yaw stands at positive
+x. Source: labels of EG3D and PV3D.
 """
 
 import math
@@ -36,7 +36,7 @@ def make_intrinsics(focal: float = FOCAL) -> Tensor:
 
 
 def look_at(position: Tensor, target: Tensor) -> Tensor:
-    """Returns camera-to-world [..., 4, 4] of upright cameras at position [..., 3] that look at target [..., 3]."""
+    """Returns camera-to-world [..., 4, 4] of upright cameras at position that look at target, [..., 3]."""
     up = torch.tensor([0.0, 1.0, 0.0], dtype=position.dtype).expand_as(position)
     forward = torch.nn.functional.normalize(target - position, dim=-1)
     right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
@@ -104,8 +104,8 @@ def project(points: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """Projects world points [..., 3] with labels [..., 25] (leading axes broadcast).
 
     Returns:
-        picture coordinates [..., 2] (x right, y down, the picture is [0, 1]^2), and depth along the optical axis
-        [..., 1].
+        picture coordinates [..., 2] (x right, y down, the picture is [0, 1]^2), and depth along the optical
+        axis [..., 1].
     """
     pose, intrinsics = unpack_label(label)
     local = ((points - pose[..., :3, 3])[..., None, :] @ pose[..., :3, :3])[..., 0, :]

@@ -1,8 +1,8 @@
 """Upsample by zero insertion, pad, filter, keep every n-th pixel; with its own backward.
 
-The gradient of this operation is the same operation with up and down exchanged and the filter flipped, so that
-any order of derivative works. Owning it matters: the stock double backward of a depthwise convolution runs
-channel by channel.
+The gradient of this operation is the same operation with up and down exchanged and the filter flipped, so
+that any order of derivative works. Owning it matters: the stock double backward of a depthwise convolution
+runs channel by channel.
 """
 
 from typing import Any

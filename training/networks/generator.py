@@ -1,7 +1,8 @@
 """The PV3D generator: appearance and motion codes, a camera and a time -> a picture with depth.
 
 Data flow: mapping -> tri-plane synthesis with motion layers -> volume rendering -> super-resolution. Features
-change from NCHW (convolutions) to channels last (rendering) here and nowhere else. Source: PV3D section 3, fig. 2.
+change from NCHW (convolutions) to channels last (rendering) here and nowhere else. Source: PV3D section 3,
+fig. 2.
 """
 
 import dataclasses
@@ -169,7 +170,8 @@ class Generator(nn.Module, Configurable):
         """Evaluates the scene at world points [N, M, 3].
 
         Returns:
-            colour features [N, M, F] in [0, 1] and raw density [N, M, 1]; softplus(raw - 1) is in 1 / scene unit.
+            colour features [N, M, F] in [0, 1] and raw density [N, M, 1]; softplus(raw - 1) is in 1 / scene
+            unit.
         """
         return self.decoder(sample_planes(planes, points, self.config.plane_axes, self.config.box_warp))
 

@@ -1,4 +1,4 @@
-"""Mapping networks: code and camera -> intermediate code w (generator), camera -> embedding (discriminators)."""
+"""Mapping networks: code and camera -> intermediate code w, or camera -> embedding (discriminators)."""
 
 import torch
 from torch import Tensor, nn

@@ -20,7 +20,7 @@ _TABLES = {'G': _GENERATOR, 'D_image': (), 'D_video': ()}
 
 
 def from_released(network: str, name: str) -> str | None:
-    """Returns our name of a released tensor of `network` (G, D_image, D_video); None for a constant filter."""
+    """Returns our name of a released tensor of G, D_image or D_video; None for a constant filter."""
     if name.endswith('resample_filter'):
         return None
     for there, here in _TABLES[network]:

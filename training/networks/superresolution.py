@@ -35,8 +35,8 @@ class SuperresolutionBlock(nn.Module):
 class Superresolution(nn.Module):
     """Features [N, C, h, w] and rgb [N, 3, h, w] of any size -> picture [N, 3, out, out].
 
-    Args of the constructor: feature channels, w_dim, resolution that inputs are resized to and resolution of the
-    output (2 or 4 times that), channels of the two blocks, precision on CUDA.
+    Args of the constructor: feature channels, w_dim, resolution that inputs are resized to and resolution of
+    the output (2 or 4 times that), channels of the two blocks, precision on CUDA.
     """
 
     def __init__(
