@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from preprocessing import head_parts
-from preprocessing.head_geometry import (
+from preprocessing.head_features import (
     UPPER_LID,
     brow_mask,
     bump,
@@ -58,8 +58,11 @@ def shade(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples
             material = _body(identity, part)
         else:
             material = _small(identity, int(kind), part)
+        if kind == head_parts.TEETH:
+            part = part._replace(lit=np.maximum(part.lit, 0.75))  # they scatter light that lips let through
         color[at] = _light(identity, material, part)
-    return np.clip(color, 0.0, 1.0)
+    bright = np.maximum(color - 0.75, 0.0)
+    return np.clip(np.minimum(color, 0.75) + 0.25 * np.tanh(bright / 0.25), 0.0, 1.0)  # no hard clipping
 
 
 def backdrop(identity: Identity, directions: np.ndarray) -> np.ndarray:
@@ -116,7 +119,7 @@ def _face(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples
     brow = brow_mask(identity, x, y) * (z > 0) * np.clip(strands, 0, 1)
     albedo = _mix(albedo, identity.brow_color, 0.92 * brow)
     lip = _lip_mask(identity, x, y, samples.bag) * (z > 0)
-    streak = 1 + 0.05 * np.sin(900 * x + 2 * np.sin(300 * y))
+    streak = 1 + 0.02 * np.sin(900 * x + 3 * np.sin(300 * y))
     albedo = _mix(albedo, np.array(identity.lip_color, np.float32) * streak[:, None], lip)
     crease = (
         np.exp(-(((y - identity.mouth_y) / 0.0016) ** 2))

@@ -8,7 +8,8 @@ hairline.
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from preprocessing.head_geometry import BOTTOM, TOP, build_loft, settle, smoothstep
+from preprocessing.head_features import smoothstep
+from preprocessing.head_geometry import BOTTOM, TOP, build_loft, settle
 from preprocessing.head_identity import HAIR_STYLES, Identity
 
 LONG_STYLES = ('bob', 'long')  # cover the ears
@@ -44,6 +45,7 @@ def hair_shell(identity: Identity) -> tuple[np.ndarray, np.ndarray]:
     grow = smoothstep(-0.004, steep, inside)
     push = _volume(identity, style, phi, y) * identity.hair_volume * grow**0.6
     push = push * (1 + _lumps(identity, style, phi, y)) - 0.010 * smoothstep(0.003, -0.008, inside)
+    push = push - 0.08 * smoothstep(-0.015, -0.05, inside)  # well behind eyes and mouth
     radial = loft - np.array([0.0, 0.03, -0.01])
     radial[..., 1] *= loft[..., 1] > 0.03  # sideways below the widest part of the skull
     radial /= np.linalg.norm(radial, axis=-1, keepdims=True)

@@ -29,10 +29,37 @@ _SKIN = ('f7d9c4', 'f2c6a5', 'eab68c', 'd99e70', 'c68863', 'a96a44', '8a5433', '
 _HAIR = ('17120f', '2a1b14', '47301f', '6b4426', '8f5f33', 'b98a4f', 'e0be82', '9a3f1e', '8a8a8c', 'd9d7d2')
 _DYED = ('b8457a', '3c6fae', '5a3f8f', '2f7f76')
 _EYES = ('3a2415', '54341b', '7a5226', '6d7a3a', '4d7a5a', '4f7ea6', '7fa3bd', '68747f')
-_CLOTH = (
-    'c8423b 2f5fa8 2c8a63 e0a52e 6c4a8c d9d4c7 33363d 7c8a97 c76b98 3b7f8c 8a5a3a 222e4d a9b665 e67e4b f0efe9'
-).split()
-_BACKDROP = ('9fb7c9 c9b79f a7c2a0 c7a7b4 8d99ae d8d3c8 6f7f8c b8a9c9 e3c9a8 87a8a4 55606e c4d0d6').split()
+_CLOTH = [
+    'c8423b',
+    '2f5fa8',
+    '2c8a63',
+    'e0a52e',
+    '6c4a8c',
+    'd9d4c7',
+    '33363d',
+    '7c8a97',
+    'c76b98',
+    '3b7f8c',
+    '8a5a3a',
+    '222e4d',
+    'a9b665',
+    'e67e4b',
+    'f0efe9',
+]
+_BACKDROP = [
+    '9fb7c9',
+    'c9b79f',
+    'a7c2a0',
+    'c7a7b4',
+    '8d99ae',
+    'd8d3c8',
+    '6f7f8c',
+    'b8a9c9',
+    'e3c9a8',
+    '87a8a4',
+    '55606e',
+    'c4d0d6',
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +154,13 @@ def sample_identity(seed: int) -> Identity:
         np.clip(rng.normal(0.0, 0.75), -1.5, 1.5)
     )  # soft (-) to rugged (+): correlates shape, hair, beard
     age = float(rng.beta(1.2, 2.5))
+    tone = float(rng.uniform(0, len(_SKIN) - 1))  # fair to dark
+    dark = tone > 4.5
     return Identity(
         **_sample_shape(rng, lean),
         **_sample_features(rng, lean),
-        **_sample_colors(rng, lean, age),
-        **_sample_hair(rng, lean, age),
+        **_sample_colors(rng, lean, age, tone),
+        **_sample_hair(rng, lean, age, dark),
         **_sample_scene(rng),
     )
 
@@ -183,8 +212,7 @@ def _sample_features(rng: np.random.Generator, lean: float) -> dict:
     }
 
 
-def _sample_colors(rng: np.random.Generator, lean: float, age: float) -> dict:
-    tone = rng.uniform(0, len(_SKIN) - 1)
+def _sample_colors(rng: np.random.Generator, lean: float, age: float, tone: float) -> dict:
     skin = _palette_mix(_SKIN, tone) * rng.normal(1.0, 0.02, 3)
     lipstick = lean < 0.1 and rng.random() < 0.5
     natural = skin * np.array([0.92, 0.66, 0.66])
@@ -204,7 +232,7 @@ def _sample_colors(rng: np.random.Generator, lean: float, age: float) -> dict:
     }
 
 
-def _sample_hair(rng: np.random.Generator, lean: float, age: float) -> dict:
+def _sample_hair(rng: np.random.Generator, lean: float, age: float, dark: bool) -> dict:
     weights = np.array([0.5, 0.7, 1.2, 1.0, 1.2, 1.0, 1.0, 0.8, 1.1, 1.5, 0.8, 0.7])
     weights *= np.exp(
         np.linspace(0.9, -0.9, len(weights)) * lean * np.array([1.4] * 3 + [0.5] * 5 + [1.4] * 4)
@@ -214,9 +242,8 @@ def _sample_hair(rng: np.random.Generator, lean: float, age: float) -> dict:
         color = _hex(_DYED[rng.integers(len(_DYED))])
     else:
         grey = rng.random() < age**2
-        color = (
-            _palette_mix(_HAIR[8:], rng.uniform(0, 1)) if grey else _palette_mix(_HAIR[:8], rng.uniform(0, 7))
-        )
+        tones, last = (_HAIR[8:], 1) if grey else (_HAIR[:8], 2.6 if dark else 7)
+        color = _palette_mix(tones, rng.uniform(0, last))
     brow = np.clip(color * 0.62 + 0.02, 0, 0.5)
     return {
         'hair_style': style,
@@ -247,7 +274,7 @@ def _sample_scene(rng: np.random.Generator) -> dict:
         'light_yaw_rad': float(rng.choice([-1, 1]) * rng.uniform(0.15, 1.0)),
         'light_pitch_rad': float(rng.uniform(0.25, 0.95)),
         'light_key': float(rng.uniform(0.5, 0.78)),
-        'light_ambient': float(rng.uniform(0.42, 0.6)),
+        'light_ambient': float(rng.uniform(0.46, 0.64)),
         'light_warmth': float(rng.uniform(-1, 1)),
         'texture_phase': float(rng.uniform(0, 100)),
     }

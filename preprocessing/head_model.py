@@ -13,7 +13,7 @@ from preprocessing.head_motion import Motion
 
 MIN_RESOLUTION, MAX_RESOLUTION = 8, 2048
 _SHADOW_RESOLUTION = 128
-_SHADOW_BIAS = 0.008  # scene units
+_SHADOW_BIAS = 0.012  # scene units
 _LIGHT_DISTANCE = 6.0  # of the shadow camera, scene units
 
 
@@ -33,6 +33,15 @@ class _Hits(NamedTuple):
     distance: np.ndarray  # [N]
     directions: np.ndarray  # [R, R, 3]
     samples: head_appearance.Samples
+
+    def centres(self) -> '_Hits':
+        """Returns the hits of the middle of every 3x3 block: the centres of pixels three times as large."""
+        index = np.full(self.mask.shape, -1)
+        index[self.mask] = np.arange(len(self.distance))
+        index, mask = index[1::3, 1::3], self.mask[1::3, 1::3]
+        at = index[mask]
+        samples = head_appearance.Samples(*(field[at] for field in self.samples))
+        return _Hits(mask, self.distance[at], self.directions[1::3, 1::3], samples)
 
 
 class HeadModel:
@@ -79,7 +88,7 @@ class HeadModel:
         samples = fine.samples._replace(lit=self._lit(fine.samples, shadow))
         image[fine.mask] = head_appearance.shade(self.identity, motion, self.face.eyes, samples)
         image = image.reshape(resolution, factor, resolution, factor, 3).mean(axis=(1, 3))
-        exact = self._trace(vertices, normals, label, resolution)
+        exact = fine.centres() if factor == 3 else self._trace(vertices, normals, label, resolution)
         depth = np.zeros((resolution, resolution), np.float32)
         depth[exact.mask] = exact.distance
         normal = np.zeros((resolution, resolution, 3), np.float32)
@@ -124,7 +133,7 @@ class HeadModel:
         """Returns the share [N] of the key light that reaches the samples: softened over 4x4 cells of the shadow map."""
         label, distance = shadow
         pose, intrinsics = label[:16].reshape(4, 4), label[16:].reshape(3, 3)
-        offset = samples.position + 0.004 * samples.normal - pose[:3, 3]
+        offset = samples.position + 0.012 * samples.normal - pose[:3, 3]
         local = offset @ pose[:3, :3]
         screen = (local / local[:, 2:]) @ intrinsics[:2].T * _SHADOW_RESOLUTION - 0.5
         own = np.linalg.norm(offset, axis=1) - _SHADOW_BIAS

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from preprocessing.head_geometry import FaceRest, bump, loft_radii, smoothstep
+from preprocessing.head_features import bump, smoothstep
+from preprocessing.head_geometry import FaceRest, loft_radii
 from preprocessing.head_hair import LONG_STYLES, hair_shell
 from preprocessing.head_identity import HAIR_STYLES, Identity
 
