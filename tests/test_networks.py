@@ -22,7 +22,6 @@ from tiny import (
 from dnnlib.config import from_dict, to_dict
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator, minibatch_deviation
 from training.networks.generator import Generator
-from training.networks.layers import Conv2d, FullyConnected, SynthesisLayer, ToRGB, normalize_2nd_moment
 from training.networks.motion import MotionConfig
 from training.networks.released_names import from_released, to_released
 from training.networks.superresolution import Superresolution
@@ -86,65 +85,6 @@ def test_impossible_configs_are_refused(options, message):
 def test_block_resolutions():
     assert block_resolutions(4) == [4]
     assert block_resolutions(256) == [4, 8, 16, 32, 64, 128, 256]
-
-
-# Layers.
-
-
-def test_normalize_2nd_moment():
-    x = 3 * torch.randn((4, 32), generator=seeded(0))
-    same(normalize_2nd_moment(x).square().mean(dim=1), torch.ones(4), 1e-5)
-    assert normalize_2nd_moment(torch.zeros(1, 8)).isfinite().all()
-
-
-@pytest.mark.parametrize('lr_mul', [1.0, 0.01])
-@pytest.mark.parametrize('act', ['linear', 'lrelu'])
-def test_fully_connected(act, lr_mul):
-    """Equalised learning rate: stored weights are N(0, 1) / lr_mul, what acts has variance 1 / inputs."""
-    torch.manual_seed(0)
-    layer = FullyConnected(256, 512, act=act, lr_mul=lr_mul, bias_init=0.5)
-    assert layer.weight.std().item() == pytest.approx(1 / lr_mul, rel=0.02)
-    x = torch.randn((64, 256), generator=seeded(1))
-    y = x @ layer.weight.t() * lr_mul / 16 + 0.5
-    expected = y if act == 'linear' else torch.where(y > 0, y, 0.2 * y) * 2**0.5
-    same(layer(x), expected, 1e-4)
-    assert (layer(x) - 0.5 if act == 'linear' else layer(x)).std().item() == pytest.approx(1, abs=0.2)
-
-
-def test_convolutions_keep_the_variance():
-    torch.manual_seed(0)
-    x = torch.randn((4, 32, 16, 16), generator=seeded(1))
-    assert Conv2d(32, 64, 3)(x)[:, :, 1:-1, 1:-1].square().mean().item() == pytest.approx(1, abs=0.15)
-    w = torch.randn((4, 8), generator=seeded(2))
-    y = SynthesisLayer(32, 64, 8, 16)(x, w, 'none')[:, :, 1:-1, 1:-1]
-    assert y.square().mean().item() == pytest.approx(1, abs=0.15)
-
-
-def test_conv2d_clamps_before_its_gain():
-    torch.manual_seed(0)
-    x = 100 * torch.randn((2, 4, 8, 8), generator=seeded(0))
-    y = Conv2d(4, 4, 3, down=2)(x, gain=0.5, clamp=20.0)
-    assert y.shape == (2, 4, 4, 4) and y.abs().max() == 10
-
-
-def test_noise_modes():
-    torch.manual_seed(0)
-    layer = SynthesisLayer(4, 4, 8, 8)
-    layer.noise_strength.data.fill_(0.5)
-    x, w = torch.randn((2, 4, 8, 8), generator=seeded(0)), torch.randn((2, 8), generator=seeded(1))
-    x, w = x[:1].expand(2, -1, -1, -1), w[:1].expand(2, -1)  # two equal samples
-    silent, fixed = layer(x, w, 'none'), layer(x, w, 'const')
-    drawn = layer(x, w, 'random', seeded(3))
-    same(silent[0], silent[1], 1e-6)
-    same(fixed[0], fixed[1], 1e-6)
-    differs(drawn[0], drawn[1])
-    differs(silent, fixed)
-    differs(fixed, drawn)
-    assert torch.equal(drawn, layer(x, w, 'random', seeded(3)))
-    layer.noise_strength.data.zero_()
-    assert torch.equal(layer(x, w, 'random', seeded(4)), layer(x, w, 'none'))
-    with pytest.raises(ValueError, match='needs an explicit generator'):
-        layer(x, w, 'random')
 
 
 # The generator.
@@ -215,6 +155,27 @@ def test_mapping_sees_its_own_camera(G):
 
 
 @torch.no_grad()
+def test_every_layer_gets_its_own_code(G):
+    """One code per convolution and one for the last skip output; the others share that of the next one."""
+    found = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, args, name=name: found.update({name: args[0][0, 0].item()})
+        )
+        for name, module in G.synthesis.named_modules()
+        if name.endswith('affine') and 'motion' not in name
+    ]
+    ws = torch.arange(8.0).double()[None, :, None].expand(1, 8, 16)
+    G.planes(ws, double(1)[1], double(1)[2])
+    for hook in hooks:
+        hook.remove()
+    expected = {'b4.conv1': 0, 'b4.torgb': 1}
+    for i, r in enumerate((8, 16, 32)):
+        expected |= {f'b{r}.conv0': 2 * i + 1, f'b{r}.conv1': 2 * i + 2, f'b{r}.torgb': 2 * i + 3}
+    assert found == {f'{name}.affine': float(k) for name, k in expected.items()}
+
+
+@torch.no_grad()
 def test_truncation(G):
     z_a, z_m, t, c = double(2)
     ws = G.mapping(z_a, z_m, t, c)
@@ -268,17 +229,15 @@ def test_rendering_at_the_size_of_superresolution():
     assert all(n.startswith('superresolution') and n.endswith('noise_strength') for n in used)
 
 
-def test_superresolution_by_four():
+def test_superresolution_by_four_and_without_noise():
     torch.manual_seed(0)
     network = Superresolution(8, 16, (16, 64), (8, 8), 'fp32')
     x = torch.randn((1, 8, 12, 12), generator=seeded(0))
-    assert network(x, x[:, :3], torch.zeros(1, 16)).shape == (1, 3, 64, 64)
-
-
-def test_raw_picture_is_clamped():
-    torch.manual_seed(0)
-    layer = ToRGB(4, 3, 8, clamp=256.0)
-    assert layer(1e5 * torch.ones(1, 4, 2, 2), torch.ones(1, 8)).abs().max() == 256
+    before = network(x, x[:, :3], torch.zeros(1, 16))
+    assert before.shape == (1, 3, 64, 64)
+    for layer in (network.block0.conv0, network.block0.conv1, network.block1.conv0, network.block1.conv1):
+        layer.noise_strength.data.fill_(3.0)  # noise would flicker between views
+    assert torch.equal(network(x, x[:, :3], torch.zeros(1, 16)), before)
 
 
 # The discriminators.
@@ -309,6 +268,18 @@ def test_discriminators_mix_groups_only():
     assert ((before - after)[::2].abs() > 1e-9).all()
     with pytest.raises(ValueError, match='a batch of 6 does not divide into groups of 4'):
         D(image[:6], raw[:6], c[:6])
+
+
+@torch.no_grad()
+def test_score_compares_the_picture_with_the_camera():
+    D = build(ImageDiscriminator.Config(**D_CONFIG))
+    seen = {}
+    for name, module in (('picture', D.b4), ('camera', D.mapping)):
+        module.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+    image, raw = (torch.randn((4, 3, r, r), generator=seeded(r)) for r in (32, 8))
+    score = D(image, raw, cameras(4))
+    assert seen['camera'].shape == (4, 16)
+    same(score[:, 0], (seen['picture'] * seen['camera']).sum(dim=1) / 4, 1e-6)  # 4 = root of the width
 
 
 @torch.no_grad()
