@@ -218,8 +218,8 @@ def stop_on_signals(max_minutes: float | None) -> Callable[[], bool]:
 
     def on_signal(number: int, _frame: object) -> None:
         received.append(number)
-        # SIGTERM never kills: it may come twice, from torchrun and from a scheduler
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if number == signal.SIGINT:  # SIGTERM may come twice, from torchrun and from a scheduler
+            signal.signal(number, signal.SIG_DFL)
         if dist.is_leader():  # print is not safe in a signal handler
             text = f'{signal.Signals(number).name}: finishing this step, then writing a checkpoint\n'
             os.write(sys.__stderr__.fileno(), text.encode())

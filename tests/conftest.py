@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import signal
 import zipfile
 
 import numpy as np
@@ -22,6 +23,16 @@ def one_thread():
     """Makes sums independent of the machine, also in subprocesses."""
     torch.set_num_threads(1)
     os.environ['OMP_NUM_THREADS'] = '1'
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """Takes back the signal handlers that train.py sets."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(n) for n in numbers]
+    yield
+    for number, handler in zip(numbers, handlers, strict=True):
+        signal.signal(number, handler)
 
 
 def smooth_clip(rng, frames=FRAMES, size=SIZE):

@@ -1,11 +1,24 @@
-"""Runs of a few steps in this process, and how to compare them."""
+"""Runs of a few steps, in this process and in others, and how to compare them."""
 
+import contextlib
 import dataclasses
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+import train as train_script
 from training.training_loop import Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT_SEC = 300  # a process that takes longer hangs
 
 CPU = torch.device('cpu')
 
@@ -60,3 +73,55 @@ def batch_of(trainer):
     """Returns pairs of the first clips as a batch."""
     items = [trainer.dataset.get_pair(i % len(trainer.dataset), 0) for i in range(trainer.config.batch)]
     return {key: torch.stack([item[key] for item in items]) for key in ('frames', 't', 'c')}
+
+
+class Result(NamedTuple):
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+def cli(*args):
+    """Runs train.py in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            train_script.main.main([str(a) for a in args], prog_name='train.py')
+        except SystemExit as end:
+            return Result(end.code or 0, out.getvalue(), err.getvalue())
+    raise AssertionError('click does not return')
+
+
+@contextlib.contextmanager
+def start(*args, launcher=(), **options):
+    """Runs train.py in a process of its own, which ends with the block; its output comes in one pipe."""
+    command = [str(c) for c in (sys.executable, *launcher, ROOT / 'train.py', *args)]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1'}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=env, **options)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for pid in [*children(process.pid), process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.communicate()
+
+
+def children(pid):
+    """Returns the process numbers of the children of a process (Linux)."""
+    found = Path(f'/proc/{pid}/task/{pid}/children')
+    return [int(p) for p in found.read_text().split()] if found.exists() else []
+
+
+def wait_for(condition, process):
+    """Waits until condition() is true while the process lives, and returns its value."""
+    deadline = time.monotonic() + LIMIT_SEC
+    while not (value := condition()):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, 'nothing happens'
+        time.sleep(0.02)
+    return value
