@@ -1,7 +1,8 @@
 """Colours and light of the procedural heads, evaluated per visible sample from canonical coordinates.
 
-Nothing is a texture: lips, irises, brows, strands and seams are functions of the place on the surface, so they stay crisp
-at every resolution and stick to the moving surface exactly. Colours are display RGB in 0..1.
+Nothing is a texture: lips, irises, brows, strands and seams are functions of the place on the surface, so
+they stay crisp at every resolution and stick to the moving surface exactly. Colours are display RGB in
+0..1.
 """
 
 from typing import NamedTuple
@@ -66,7 +67,7 @@ def shade(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples
 
 
 def backdrop(identity: Identity, directions: np.ndarray) -> np.ndarray:
-    """Returns the background colours [..., 3] seen along unit directions [..., 3]: a soft gradient on a far dome."""
+    """Returns the background colours [..., 3] along unit directions [..., 3]: a gradient on a far dome."""
     turn = identity.backdrop_turn_rad
     across = directions[..., 1] * np.cos(turn) + directions[..., 0] * np.sin(turn)
     t = (0.5 + 0.5 * np.tanh(4.0 * across))[..., None]

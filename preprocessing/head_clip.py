@@ -1,4 +1,4 @@
-"""Renders one synthetic clip into encoded files; the unit of work of the render processes (imports no torch)."""
+"""Renders one synthetic clip into encoded files: the work of the render processes (imports no torch)."""
 
 import io
 from typing import NamedTuple

@@ -1,8 +1,8 @@
-"""Features of the face as functions of canonical coordinates: lids, lips, brows, nose, relief and expressions.
+"""Features of the face as functions of canonical coordinates: lids, lips, brows, nose, expressions.
 
-Canonical (x, y) are those of the undeformed loft of preprocessing/head_geometry.py: the eyes are at (+-eye_spacing,
-eye_height) and the lips meet at y = mouth_y whatever the motion. Geometry and colours use the same functions, so that
-paint and relief agree.
+Canonical (x, y) are those of the undeformed loft of preprocessing/head_geometry.py: the eyes are at
+(+-eye_spacing, eye_height) and the lips meet at y = mouth_y whatever the motion. Geometry and colours use
+the same functions, so that paint and relief agree.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def bump(x: np.ndarray, y: np.ndarray, centre: tuple[float, float], sigma: tuple
 
 
 def eye_local(identity: Identity, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns coordinates relative to the nearer eye, (a, b) = (outwards, up), with the tilt removed, in eye sizes."""
+    """Returns coordinates from the nearer eye, (a, b) = (outwards, up), without the tilt, in eye sizes."""
     a = (np.abs(x) - identity.eye_spacing) / identity.eye_size
     b = (y - identity.eye_height) / identity.eye_size
     return a, b - identity.eye_tilt * a
@@ -35,7 +35,7 @@ def eye_local(identity: Identity, x: np.ndarray, y: np.ndarray) -> tuple[np.ndar
 def lid_curves(
     identity: Identity, a: np.ndarray, blink: np.ndarray, squint: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the heights b of the upper and the lower lid edge at a, for closures `blink` (broadcast against a)."""
+    """Returns the heights b of the upper and the lower lid edge at a, for closures `blink` (0..1)."""
     u = np.clip(np.abs((a - 0.001) / 0.029), 0, 1)
     skew = 1 - 0.12 * a / 0.029
     lower = -(0.0098 - 0.004 * squint) * np.sqrt(identity.eye_open) * (1 - u**2.4)
@@ -173,7 +173,7 @@ def motion_shapes(
         'upper_lip': np.stack([zero, 0.007 * up, 0.001 * up], -1),
         'lower_lip': np.stack([zero, -0.009 * low, 0.002 * low], -1),
         'brow_raise': np.stack([zero, 0.015 * raised, 0.001 * raised], -1),
-        'brow_furrow': np.stack([-0.006 * sign * inner, -0.009 * inner, 0.002 * inner], -1),
+        'brow_furrow': np.stack([-0.006 * np.tanh(x / 0.015) * inner, -0.009 * inner, 0.002 * inner], -1),
     }
 
 
@@ -182,6 +182,6 @@ def jaw_weight(identity: Identity, x: np.ndarray, y: np.ndarray, side: np.ndarra
     u = np.clip(np.abs(x) / identity.mouth_width, 0, 1)
     parted = (1 - u**2.2) ** 0.6  # shape of the opening
     d = y - identity.mouth_y
-    above = 0.5 * (1 - parted) * np.exp(-np.maximum(d, 0) / 0.05)
+    above = 0.5 * (1 - parted) * np.exp(-np.maximum(d, 0) / 0.05) * smoothstep(0.0, -0.045, y)
     below = 1 - 0.5 * (1 - parted) * np.exp(np.minimum(d, 0) / 0.03)
     return np.where(side > 0, above, below)

@@ -1,9 +1,10 @@
-"""Face surface of the procedural heads: a loft from crown to chin, sculpted by smooth bumps, with a mouth that opens.
+"""Face of the procedural heads: a loft from crown to chin, sculpted by bumps, with a mouth that opens.
 
-The surface is one grid, rows from crown to chin and columns around the head (column angle phi = 0 faces +z). At the line of
-the mouth the grid is cut and rows are inserted that fold inwards: lips roll into a mouth cavity, of zero area outside the
-corners. Canonical coordinates (x, y, z of the undeformed loft) name places on the face for colours and motion: the eyes
-are at (+-eye_spacing, eye_height) and the lips meet at y = mouth_y whatever the motion.
+The surface is one grid, rows from crown to chin and columns around the head (column angle phi = 0 faces
++z). At the line of the mouth the grid is cut and rows are inserted that fold inwards: lips roll into a
+mouth cavity, of zero area outside the corners. Canonical coordinates (x, y, z of the undeformed loft)
+name places on the face for colours and motion: the eyes are at (+-eye_spacing, eye_height) and the lips
+meet at y = mouth_y whatever the motion.
 """
 
 from typing import NamedTuple
@@ -53,7 +54,7 @@ _PROFILE = np.array(
 
 
 class Loft(NamedTuple):
-    """Undeformed head: positions [H, W, 3] and column angles [W]; row and column spacing follows the features."""
+    """Undeformed head: positions [H, W, 3] and column angles [W]."""
 
     position: np.ndarray
     phi: np.ndarray
@@ -99,7 +100,7 @@ def build_loft(identity: Identity, heights: np.ndarray, phi: np.ndarray) -> Loft
 
 
 def settle(identity: Identity, position: np.ndarray) -> np.ndarray:
-    """Bends loft positions [..., 3] into a head: skull height, and the base of the skull rises behind the chin."""
+    """Bends loft positions [..., 3] into a head: height of the skull, and its base rises behind the chin."""
     x, y, z = np.moveaxis(position, -1, 0)
     lift = 0.42 * smoothstep(0.0, -0.19, y) * np.maximum(0.115 - z, 0.0)
     crown = (identity.skull_height - 1) * np.maximum(y - 0.06, 0.0) * 1.4
@@ -137,7 +138,7 @@ def build_face(identity: Identity) -> FaceRest:
 
 
 def pose_jaw(points: np.ndarray, amount: np.ndarray | float) -> np.ndarray:
-    """Rotates points [..., 3] about the hinge of the jaw by `amount` (1 = wide open, broadcast against points[..., 0])."""
+    """Rotates points [..., 3] about the hinge of the jaw by `amount` [...] (1 = wide open)."""
     angle = _JAW_RAD * np.asarray(amount)
     offset = points - _JAW_HINGE
     cos, sin = np.cos(angle), np.sin(angle)
@@ -166,7 +167,7 @@ def pose_face(identity: Identity, rest: FaceRest, motion: Motion) -> np.ndarray:
 
 
 def _rows(identity: Identity) -> tuple[np.ndarray, int]:
-    """Returns row heights, denser at eyes, nose and mouth, and the index of the first of the two rows at the mouth."""
+    """Returns row heights, denser at the features, and the index of the first of the two mouth rows."""
     angle = np.linspace(0.004, np.pi - 0.004, 4000)
     y = (TOP + BOTTOM) / 2 + (TOP - BOTTOM) / 2 * np.cos(angle)
     density = 0.45 + 1.2 * bump(y, 0 * y, (identity.eye_height, 0), (0.022, 1))
@@ -229,7 +230,7 @@ def _pose_lids(identity: Identity, rest: FaceRest, motion: Motion, position: np.
 
 
 def _ball_height(s: np.ndarray) -> np.ndarray:
-    """Returns the height of a unit sphere at distance s from its axis; falls away smoothly instead of ending."""
+    """Returns the height of a unit sphere at distance s from its axis; it falls away instead of ending."""
     slope = np.maximum(s - 0.84, 0.0)
     return np.sqrt(1 - np.minimum(s, 0.84) ** 2) - 1.55 * slope - 0.8 * smoothstep(0.95, 1.4, s)
 

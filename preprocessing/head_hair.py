@@ -1,8 +1,8 @@
-"""Hair of the procedural heads: one closed shell over the skull, which for long styles hangs on to the shoulders.
+"""Hair of the procedural heads: one closed shell over the skull that hangs down when it is long.
 
-The shell is the loft of the skull pushed out where hair grows and pulled under the skin elsewhere, so the hairline is where
-it meets the face. Canonical coordinates are (phi, y, inside): column angle, height before bending, and distance from the
-hairline.
+The shell is the loft of the skull pushed out where hair grows and pulled under the skin elsewhere, so the
+hairline is where it meets the face. Canonical coordinates are (phi, y, inside): column angle, height
+before bending, and distance from the hairline.
 """
 
 import numpy as np
@@ -86,7 +86,15 @@ def _hairline(identity: Identity, style: str, phi: np.ndarray) -> np.ndarray:
     top = identity.hairline
     recede = {'buzz': 0.010, 'short': 0.008, 'quiff': 0.010, 'side': 0.006, 'afro': -0.004}.get(style, 0.0)
     burns = {'bun': 0.040, 'ponytail': 0.040, 'afro': 0.015, 'fringe': 0.01}.get(style, 0.0)
-    edge = [top, top + 0.3 * recede, top - 0.006 + recede, top - 0.030 + recede, 0.105, 0.072, 0.020 + burns]
+    edge = [
+        top,
+        top + 0.3 * recede - 0.003,
+        top - 0.014 + recede,
+        top - 0.042 + recede,
+        0.108,
+        0.072,
+        0.020 + burns,
+    ]
     edge += [0.0 + burns, 0.052, 0.035, -0.075, -0.105]
     line = PchipInterpolator(_HAIRLINE_PHI, edge)(np.abs(phi))
     if style in ('fringe', 'bob'):

@@ -1,7 +1,8 @@
 """Random identities of the procedural heads: every number that makes one person look unlike another.
 
-Lengths are scene units (head height about 0.44), colours are RGB in 0..1, angles radians. Skin and hair colours come from
-palettes of plausible tones with a random mix, shapes from normal distributions around an average face.
+Lengths are scene units (head height about 0.44), colours are RGB in 0..1, angles radians. Skin and hair
+colours come from palettes of plausible tones with a random mix, shapes from normal distributions around
+an average face.
 """
 
 import dataclasses
@@ -252,7 +253,7 @@ def _sample_hair(rng: np.random.Generator, lean: float, age: float, dark: bool) 
         'hair_volume': _normal(rng, 1.0, 0.2, 0.65, 1.45),
         'hair_part': float(rng.choice([-1, 1]) * rng.uniform(0.2, 0.8)),
         'hair_wave': float(rng.uniform(0, 1)),
-        'hairline': _normal(rng, 0.153 + 0.006 * max(lean, 0) + 0.01 * age, 0.008, 0.135, 0.182),
+        'hairline': _normal(rng, 0.163 + 0.006 * max(lean, 0) + 0.008 * age, 0.008, 0.145, 0.188),
         'hair_length': float(rng.uniform(-0.32, -0.2)),
         'glasses': float(rng.uniform(0.85, 1.2)) if rng.random() < 0.2 else 0.0,
         'glasses_color': _color(_hex(('1b1b1e', '5a3219', '8f8f94', '7a1f2b', '203a5c')[rng.integers(5)])),

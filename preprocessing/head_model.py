@@ -1,6 +1,7 @@
 """Mesh of one procedural head: poses it, finds the triangle behind every sample, and colours the samples.
 
-World, cameras and labels as in training/camera.py, but without torch, so that render processes start quickly.
+World, cameras and labels as in training/camera.py, but without torch, so that render processes start
+quickly.
 """
 
 from typing import NamedTuple
@@ -130,7 +131,7 @@ class HeadModel:
         return label, distance
 
     def _lit(self, samples: head_appearance.Samples, shadow: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """Returns the share [N] of the key light that reaches the samples: softened over 4x4 cells of the shadow map."""
+        """Returns the share [N] of the key light that arrives, softened over 4x4 cells of the shadow map."""
         label, distance = shadow
         pose, intrinsics = label[:16].reshape(4, 4), label[16:].reshape(3, 3)
         offset = samples.position + 0.012 * samples.normal - pose[:3, 3]

@@ -1,7 +1,8 @@
 """Facial motion and camera paths of the procedural heads, as smooth random functions of time.
 
-Motion is a handful of amounts, about 0..1, that preprocessing/head_geometry.py turns into vertices: speech is a sum of
-syllable-rate oscillations under an envelope with pauses; blinks are short events; gaze jumps between targets.
+Motion is a handful of amounts, about 0..1, that preprocessing/head_geometry.py turns into vertices:
+speech is a sum of syllable-rate oscillations under an envelope with pauses; blinks are short events; gaze
+jumps between targets.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ def sample_motion_path(seed: int, num_frames: int, fps: float = 25.0) -> list[Mo
     """Samples the facial motion of a clip.
 
     Args:
-        seed: any non-negative integer; equal seeds give equal paths, and longer paths begin like shorter ones.
+        seed: any non-negative integer; equal seeds give equal paths.
         num_frames: frames T.
         fps: frames per second.
 
@@ -48,13 +49,13 @@ def sample_motion_path(seed: int, num_frames: int, fps: float = 25.0) -> list[Mo
     time_sec = np.arange(num_frames) / fps
     rng = np.random.default_rng([seed, 1])
     envelope = _smoothstep(0.5 + 1.6 * (_waves(rng, time_sec, 0.3, 1.1) + 0.35))
-    syllables = np.clip(0.42 + 0.75 * _waves(rng, time_sec, 2.2, 4.6), 0.0, 1.0)
+    syllables = np.clip(0.42 + 0.75 * _waves(rng, time_sec, 1.4, 3.2), 0.0, 1.0)
     jaw = envelope * rng.uniform(0.55, 1.0) * syllables
     mood = rng.uniform(-0.25, 0.9) if rng.random() < 0.75 else 0.0
     smile = mood + 0.25 * _waves(rng, time_sec, 0.2, 0.9)
-    pucker = envelope * np.clip(0.15 + 0.7 * _waves(rng, time_sec, 1.2, 3.2), 0.0, 1.0)
-    upper = np.clip(envelope * (0.25 + 0.6 * _waves(rng, time_sec, 1.5, 4.0)), 0.0, 1.0)
-    lower = np.clip(envelope * (0.25 + 0.6 * _waves(rng, time_sec, 1.5, 4.0)), 0.0, 1.0)
+    pucker = envelope * np.clip(0.15 + 0.7 * _waves(rng, time_sec, 0.9, 2.4), 0.0, 1.0)
+    upper = np.clip(envelope * (0.25 + 0.6 * _waves(rng, time_sec, 1.2, 2.8)), 0.0, 1.0)
+    lower = np.clip(envelope * (0.25 + 0.6 * _waves(rng, time_sec, 1.2, 2.8)), 0.0, 1.0)
     brow = rng.normal(0.05, 0.25) + 0.45 * _waves(rng, time_sec, 0.3, 1.3)
     furrow = np.clip(rng.normal(0.0, 0.3) + 0.3 * _waves(rng, time_sec, 0.2, 0.8), 0.0, 1.0)
     blink = _blinks(np.random.default_rng([seed, 2]), time_sec)

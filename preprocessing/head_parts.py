@@ -1,7 +1,8 @@
 """Everything of a procedural head but the face: ears, neck and shoulders, hair, teeth and tongue, glasses.
 
-Each part is a grid of vertices whose row direction x column direction points out of the solid. `canonical` carries the
-coordinates that the colours of that part need (see preprocessing/head_appearance.py).
+Each part is a grid of vertices whose row direction x column direction points out of the solid.
+`canonical` carries the coordinates that the colours of that part need (see
+preprocessing/head_appearance.py).
 """
 
 from typing import NamedTuple
@@ -96,7 +97,7 @@ def _body(identity: Identity) -> Part:
 
 
 def neckline(identity: Identity, cos: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Returns how far a point of the body is inside the clothing, scene units; cos is that of its column angle."""
+    """Returns how far inside the clothing a point of the body is; cos is that of its column angle."""
     edge = -0.246 + 0 * x
     front = smoothstep(-0.2, 0.7, cos)
     dips = (0.018, 0.060 - 0.75 * np.abs(x), 0.040 - 2.6 * x**2, -0.006)

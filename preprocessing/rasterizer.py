@@ -1,7 +1,8 @@
 """Z-buffer rasteriser for dense triangle meshes, vectorised in numpy.
 
-Finds the triangle seen through each pixel centre; exact distances and barycentric coordinates then come from one
-ray-triangle intersection per pixel, so that depth is as exact as float64. Conventions of training/camera.py.
+Finds the triangle seen through each pixel centre; exact distances and barycentric coordinates then come
+from one ray-triangle intersection per pixel, so that depth is as exact as float64. Conventions of
+training/camera.py.
 """
 
 from typing import NamedTuple
@@ -107,7 +108,7 @@ def _matrices(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _whole_range(values: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first and last whole number in 0..resolution-1 between the least and greatest of values [3, M]."""
+    """Returns the first and last whole number in 0..resolution-1 within the span of values [3, M]."""
     least = np.minimum(np.minimum(values[0], values[1]), values[2])
     most = np.maximum(np.maximum(values[0], values[1]), values[2])
     first = np.maximum(np.ceil(least), 0).astype(np.int64)

@@ -1,8 +1,8 @@
 """Procedural talking heads: the embedded default data set, with exact cameras, depth, normals and masks.
 
-People, motion and cameras are random but smooth functions of a seed (head_identity.py, head_motion.py); head_model.py
-renders them; `write_dataset` writes clips in the data set format. World, cameras and labels as in training/camera.py.
-No outside source: all shapes and colours are made here.
+People, motion and cameras are random but smooth functions of a seed (head_identity.py, head_motion.py);
+head_model.py renders them; `write_dataset` writes clips in the data set format. World, cameras and labels
+as in training/camera.py. No outside source: all shapes and colours are made here.
 """
 
 import json
@@ -44,7 +44,7 @@ _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal arguments give equal b
 
 
 def sample_camera_path(seed: int, num_frames: int) -> np.ndarray:
-    """Samples a smooth, mostly frontal camera path: labels float32 [T, 25], yaw to 45 and pitch to 20 degrees."""
+    """Samples a smooth, mostly frontal camera path: labels [T, 25], yaw to 45 and pitch to 20 degrees."""
     yaw, pitch = torch.from_numpy(sample_camera_angles(seed, num_frames)).unbind(dim=1)
     return camera.orbit_label(yaw, pitch).numpy()
 
@@ -92,7 +92,7 @@ def write_dataset(
     if num_clips < 1 or num_frames < 1 or seed < 0 or not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
         raise UserError(
             f'synthetic data need clips >= 1, frames >= 1, seed >= 0 and a resolution in {MIN_RESOLUTION}..'
-            f'{MAX_RESOLUTION}; got clips {num_clips}, frames {num_frames}, seed {seed}, resolution {resolution}'
+            f'{MAX_RESOLUTION}; got clips {num_clips}, frames {num_frames}, seed {seed}, size {resolution}'
         )
     dest = Path(dest)
     write = _write_zip if dest.suffix == '.zip' else _write_folder
