@@ -190,9 +190,7 @@ def _tube(path: np.ndarray, radius: float = 0.0028) -> Part:
     """Sweeps a circle along a path [N, 3]."""
     tangent = np.gradient(path, axis=0)
     tangent /= np.linalg.norm(tangent, axis=-1, keepdims=True)
-    helper = np.array([0.0, 1.0, 0.02])
-    helper = np.where(np.abs(tangent @ helper)[:, None] > 0.98, np.array([0.0, 0.0, 1.0]), helper)
-    first = np.cross(tangent, np.array([0.0, 0.0, 1.0]) + 0.001 * helper)
+    first = np.cross(tangent, np.array([0.0, 0.0, 1.0]))
     flat = np.linalg.norm(first, axis=-1, keepdims=True) < 0.3
     first = np.where(flat, np.cross(tangent, np.array([0.0, 1.0, 0.0])), first)
     first /= np.linalg.norm(first, axis=-1, keepdims=True)
