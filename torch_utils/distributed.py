@@ -43,7 +43,21 @@ def init(device_type: str) -> None:
     if int(os.environ.get('WORLD_SIZE', '1')) > 1 and not dist.is_initialized():
         device = torch.device('cuda', device_index) if device_type == 'cuda' else None
         backend = 'nccl' if device_type == 'cuda' else 'gloo'
-        dist.init_process_group(backend, init_method='env://', timeout=_TIMEOUT, device_id=device)
+        store, index, count = next(dist.rendezvous('env://', timeout=_TIMEOUT))
+        store = dist.PrefixStore(_attempt(), store)
+        dist.init_process_group(
+            backend, store=store, rank=index, world_size=count, timeout=_TIMEOUT, device_id=device
+        )
+
+
+def _attempt() -> str:
+    """Names the attempt of `torchrun --max-restarts`, whose store still holds addresses of dead processes.
+
+    On several machines the counts of their torchruns may differ: there, start it with
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 instead. Source: pytorch issue 135712.
+    """
+    one_machine = os.environ.get('LOCAL_WORLD_SIZE') == os.environ['WORLD_SIZE']
+    return f'attempt {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0) if one_machine else 0}'
 
 
 def finish() -> None:
