@@ -73,7 +73,11 @@ first).
 )
 @click.option('--glr', type=float, metavar='NUM', help="Generator's learning rate.  [default: preset]")
 @click.option('--dlr', type=float, metavar='NUM', help="Discriminators' learning rate.  [default: preset]")
-@click.option('--resume', metavar='PKL', help='Start a new run from the weights of this snapshot.')
+@click.option(
+    '--resume',
+    metavar='PKL',
+    help='Start a new run from the weights of this snapshot; schedules (blur, ...) go on.',
+)
 @click.option('--mirror', type=bool, metavar='BOOL', help='Mirror pictures and cameras.  [default: preset]')
 @click.option(
     '--tick', type=float, metavar='KIMG', help='Thousand clips between progress lines.  [default: preset]'

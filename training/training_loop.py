@@ -45,6 +45,12 @@ class Progress:
     tick: int = 0  # whole ticks done
     seconds: float = 0.0  # training time so far, over all sessions
     nonfinite: int = 0  # iterations with a nan or infinity so far
+    seen_before: int = 0  # clips that the snapshot this run started from had seen
+
+    @property
+    def schedule_nimg(self) -> int:
+        """Clips that the weights have seen, this run and before: where the schedules stand."""
+        return self.seen_before + self.cur_nimg
 
 
 class Trainer:
@@ -130,7 +136,7 @@ class Trainer:
 
         pair: this rank's share of the batch.
         """
-        nimg, config = self.progress.cur_nimg, self.config
+        config, nimg, seen = self.config, self.progress.cur_nimg, self.progress.schedule_nimg
         for module in (m for m in self.networks if m is not None):
             module.requires_grad_(module in phase.modules)
         phase.optimizer.zero_grad(set_to_none=True)
@@ -143,7 +149,7 @@ class Trainer:
         parts = zip(micro_batches(real, self.batch_gpu), micro_batches(fake, self.batch_gpu), strict=True)
         for i, (real_part, fake_part) in enumerate(parts):
             noise = noise_generator(config, phase.name, nimg, first + i * self.batch_gpu, self.device)
-            for term in self.loss.terms(phase.name, self.networks, real_part, fake_part, nimg, noise):
+            for term in self.loss.terms(phase.name, self.networks, real_part, fake_part, seen, noise):
                 (term.loss * (phase.interval / rounds)).backward()
                 for name, value in term.stats.items():
                     self.stats.report(name, value)
@@ -154,7 +160,7 @@ class Trainer:
     def ema_beta(self) -> float:
         """Decay of the moving average for this iteration; 0 in the first one, which copies."""
         ema = self.config.ema
-        half_life = min(ema.half_life_nimg, self.progress.cur_nimg * ema.rampup)
+        half_life = min(ema.half_life_nimg, self.progress.schedule_nimg * ema.rampup)
         return 0.5 ** (self.config.batch / half_life) if half_life > 0 else 0.0
 
     def tick(self, since: int, stop: bool, done: bool) -> None:
@@ -258,6 +264,7 @@ class Trainer:
         return {
             'cur_nimg': self.progress.cur_nimg,
             'kimg': self.progress.cur_nimg / 1000,
+            'schedule_nimg': self.progress.schedule_nimg,
             'cfg': self.config.cfg,
             'dataset': self.dataset.describe(),
             'fps': self.dataset.fps,
@@ -281,8 +288,13 @@ class Trainer:
                     phase.optimizer.load_state_dict(state['optimizers'][phase.name])
             dist.print0(f'continuing {self.run_dir} at {self.progress.cur_nimg} clips')
         elif self.config.resume is not None:
-            self._load(checkpoint.read_snapshot(self.config.resume))
-            dist.print0(f'starting from the weights of {self.config.resume}')
+            snapshot = checkpoint.read_snapshot(self.config.resume)
+            self._load(snapshot)
+            self.progress.seen_before = int(snapshot.meta.get('schedule_nimg', 0))
+            dist.print0(
+                f'starting from the weights of {self.config.resume}; schedules go on at '
+                f'{self.progress.seen_before} clips'
+            )
 
     def _load(self, snapshot: checkpoint.Snapshot) -> None:
         for name, module in self._modules().items():
