@@ -118,6 +118,26 @@ def test_resume_from_weights_is_a_new_run(small, tmp_path):
     assert list((tmp_path / 'b').iterdir()) == []
 
 
+def test_schedules_go_on_in_a_run_from_weights(small, tmp_path, monkeypatch):
+    train(dataclasses.replace(small, total_nimg=4), tmp_path / 'a')
+    path = str(tmp_path / 'a' / 'network-snapshot-000000004.pkl')
+    config = dataclasses.replace(small, seed=5, resume=path, total_nimg=6)
+    seen = []
+    terms = PV3DLoss.terms
+
+    def spy(self, phase, networks, real, fake, nimg, generator):
+        seen.append(nimg)
+        return terms(self, phase, networks, real, fake, nimg, generator)
+
+    monkeypatch.setattr(PV3DLoss, 'terms', spy)
+    whole = train(config, tmp_path / 'b')
+    assert sorted(set(seen)) == [4, 6, 8] and whole.progress.cur_nimg == 6
+    train(config, tmp_path / 'c', until=2)
+    assert_same(everything(train(config, tmp_path / 'c')), everything(whole))
+    last = checkpoint.read_snapshot(tmp_path / 'c' / 'network-snapshot-000000006.pkl')
+    assert (last.meta['cur_nimg'], last.meta['schedule_nimg']) == (6, 10)
+
+
 def test_resume_from_half_precision(small, tmp_path):
     source = Trainer(small, tmp_path, CPU)
     path = tmp_path / 'half.pkl'
