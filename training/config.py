@@ -5,6 +5,7 @@ fixes everything but the data.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -31,6 +32,12 @@ class EmaConfig:
 
     half_life_nimg: int = 5000  # clips: batch x 10 / 32 x 1000 [EG3D]
     rampup: float = 0.05  # at first the half-life is at most this share of the clips seen [EG3D]
+
+    def __post_init__(self) -> None:
+        if self.half_life_nimg < 1 or not 0 < self.rampup < math.inf:
+            raise ValueError(
+                f'ema.half_life_nimg={self.half_life_nimg} and ema.rampup={self.rampup} must be positive'
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +110,7 @@ class TrainConfig:
         Raises:
             ValueError: if the batch does not divide.
         """
-        batch_gpu = self.batch_gpu or self.batch // world_size
+        batch_gpu = self.batch // world_size if self.batch_gpu is None else self.batch_gpu
         if batch_gpu < 1 or self.batch % (batch_gpu * world_size):
             raise ValueError(
                 f'--batch {self.batch} must be a multiple of '
@@ -218,11 +225,8 @@ def demo(data: str) -> TrainConfig:
         motion=MotionConfig(code_dim=128),
         renderer=RendererConfig(resolution=32, depth_samples=10, importance_samples=10),
     )
-    half = 1024  # discriminators of half the width: cheaper, and a match for so small a generator
     return dataclasses.replace(
         config,
-        d_image=dataclasses.replace(config.d_image, channel_base=half),
-        d_video=dataclasses.replace(config.d_video, channel_base=half),
         loss=PV3DLoss.Config(
             r1_gamma=0.2, density_weight=0.25, blur_sigma=1.5, blur_fade_nimg=4000, swap_fade_nimg=20_000
         ),
