@@ -112,7 +112,9 @@ def find_released(source: str) -> tuple[list[RawClip], list[str]]:
     root = _folder(source)
     listing = root / 'voxceleb.list'
     try:
-        lines = listing.read_text().split('\n')
+        lines = listing.read_text(encoding='utf-8').split('\n')
+    except UnicodeDecodeError as error:
+        raise UserError(f'{listing} is not a text file; it must hold one path per line') from error
     except OSError as error:
         raise UserError(
             f'the released layout starts at its list: {explain_os_error(error, listing)}'

@@ -26,6 +26,7 @@ from training.dataset_files import DataError, FileStore, read_index
 _MAX_BAD = 0.01  # share of unreadable clips that training puts up with
 _MAX_REPLACED = 8  # unreadable clips in a row after which training gives up
 _ORDER, _PAIR = 0, 1  # first word of the seeds, keeps the streams apart
+_PICTURES = ('PNG', 'JPEG', 'WEBP')  # what Pillow may take a file for
 _log = logging.getLogger(__name__)
 
 
@@ -129,9 +130,9 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
                 f'dataset_tool.py pack --resolution {config.resolution}'
             )
         try:
-            with Image.open(io.BytesIO(self._files.read(0))) as image:
+            with Image.open(io.BytesIO(self._files.read(0)), formats=_PICTURES) as image:
                 size = image.size
-        except (DataError, OSError, SyntaxError, ValueError):
+        except Exception:  # as in decode_picture
             return  # one unreadable picture is for the tolerance of training to judge
         if size != (self.resolution, self.resolution):
             raise DataError(
@@ -233,12 +234,13 @@ def decode_picture(data: bytes, name: str, resolution: int) -> np.ndarray:
         DataError: when it cannot be decoded or is not `resolution` pixels wide and high.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=('PNG', 'JPEG', 'WEBP')) as image:
-            picture = np.array(image.convert('RGB'))
+        with Image.open(io.BytesIO(data), formats=_PICTURES) as image:
+            width, height = image.size
+            fits = width == height == resolution
+            picture = np.array(image.convert('RGB')) if fits else None  # a bomb is not unpacked
     except Exception as error:  # broken files make Pillow raise a dozen unrelated types
         raise DataError(f'{name} cannot be decoded ({type(error).__name__})') from error
-    height, width = picture.shape[:2]
-    if (height, width) != (resolution, resolution):
+    if picture is None:
         raise DataError(f'{name} is {width}x{height} instead of {resolution}x{resolution}')
     return picture
 

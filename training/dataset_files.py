@@ -20,6 +20,9 @@ from dnnlib.util import UserError
 from training.camera import LABEL_DIM
 
 FORMAT, VERSION = 'pv3d-dataset', 1
+_DEFAULT_FPS = 25.0
+_MAX_FPS = 1000  # no camera of talking heads is faster
+_MAX_INT = 2**63  # longer integers do not fit into a float
 _LOCAL_HEADER = struct.Struct(
     '<4s22xHH'
 )  # zip local file header: signature, ..., length of the name, of the extra field
@@ -74,10 +77,10 @@ def read_index(path: str) -> FrameIndex:
     names = [f'{folder}/{name}' if folder else name for folder, name, _ in rows]
     return FrameIndex(
         resolution=table['resolution'],
-        fps=float(table.get('fps', 25.0)),
+        fps=float(table.get('fps', _DEFAULT_FPS)),
         clips=clips,
         starts=np.array(starts, dtype=np.int64),
-        files=np.array([name.encode() for name in names]),
+        files=np.array([name.encode(errors='replace') for name in names]),
         cameras=cameras,
         problems=problems,
     )
@@ -159,7 +162,7 @@ def _read_json(path: str) -> bytes:
             return archive.read('dataset.json')
     except (FileNotFoundError, KeyError) as error:
         raise DataError(missing) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: it is encrypted
         what = (
             'is empty'
             if os.path.getsize(path) == 0
@@ -173,7 +176,7 @@ def _read_json(path: str) -> bytes:
 def _parse_json(path: str, text: bytes) -> dict[str, Any]:
     try:
         table = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f'{path}: dataset.json is not valid JSON ({error})') from error
     if not isinstance(table, dict) or table.get('format') != FORMAT:
         raise DataError(
@@ -184,8 +187,11 @@ def _parse_json(path: str, text: bytes) -> dict[str, Any]:
             f'{path}: version {table.get("version")} of the format is not {VERSION}; update the code'
         )
     resolution = table.get('resolution')
-    if not isinstance(resolution, int) or resolution < 1:
+    if type(resolution) is not int or resolution < 1:
         raise DataError(f'{path}: resolution={resolution!r} in dataset.json must be a whole number of pixels')
+    fps = table.get('fps', _DEFAULT_FPS)
+    if type(fps) not in (int, float) or not 0 < fps <= _MAX_FPS:
+        raise DataError(f'{path}: fps={fps!r} in dataset.json must be a number up to {_MAX_FPS}')
     return table
 
 
@@ -198,7 +204,7 @@ def _parse_cameras(labels: list[Any]) -> tuple[np.ndarray, list[tuple[int, str]]
     bad = []
     try:
         cameras = np.asarray(labels, dtype=np.float32)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         cameras = np.empty(0)
     if cameras.shape != (len(labels), LABEL_DIM):
         cameras = np.full((len(labels), LABEL_DIM), np.nan, dtype=np.float32)
@@ -207,7 +213,7 @@ def _parse_cameras(labels: list[Any]) -> tuple[np.ndarray, list[tuple[int, str]]
                 bad.append((i, 'is missing'))
             elif len(label) != LABEL_DIM:
                 bad.append((i, f'has {len(label)} numbers instead of {LABEL_DIM}'))
-            elif all(isinstance(v, (int, float)) for v in label):
+            elif all(isinstance(v, float) or (isinstance(v, int) and abs(v) < _MAX_INT) for v in label):
                 cameras[i] = label
     finite = np.isfinite(cameras).all(axis=1)
     known = {i for i, _ in bad}
