@@ -154,7 +154,7 @@ def test_build_network_explains(tmp_path):
         assert part in str(err.value)
     assert 'misshapen: body.weight [6, 4] instead of [6, 5]' in str(err.value)
     snapshot.networks['G']['config']['depth'] = 3
-    with pytest.raises(CheckpointError, match='options that Net does not have .*unknown option depth'):
+    with pytest.raises(CheckpointError, match='options that Net cannot have .*unknown option depth'):
         build_network(snapshot, 'G', Net)
 
 

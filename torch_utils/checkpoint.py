@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dnnlib.config import ConfigError, from_dict, to_dict
+from dnnlib.config import from_dict, to_dict
 from dnnlib.util import UserError, atomic_write, explain_os_error, remove_temp_files
 
 SNAPSHOT = 'pv3d-snapshot'
@@ -131,9 +131,9 @@ def build_network(
     entry = snapshot.networks[name]
     try:
         module = from_dict(cls.Config, entry['config']).build()
-    except ConfigError as err:
+    except (ValueError, RuntimeError) as err:  # the config is refused, or asks for more memory than there is
         message = (
-            f'{snapshot.path}: {name} was saved with options that {cls.__qualname__} does not have ({err})'
+            f'{snapshot.path}: {name} was saved with options that {cls.__qualname__} cannot have ({err})'
         )
         raise CheckpointError(f'{message}; use the code that wrote it') from err
     problem = _state_mismatch(module, entry['state'])
@@ -284,7 +284,7 @@ def _load(path: str | Path, file_format: str) -> dict[str, Any]:
     _check_zip(Path(path), noun)
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
-    except (Exception, MemoryError) as err:  # the safe unpickler raises nearly anything on a hostile file
+    except Exception as err:  # the safe unpickler raises nearly anything on a hostile file
         advice = 'legacy files are converted with legacy.py'
         raise CheckpointError(
             f'{path}: refused, not the plain data of a {noun} ({_reason(err)}); {advice}'
