@@ -168,7 +168,7 @@ def build_config(options: dict) -> TrainConfig:
     if options['kimg'] is not None:
         changes.append(('total_nimg', to_clips(options['kimg'])))
     if options['tick'] is not None:
-        changes.append(('output.tick_nimg', max(to_clips(options['tick']), 1)))
+        changes.append(('output.tick_nimg', to_clips(options['tick'])))
     if options['precision'] is not None:
         changes += [
             (f'{network}.precision', options['precision']) for network in ('generator', 'd_image', 'd_video')

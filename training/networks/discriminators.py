@@ -31,6 +31,13 @@ class DiscriminatorConfig(BaseConfig):
     precision: Literal['fp32', 'fp16', 'bf16'] = 'fp16'  # of the highest resolutions on CUDA [EG3D]
     num_low_precision: int = 4  # how many of the highest resolutions use it [EG3D]
 
+    def __post_init__(self) -> None:
+        if self.channel_base < self.resolution or self.channel_max < 1 or self.num_low_precision < 0:
+            raise ValueError(
+                f'discriminator: channel_base={self.channel_base} must be at least resolution, '
+                f'channel_max={self.channel_max} positive, num_low_precision={self.num_low_precision} >= 0'
+            )
+
 
 class ResidualBlock(nn.Module):
     """Two convolutions and a skip, each halving the size; scaled so that the variance stays."""

@@ -6,6 +6,7 @@ fig. 2.
 """
 
 import dataclasses
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -69,6 +70,15 @@ class Generator(nn.Module, Configurable):
         renderer: RendererConfig = dataclasses.field(default_factory=RendererConfig)
 
         def __post_init__(self) -> None:
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                if isinstance(value, (int, float)) and not 0 < value < math.inf:
+                    raise ValueError(f'generator.{field.name}={value} must be positive')
+            if min(self.sr_channels) < 1 or self.channel_base < self.plane_resolution or self.span < 2:
+                raise ValueError(
+                    f'generator: sr_channels={self.sr_channels} must be positive, channel_base='
+                    f'{self.channel_base} at least plane_resolution, span={self.span} at least 2'
+                )
             for name in ('resolution', 'plane_resolution'):
                 value = getattr(self, name)
                 if value < 8 or value & (value - 1):
