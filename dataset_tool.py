@@ -202,7 +202,7 @@ def check(path: str, plot: str | None, workers: int) -> None:
 )
 @click.option(
     '--size',
-    type=click.IntRange(min=8),
+    type=click.IntRange(8, 1024),
     default=128,
     show_default=True,
     help='Pixels of a side of a picture.',

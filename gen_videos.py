@@ -20,7 +20,7 @@ from torch_utils.misc import set_float32_precision
 from training import rollout, shapes, trajectories, visualize
 from training.camera import LABEL_DIM
 from training.clip_writer import SHEET_COLUMNS, SHEET_TILE, Clip, ClipWriter
-from training.dataset_files import DataError, read_index
+from training.dataset_files import read_index
 from training.networks.generator import Generator
 
 TRAJECTORIES = ('front', 'orbit', 'dataset', 'still')
@@ -151,14 +151,14 @@ positive = click.IntRange(min=1)
     type=positive,
     help='Frames of each video  [default: front 60, orbit and still 120 for a span of 16; dataset: the clip]',
 )
-@option('--fps', type=click.FloatRange(min=0, min_open=True), default=25.0, help='Frames per second.')
+@option('--fps', type=click.FloatRange(0.1, 1000), default=25.0, help='Frames per second.')
 @option(
     '--time',
     type=click.Choice(trajectories.TIME_MODES),
     default='pingpong',
     help='Time beyond the training span: forth and back, start again with a jump, or extrapolate.',
 )
-@option('--psi', type=float, default=1.0, help='Truncation: 1 = none, 0 = the mean face.')
+@option('--psi', type=click.FloatRange(-10, 10), default=1.0, help='Truncation: 1 = none, 0 = the mean face.')
 @option(
     '--map-camera',
     type=click.Choice(['auto', 'canonical', 'first', 'per-frame']),
@@ -175,20 +175,35 @@ positive = click.IntRange(min=1)
 @option(
     '--shape-frames', metavar='LIST', default='0', callback=parse_option, help='Frames to make meshes of.'
 )
-@option('--shape-level', type=float, help='Density of the surface  [default: 10, less for thin scenes]')
-@option('--neural-resolution', type=positive, help='Pixels of the volume rendering  [default: as trained]')
 @option(
-    '--render-samples', type=click.IntRange(4), help='Coarse and fine samples per ray  [default: as trained]'
+    '--shape-level',
+    type=click.FloatRange(0, min_open=True),
+    help='Density of the surface  [default: 10, less for thin scenes]',
+)
+@option(
+    '--neural-resolution',
+    type=click.IntRange(2, 1024),
+    help='Pixels of the volume rendering  [default: as trained]',
+)
+@option(
+    '--render-samples',
+    type=click.IntRange(4, 1024),
+    help='Coarse and fine samples per ray  [default: as trained]',
 )
 @option('--video-format', type=click.Choice(['mp4', 'gif']), default='mp4', help='mp4 is H.264.')
 @option('--crf', type=click.IntRange(0, 51), default=15, help='mp4 quality: 0 = best, 51 = smallest file.')
-@option('--upscale', type=positive, default=1, help='Enlarges small pictures for viewing, this many times.')
+@option(
+    '--upscale',
+    type=click.IntRange(1, 32),
+    default=1,
+    help='Enlarges small pictures for viewing, this many times.',
+)
 @option('--device', default='auto', help='cpu, cuda, cuda:1, ...; auto = cuda when there is one.')
 def main(**flags: Any) -> None:
     """Makes videos, contact sheets and meshes of talking heads from a network snapshot."""
     try:
         run(Options(**flags), click.echo)
-    except (UserError, DataError) as err:
+    except UserError as err:
         raise click.ClickException(str(err)) from err
     except torch.cuda.OutOfMemoryError as err:
         raise click.ClickException(
