@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from dnnlib.util import UserError, atomic_write
+from dnnlib.util import UserError, atomic_write, usable_cores
 
 _TABLE_ROWS = 24  # clips that `check` lists before it goes on to the bad ones
 _WORKERS = click.option(
     '--workers',
     type=click.IntRange(min=1),
-    default=os.cpu_count() or 1,
+    default=usable_cores,
     show_default='all cores',
     help='How many work side by side. The result does not depend on it.',
 )

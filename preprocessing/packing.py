@@ -12,15 +12,11 @@ import functools
 import io
 import json
 import math
-import multiprocessing
 import re
-import signal
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -28,8 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dnnlib.util import UserError, atomic_write, explain_os_error
-
-A, B = TypeVar('A'), TypeVar('B')
+from preprocessing.archive import dataset_json, parallel, write_entry
 
 VIDEO_TYPES = ('.mp4', '.mov', '.mkv', '.avi', '.webm', '.m4v')
 PICTURE_TYPES = ('.png', '.jpg', '.jpeg', '.webp')
@@ -40,7 +35,6 @@ FORMATS: dict[str, dict[str, Any]] = {  # how Pillow writes each
 }
 LABEL_DIM = 25  # as training.camera says, whose import would bring torch
 _DEFAULT_FPS = 25.0  # of folders of pictures
-_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever it is made
 _LISTED = 10  # names in a message before it says how many more
 
 
@@ -110,14 +104,14 @@ def find_released(source: str) -> tuple[list[RawClip], list[str]]:
         UserError: if the list is missing or nothing in it exists.
     """
     root = _folder(source)
-    listing = root / 'voxceleb.list'
+    names_file = root / 'voxceleb.list'
     try:
-        lines = listing.read_text(encoding='utf-8').split('\n')
+        lines = names_file.read_text(encoding='utf-8').split('\n')
     except UnicodeDecodeError as error:
-        raise UserError(f'{listing} is not a text file; it must hold one path per line') from error
+        raise UserError(f'{names_file} is not a text file; it must hold one path per line') from error
     except OSError as error:
         raise UserError(
-            f'the released layout starts at its list: {explain_os_error(error, listing)}'
+            f'the released layout starts at its list: {explain_os_error(error, names_file)}'
         ) from error
     clips, lost = [], []
     for line in sorted({line.strip() for line in lines} - {''}, key=natural):
@@ -131,7 +125,7 @@ def find_released(source: str) -> tuple[list[RawClip], list[str]]:
             lost.append(name)
     if not clips:
         raise UserError(
-            f'{listing} names {len(lost)} clips, but none of them has recrop_faces/NAME.mp4 and '
+            f'{names_file} names {len(lost)} clips, but none of them has recrop_faces/NAME.mp4 and '
             f'smoothed_camera2world/NAME.json in {source}'
         )
     return clips, lost
@@ -157,7 +151,7 @@ def pack(clips: list[RawClip], dest: str, options: PackOptions, *, workers: int,
     bad, labels, info = [], [], {}
     fps = collections.Counter()
     with atomic_write(dest) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
-        results = parallel(functools.partial(convert, options=options), clips, workers)
+        results = parallel(functools.partial(convert, options=options), clips, min(workers, len(clips)))
         progress = tqdm(results, total=len(clips), desc='packing', unit='clip', disable=None)
         for clip, packed in zip(clips, progress, strict=True):
             if packed.error is not None:
@@ -177,19 +171,6 @@ def pack(clips: list[RawClip], dest: str, options: PackOptions, *, workers: int,
             archive, 'dataset.json', dataset_json(options.resolution, fps.most_common(1)[0][0], labels, info)
         )
     return bad
-
-
-def dataset_json(resolution: int, fps: float, labels: list[Any], clips: dict[str, Any]) -> bytes:
-    """Returns the bytes of a `dataset.json`; labels is a list of [frame name, 25 numbers]."""
-    head = {'format': 'pv3d-dataset', 'version': 1, 'resolution': resolution, 'fps': fps}
-    return json.dumps({**head, 'labels': labels, 'clips': clips}, allow_nan=False).encode()
-
-
-def write_entry(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    """Writes one file into a zip, stored, with a fixed date: the same input gives the same zip."""
-    entry = zipfile.ZipInfo(name, _ZIP_DATE)
-    entry.external_attr = 0o644 << 16
-    archive.writestr(entry, data)
 
 
 def convert(clip: RawClip, options: PackOptions) -> PackedClip:
@@ -213,27 +194,6 @@ def convert(clip: RawClip, options: PackOptions) -> PackedClip:
     return PackedClip(frames, labels[: len(frames)], fps)
 
 
-def parallel(function: Callable[[A], B], items: Sequence[A], workers: int) -> Iterator[B]:
-    """Maps in processes, keeps the order, and has at most two items per worker under way (bounded memory)."""
-    if min(workers, len(items)) <= 1:
-        yield from map(function, items)
-        return
-    context = multiprocessing.get_context('spawn')  # forking a process that has threads is not safe
-    pool = ProcessPoolExecutor(min(workers, len(items)), context, _ignore_interrupt)
-    pending: collections.deque[Any] = collections.deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError('a worker process died, perhaps for want of memory; try fewer --workers') from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key by which frame2 comes before frame10."""
     parts = re.split(r'([0-9]+)', name)
@@ -244,10 +204,6 @@ def listing(names: list[str]) -> str:
     """Joins names for a message; many are cut off and counted."""
     more = f', and {len(names) - _LISTED} more' if len(names) > _LISTED else ''
     return ', '.join(names[:_LISTED]) + more
-
-
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
 
 
 def _check_options(dest: str, options: PackOptions) -> None:

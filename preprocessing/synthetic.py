@@ -5,21 +5,20 @@ head_model.py renders them; `write_dataset` writes clips in the data set format.
 as in training/camera.py. No outside source: all shapes and colours are made here.
 """
 
-import json
-import multiprocessing
+import functools
 import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from dnnlib.util import UserError, atomic_write, explain_os_error
+from dnnlib.util import UserError, atomic_write, explain_os_error, usable_cores
+from preprocessing.archive import dataset_json, parallel, write_entry
 from preprocessing.head_clip import DEPTH_SCALE, Clip, Job, render_clip
 from preprocessing.head_identity import Identity, sample_identity
 from preprocessing.head_model import MAX_RESOLUTION, MIN_RESOLUTION, Frame, HeadModel
@@ -40,7 +39,6 @@ __all__ = [
 ]
 
 FPS = 25.0
-_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal arguments give equal bytes
 
 
 def sample_camera_path(seed: int, num_frames: int) -> np.ndarray:
@@ -87,7 +85,8 @@ def write_dataset(
         progress: show a progress bar.
 
     Raises:
-        UserError: if a number is out of range, `dest` is a folder with files in it, or it cannot be written.
+        UserError: if a number is out of range, `dest` is a folder with files in it, it cannot be written, or
+            a process dies.
     """
     if num_clips < 1 or num_frames < 1 or seed < 0 or not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
         raise UserError(
@@ -99,11 +98,11 @@ def write_dataset(
     if dest.is_dir() and (dest.suffix == '.zip' or any(dest.iterdir())):
         raise UserError(f'{dest} is a folder that exists already; give another name or remove it')
     jobs = (_job(seed, index, num_frames, resolution) for index in range(num_clips))
-    bar = tqdm(total=num_clips, desc='rendering', unit='clip', disable=not progress)
+    clips = parallel(render_clip, jobs, min(workers or usable_cores(), num_clips))
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        with bar:
-            write(dest, _counted(_run(jobs, min(workers or _usable_cores(), num_clips)), bar), resolution)
+        with tqdm(clips, 'rendering', num_clips, unit='clip', disable=not progress) as bar:
+            write(dest, bar, resolution)
     except OSError as err:
         raise UserError('cannot write ' + explain_os_error(err, dest)) from err
 
@@ -113,61 +112,32 @@ def _job(seed: int, index: int, num_frames: int, resolution: int) -> Job:
     return Job(index, clip_seed, sample_camera_path(clip_seed, num_frames), FPS, resolution)
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
-def _counted(clips: Iterable[Clip], bar: tqdm) -> Iterator[Clip]:
-    for clip in clips:
-        yield clip
-        bar.update()
-
-
-def _run(jobs: Iterable[Job], workers: int) -> Iterator[Clip]:
-    """Renders the clips in order, in this process or in `workers` of them."""
-    if workers <= 1:
-        yield from map(render_clip, jobs)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'))
-    try:
-        yield from pool.map(render_clip, jobs)
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an error or an interrupt, what has not started never does
-
-
-def _index(clips: list[Clip], resolution: int) -> bytes:
-    index = {
-        'format': 'pv3d-dataset',
-        'version': 1,
-        'resolution': resolution,
-        'fps': FPS,
-        'labels': [entry for clip in clips for entry in clip.labels],
-        'clips': {clip.name: clip.info for clip in clips},
-    }
-    return json.dumps(index).encode()
-
-
 def _write_zip(dest: Path, clips: Iterable[Clip], resolution: int) -> None:
-    done = []
     with atomic_write(dest) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
-        for clip in clips:
-            for name, data in clip.files:
-                archive.writestr(zipfile.ZipInfo(name, _ZIP_DATE), data)
-            done.append(clip._replace(files=[]))
-        archive.writestr(zipfile.ZipInfo('dataset.json', _ZIP_DATE), _index(done, resolution))
+        _write_files(functools.partial(write_entry, archive), clips, resolution)
 
 
 def _write_folder(dest: Path, clips: Iterable[Clip], resolution: int) -> None:
     temporary = dest.with_name(f'.{dest.name}.{uuid.uuid4().hex}.tmp')
+
+    def write(name: str, data: bytes) -> None:
+        path = temporary / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+
     try:
         temporary.mkdir()
-        done = []
-        for clip in clips:
-            (temporary / clip.name).mkdir()
-            for name, data in clip.files:
-                (temporary / name).write_bytes(data)
-            done.append(clip._replace(files=[]))
-        (temporary / 'dataset.json').write_bytes(_index(done, resolution))
+        _write_files(write, clips, resolution)
         os.replace(temporary, dest)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_files(write: Callable[[str, bytes], None], clips: Iterable[Clip], resolution: int) -> None:
+    labels, info = [], {}
+    for clip in clips:
+        for name, data in clip.files:
+            write(name, data)
+        labels += clip.labels
+        info[clip.name] = clip.info
+    write('dataset.json', dataset_json(resolution, FPS, labels, info))

@@ -18,6 +18,7 @@ from PIL import Image
 from dataset_tool import main
 from dnnlib.util import UserError
 from preprocessing import packing, sheets
+from preprocessing.archive import parallel
 from preprocessing.checking import camera_problems, check_dataset
 from training.camera import orbit_label
 from training.dataset import VideoDataset
@@ -369,4 +370,4 @@ def test_synth_makes_a_data_set_that_passes(tmp_path):
 
 def test_a_dead_worker_is_a_sentence():
     with pytest.raises(UserError, match='a worker process died'):
-        list(packing.parallel(os._exit, [1, 1], 2))
+        list(parallel(os._exit, [1, 1], 2))
