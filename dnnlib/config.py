@@ -67,6 +67,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(config)
 
 
+def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Turns nested dictionaries into one: {'a': {'b': 1}} -> {'a.b': 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
 def from_dict(cls: type[T], values: dict[str, Any], path: str = '') -> T:
     """Builds a config of type `cls` from nested dictionaries; every field is checked against its annotation.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import train as train_script
+from training.batching import real_batch
 from training.training_loop import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,9 +71,10 @@ def assert_same(first, second):
 
 
 def batch_of(trainer):
-    """Returns pairs of the first clips as a batch."""
+    """Returns pairs of the first clips as a real batch."""
     items = [trainer.dataset.get_pair(i % len(trainer.dataset), 0) for i in range(trainer.config.batch)]
-    return {key: torch.stack([item[key] for item in items]) for key in ('frames', 't', 'c')}
+    pair = {key: torch.stack([item[key] for item in items]) for key in ('frames', 't', 'c')}
+    return real_batch(pair, trainer.device)
 
 
 class Result(NamedTuple):

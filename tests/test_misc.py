@@ -19,16 +19,6 @@ class Net(nn.Module):
         return self.head(y) * self.gain, {'y': y}
 
 
-def test_assert_shape():
-    x = torch.zeros(2, 3, 4)
-    misc.assert_shape(x, [2, 3, 4])
-    misc.assert_shape(x, [None, 3, None])
-    with pytest.raises(ValueError, match=r'shape \[2, 3, 4\] must be \[2, any, 5\]'):
-        misc.assert_shape(x, [2, None, 5])
-    with pytest.raises(ValueError, match='must be'):
-        misc.assert_shape(x, [2, 3])
-
-
 def draw(*keys):
     return torch.rand(4, generator=misc.seeded_generator('cpu', *keys)).tolist()
 

@@ -1,9 +1,9 @@
-"""Small tools for modules and tensors: shape checks, seeded generators, EMA, summaries, memory."""
+"""Small tools for modules and tensors: seeded generators, EMA, summaries, memory."""
 
 import contextlib
 import resource
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,6 @@ import torch
 from torch import Tensor, nn
 
 _SUMMARY_DEPTH = 3  # modules below this level are counted with their parents
-
-
-def assert_shape(tensor: Tensor, shape: Sequence[int | None]) -> None:
-    """Raises a ValueError unless `tensor` has this shape; None stands for any size."""
-    if tensor.ndim != len(shape) or any(
-        b is not None and a != b for a, b in zip(tensor.shape, shape, strict=True)
-    ):
-        wanted = ', '.join('any' if s is None else str(s) for s in shape)
-        raise ValueError(f'shape {list(tensor.shape)} must be [{wanted}]')
 
 
 def seeded_generator(device: torch.device | str, *keys: int) -> torch.Generator:

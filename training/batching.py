@@ -1,4 +1,4 @@
-"""What a step is made of: phases, and the real and fake inputs of an iteration.
+"""What a step is made of: progress, phases, and the real and fake inputs of an iteration.
 
 Fake inputs are drawn for the whole batch of all processes, from a generator seeded by (seed, phase, clips
 seen), and each process takes its part: neither the number of processes nor of micro-batches changes them.
@@ -18,6 +18,24 @@ from training.loss import FakeBatch, Networks, Phase, RealBatch
 
 PHASES: tuple[Phase, ...] = ('Gmain', 'Greg', 'Dmain', 'Dreg')
 _LATENTS, _TIMES, _NOISE = 10, 11, 12  # purposes of random draws; each has a stream of its own
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands."""
+
+    cur_nimg: int = 0  # clips seen
+    batch_idx: int = 0  # iterations done
+    tick: int = 0  # whole ticks done
+    seconds: float = 0.0  # training time so far, over all sessions
+    nonfinite: int = 0  # iterations with a nan or infinity so far
+    nonfinite_in_a_row: int = 0  # the latest of them
+    seen_before: int = 0  # clips that the snapshot this run started from had seen
+
+    @property
+    def schedule_nimg(self) -> int:
+        """Clips that the weights have seen, this run and before: where the schedules stand."""
+        return self.seen_before + self.cur_nimg
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,10 +81,13 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     return x.reshape(images.shape)
 
 
-def r1_penalty(logits: Tensor, inputs: list[Tensor]) -> Tensor:
-    """Returns the squared norm of the gradient of the logits with respect to the inputs, per sample [N]."""
+def r1_penalty(logits: Tensor, inputs: list[Tensor], channels: int | None = None) -> Tensor:
+    """Returns the squared norm of the gradient of the logits with respect to the inputs, per sample [N].
+
+    channels: counts only so many channels of each input; None = all.
+    """
     grads = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
-    return sum(g.square().sum(dim=(1, 2, 3)) for g in grads)
+    return sum(g[:, :channels].square().sum(dim=(1, 2, 3)) for g in grads)
 
 
 class PV3DLoss(Configurable):
@@ -250,8 +253,8 @@ class PV3DLoss(Configurable):
         if networks.D_video is not None:
             pair = networks.D_video.pair_input(image.unflatten(0, (-1, 2)), real.t).detach().requires_grad_()
             logits = networks.D_video(pair, real.c)
-            grads = r1_penalty(logits, [pair]) if config.r1_delta_t else _r1_frames(logits, pair)
-            penalty = grads.mean()
+            pictures = None if config.r1_delta_t else 6  # the time plane is the seventh channel
+            penalty = r1_penalty(logits, [pair], pictures).mean()
             yield Term(config.video_weight * config.r1_gamma / 2 * penalty, {'Loss/r1/video': penalty})
 
     def _logits(
@@ -272,9 +275,3 @@ class PV3DLoss(Configurable):
             frames, size=size, mode='bilinear', align_corners=False, antialias=True
         )
         return blur(frames, sigma), blur(raw, sigma)
-
-
-def _r1_frames(logits: Tensor, pair: Tensor) -> Tensor:
-    """R1 over the two pictures only, without the time plane [N]."""
-    (grad,) = torch.autograd.grad(logits.sum(), pair, create_graph=True)
-    return grad[:, :6].square().sum(dim=(1, 2, 3))

@@ -13,10 +13,12 @@ import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from dnnlib.util import append_json_line, format_time
 from torch_utils.misc import peak_memory_gib
 from torch_utils.training_stats import Moments
+from training.batching import Progress
 from training.config import TrainConfig
 from training.dataset import VideoDataset
 from training.dataset_files import DataError
@@ -48,8 +50,10 @@ class Reporter:
     ) -> None:
         self.run_dir, self.config, self.dataset, self.device = run_dir, config, dataset, device
         self.events = SummaryWriter(run_dir, purge_step=start_nimg + 1 if start_nimg else None)
+        # a bar only where somebody watches; the lines of the ticks stay above it
+        self.bar = tqdm(total=config.total_nimg, initial=start_nimg, unit='clip', disable=None, leave=False)
 
-    def report(self, progress: object, stats: dict[str, Moments], tick_nimg: int, elapsed: float) -> None:
+    def report(self, progress: Progress, stats: dict[str, Moments], tick_nimg: int, elapsed: float) -> None:
         """Prints the progress line and appends to stats.jsonl and TensorBoard.
 
         Args:
@@ -62,6 +66,7 @@ class Reporter:
         per_kimg = elapsed / tick_nimg * 1000 if tick_nimg else float('nan')
         left = max(self.config.total_nimg - nimg, 0) * per_kimg / 1000 if tick_nimg else 0
         memory = peak_memory_gib(self.device)
+        self.bar.clear()
         losses = ' '.join(f'{short} {stats[name].mean:<7.3f}' for name, short in _LINE if name in stats)
         print(
             f'tick {progress.tick:<5d} kimg {nimg / 1000:<9.3f} time {format_time(progress.seconds):<11s} '
@@ -74,6 +79,10 @@ class Reporter:
         values |= {'Timing/total_sec': progress.seconds, 'Timing/sec_per_kimg': per_kimg}
         append_json_line(self.run_dir / 'stats.jsonl', values | {'timestamp': time.time()})
         self._scalars(values, nimg)
+
+    def advance(self, clips: int) -> None:
+        """Moves the progress bar."""
+        self.bar.update(clips)
 
     def metrics(self, values: dict[str, float], nimg: int) -> None:
         """Adds metric values to TensorBoard."""

@@ -7,11 +7,12 @@ import contextlib
 import errno
 import fcntl
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dnnlib.config import to_dict
+from dnnlib.config import flatten, to_dict
 from dnnlib.util import UserError, atomic_write, explain_os_error
 from training.config import TrainConfig
 
@@ -88,7 +89,13 @@ def _is_same(folder: Path, config: TrainConfig) -> bool:
     if not isinstance(stored, dict):
         return False
     wanted = json.loads(json.dumps(to_dict(config)))
-    for name in _FREE:
-        stored.pop(name, None)
-        wanted.pop(name)
-    return stored == wanted
+    return _essence(stored) == _essence(wanted)
+
+
+def _essence(options: dict) -> dict:
+    """Flattens options to those that make a run what it is; one data file has one name."""
+    kept = flatten({name: value for name, value in options.items() if name not in _FREE})
+    for name in ('dataset.path', 'resume'):
+        if isinstance(kept.get(name), str):
+            kept[name] = os.path.realpath(kept[name])
+    return kept

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dnnlib.config import to_dict
+from dnnlib.config import flatten, to_dict
 from dnnlib.util import UserError
 from torch_utils import checkpoint, misc
 from torch_utils import distributed as dist
 from torch_utils.training_stats import Collector
 from training.batching import (
+    Progress,
     TrainingPhase,
     fake_batch,
     make_phases,
@@ -27,30 +28,13 @@ from training.batching import (
     real_batch,
 )
 from training.config import TrainConfig
-from training.dataset import Pair, VideoDataset, batches
-from training.loss import Networks
+from training.dataset import VideoDataset, batches
+from training.loss import Networks, RealBatch
 from training.networks import NETWORK_CLASSES
 from training.reporting import Reporter
 
 Evaluate = Callable[[nn.Module, float], dict[str, float]]  # (G_ema, kimg) -> metrics, called on every rank
 _MAX_NAMED = 3  # tensors named in a message
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run stands."""
-
-    cur_nimg: int = 0  # clips seen
-    batch_idx: int = 0  # iterations done
-    tick: int = 0  # whole ticks done
-    seconds: float = 0.0  # training time so far, over all sessions
-    nonfinite: int = 0  # iterations with a nan or infinity so far
-    seen_before: int = 0  # clips that the snapshot this run started from had seen
-
-    @property
-    def schedule_nimg(self) -> int:
-        """Clips that the weights have seen, this run and before: where the schedules stand."""
-        return self.seen_before + self.cur_nimg
 
 
 class Trainer:
@@ -81,9 +65,11 @@ class Trainer:
         self.phases = make_phases(config, self.networks)
         self.progress = Progress()
         self.stats = Collector()
-        self._nonfinite_in_a_row = 0
+        self.reporter: Reporter | None = None  # made when training starts, on the leader
         self._saved_nimg: int | None = None  # of the newest checkpoint
         self._resume()
+        for module in self._modules().values():
+            dist.broadcast_module(module)  # different processors may initialise a little differently
         if config.batch == 1 and config.loss.swap_start > 0:
             dist.print0(
                 'warning: with one clip per batch the camera condition cannot be swapped; '
@@ -102,7 +88,6 @@ class Trainer:
             num_workers=self.config.workers,
         )
         config, progress = self.config, self.progress
-        self.reporter = None
         if dist.is_leader():
             self.reporter = Reporter(self.run_dir, config, self.dataset, self.device, progress.cur_nimg)
             if progress.cur_nimg == 0 and config.output.image_ticks:
@@ -124,17 +109,19 @@ class Trainer:
 
     def step(self) -> None:
         """One iteration: every phase that is due, the moving average, the counters."""
-        pair = next(self._data)
-        finite = [self.run_phase(phase, pair) for phase in self.phases if self._is_due(phase)]
+        real = real_batch(next(self._data), self.device)
+        finite = [self.run_phase(phase, real) for phase in self.phases if self._is_due(phase)]
         self._count_nonfinite(all(finite))
         misc.update_ema(self.G_ema, self.networks.G, self.ema_beta())
         self.progress.cur_nimg += self.config.batch
         self.progress.batch_idx += 1
+        if self.reporter is not None:
+            self.reporter.advance(self.config.batch)
 
-    def run_phase(self, phase: TrainingPhase, pair: Pair) -> bool:
+    def run_phase(self, phase: TrainingPhase, real: RealBatch) -> bool:
         """Accumulates the gradients of a phase over micro-batches and ranks and steps; False if not finite.
 
-        pair: this rank's share of the batch.
+        real: this rank's share of the batch.
         """
         config, nimg, seen = self.config, self.progress.cur_nimg, self.progress.schedule_nimg
         for module in (m for m in self.networks if m is not None):
@@ -143,7 +130,6 @@ class Trainer:
         share = config.batch // dist.world_size()
         first = dist.rank() * share
         fake = fake_batch(config, self.dataset, phase.name, nimg, slice(first, first + share), self.device)
-        real = real_batch(pair, self.device)
         rounds = share // self.batch_gpu
         w_means = []
         parts = zip(micro_batches(real, self.batch_gpu), micro_batches(fake, self.batch_gpu), strict=True)
@@ -249,12 +235,13 @@ class Trainer:
         return True
 
     def _count_nonfinite(self, finite: bool) -> None:
-        self._nonfinite_in_a_row = 0 if finite else self._nonfinite_in_a_row + 1
-        self.progress.nonfinite += not finite
-        if self._nonfinite_in_a_row >= self.config.max_nonfinite:
+        progress = self.progress
+        progress.nonfinite_in_a_row = 0 if finite else progress.nonfinite_in_a_row + 1
+        progress.nonfinite += not finite
+        if progress.nonfinite_in_a_row >= self.config.max_nonfinite:
             raise UserError(
-                f'gradients were not finite in {self._nonfinite_in_a_row} iterations in a row '
-                f'({self.progress.cur_nimg} clips): the run has diverged; start '
+                f'gradients were not finite in {progress.nonfinite_in_a_row} iterations in a row '
+                f'({progress.cur_nimg} clips): the run has diverged; start '
                 'again from an earlier snapshot with a lower learning rate (--glr, --dlr), '
                 'a higher --gamma, or --precision bf16 or fp32'
             )
@@ -290,11 +277,21 @@ class Trainer:
         elif self.config.resume is not None:
             snapshot = checkpoint.read_snapshot(self.config.resume)
             self._load(snapshot)
-            self.progress.seen_before = int(snapshot.meta.get('schedule_nimg', 0))
+            self._warn_of_differences(snapshot)
+            seen = snapshot.meta.get('schedule_nimg', 0)
+            if not isinstance(seen, int) or seen < 0:
+                raise UserError(f'{snapshot.path}: its schedule_nimg={seen!r} is not a number of clips')
+            self.progress.seen_before = seen
             dist.print0(
                 f'starting from the weights of {self.config.resume}; schedules go on at '
                 f'{self.progress.seen_before} clips'
             )
+
+    def _warn_of_differences(self, snapshot: checkpoint.Snapshot) -> None:
+        """Names options of G that differ from those its weights were trained with."""
+        then, now = (flatten(c) for c in (snapshot.networks['G']['config'], to_dict(self.config.generator)))
+        for name in sorted(n for n in now if now[n] != then.get(n, now[n])):
+            dist.print0(f'warning: trained with generator.{name}={then[name]}, this run has {now[name]}')
 
     def _load(self, snapshot: checkpoint.Snapshot) -> None:
         for name, module in self._modules().items():

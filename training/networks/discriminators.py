@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dnnlib.config import BaseConfig, Configurable
 from training.camera import LABEL_DIM
-from training.networks.layers import Conv2d, FullyConnected, lower_precision
+from training.networks.layers import Conv2d, FullyConnected, cast
 from training.networks.mapping import MappingNetwork
 from training.networks.synthesis import block_resolutions
 
@@ -52,7 +52,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, C, H, W] to [N, C_out, H / 2, W / 2]."""
-        x = lower_precision(x.to(self.skip.weight.dtype), self.precision)
+        x = cast(x, self.precision, self.skip.weight)
         if self.fromrgb is not None:
             x = self.fromrgb(x, clamp=_CLAMP)
         gain = math.sqrt(0.5)

@@ -21,10 +21,10 @@ def normalize_2nd_moment(x: Tensor) -> Tensor:
     return x * (x.square().mean(dim=1, keepdim=True) + _EPS).rsqrt()
 
 
-def lower_precision(x: Tensor, precision: str) -> Tensor:
-    """Casts x to fp16 or bf16 on CUDA; a CPU, or fp32, computes in the type that x has."""
+def cast(x: Tensor, precision: str, weight: Tensor) -> Tensor:
+    """Casts x to fp16 or bf16 if asked for and on CUDA, otherwise to the type of the weight."""
     types = {'fp16': torch.float16, 'bf16': torch.bfloat16}
-    return x.to(types[precision]) if x.is_cuda and precision in types else x
+    return x.to(types[precision] if x.is_cuda and precision in types else weight.dtype)
 
 
 class FullyConnected(nn.Module):

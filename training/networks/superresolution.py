@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_utils.ops.upfirdn2d import make_filter, upsample2d
-from training.networks.layers import SynthesisLayer, ToRGB, lower_precision
+from training.networks.layers import SynthesisLayer, ToRGB, cast
 
 _CLAMP = 256.0  # limit of activations, for half precision [EG3D]
 _NOISE = 'none'  # noise here would flicker between views [EG3D]
@@ -66,7 +66,7 @@ class Superresolution(nn.Module):
             resize = torch.nn.functional.interpolate
             features = resize(features, size=size, mode='bilinear', align_corners=False, antialias=True)
             rgb = resize(rgb, size=size, mode='bilinear', align_corners=False, antialias=True)
-        x = lower_precision(features, self.precision)
+        x = cast(features, self.precision, self.block0.conv0.weight)
         x, rgb = self.block0(x, rgb, w)
         x, rgb = self.block1(x, rgb, w)
         return rgb
