@@ -16,7 +16,7 @@ import click
 import torch
 
 from dnnlib.config import override
-from dnnlib.util import Logger, UserError, explain_os_error
+from dnnlib.util import Logger, UserError, explain_os_error, is_out_of_memory
 from torch_utils import distributed as dist
 from torch_utils.misc import set_float32_precision
 from training.config import PRESETS, TrainConfig, with_resolution
@@ -108,8 +108,10 @@ def main(**options: object) -> None:
         set_float32_precision()
         run(options, device)
         dist.finish()  # not after an error: it would wait for processes that do not come
-    except torch.OutOfMemoryError:
-        fail('the GPU has too little memory; use a smaller --batch-gpu')
+    except (RuntimeError, MemoryError) as err:
+        if not is_out_of_memory(err):
+            raise
+        fail('there is too little memory; use a smaller --batch-gpu')
     except ValueError as err:  # UserError, and values that a config or a network refuses
         fail(str(err))
     except OSError as err:

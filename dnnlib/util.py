@@ -50,6 +50,21 @@ class UserError(ValueError):
     """A mistake that the user can put right; scripts print the message, one sentence, and exit."""
 
 
+def is_out_of_memory(err: BaseException) -> bool:
+    """Tells whether an error says that the memory of the CPU or of the GPU ran out.
+
+    What PyTorch raises is known by its message: on the CPU it is a plain RuntimeError.
+    """
+    text = str(err).lower()
+    told = any(part in text for part in ('out of memory', "can't allocate memory", 'alloc_failed'))
+    return isinstance(err, MemoryError) or (isinstance(err, RuntimeError) and told)
+
+
+def usable_cores() -> int:
+    """Returns how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def explain_os_error(err: OSError, path: str | os.PathLike[str] | None = None) -> str:
     """Returns one sentence about a failed file operation: which file, what is wrong, what to do.
 

@@ -1,7 +1,10 @@
 import dataclasses
 import io
 import json
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -258,6 +261,11 @@ def test_folder_holds_the_same_files_as_the_zip(tmp_path):
     with zipfile.ZipFile(tmp_path / 'a.zip') as archive:
         for name in archive.namelist():
             assert (tmp_path / 'a' / name).read_bytes() == archive.read(name)
+
+
+def test_render_processes_import_no_torch():
+    code = "import preprocessing.head_clip, preprocessing.archive, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, '-c', code], cwd=Path(__file__).resolve().parent.parent, check=True)
 
 
 def test_bad_requests_say_why_and_leave_nothing(tmp_path):

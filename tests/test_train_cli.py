@@ -12,6 +12,7 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -208,14 +209,16 @@ def test_run_that_diverges_ends_with_advice(data, tmp_path, monkeypatch):
     ) in warnings
 
 
-def test_gpu_out_of_memory_is_explained(data, tmp_path, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate ...')
-
-    monkeypatch.setattr(Trainer, 'step', full)
-    result = cli('--outdir', tmp_path, '--data', data, *QUICK)
-    assert result.code == 1
-    assert result.err == 'error: the GPU has too little memory; use a smaller --batch-gpu\n'
+def test_out_of_memory_is_explained(data, tmp_path, monkeypatch):
+    cpu = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+    for error in (torch.OutOfMemoryError('CUDA out of memory.'), RuntimeError(cpu)):
+        monkeypatch.setattr(Trainer, 'step', mock.Mock(side_effect=error))
+        result = cli('--outdir', tmp_path, '--data', data, *QUICK)
+        assert result.code == 1
+        assert result.err == 'error: there is too little memory; use a smaller --batch-gpu\n'
+    monkeypatch.setattr(Trainer, 'step', mock.Mock(side_effect=RuntimeError('a mistake of ours')))
+    with pytest.raises(RuntimeError, match='a mistake of ours'):
+        cli('--outdir', tmp_path, '--data', data, *QUICK)
 
 
 def test_device():

@@ -19,7 +19,9 @@ from dnnlib.util import (
     explain_os_error,
     format_count,
     format_time,
+    is_out_of_memory,
     remove_temp_files,
+    usable_cores,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -257,3 +259,24 @@ def test_download_refuses_another_checksum(tmp_path):
 def test_download_refuses_what_is_no_address(tmp_path):
     with pytest.raises(UserError, match='cannot download nonsense'):
         download('nonsense', tmp_path / 'cache', '0' * 64)
+
+
+def test_out_of_memory_is_told_from_other_errors():
+    full = [
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
+        'CUDA out of memory. Tried to allocate 2.00 GiB.',
+        'CUDA error: out of memory',
+        'CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`',
+    ]
+    assert all(is_out_of_memory(RuntimeError(text)) for text in full)
+    assert is_out_of_memory(MemoryError())
+    others = (RuntimeError('size mismatch'), ValueError(full[0]), KeyboardInterrupt())
+    assert not any(is_out_of_memory(err) for err in others)
+
+
+def test_usable_cores_are_those_of_the_process(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {1, 5, 6}, raising=False)
+    assert usable_cores() == 3
+    monkeypatch.delattr(os, 'sched_getaffinity')
+    monkeypatch.setattr(os, 'cpu_count', lambda: None)
+    assert usable_cores() == 1
