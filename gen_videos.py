@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dnnlib.util import UserError, explain_os_error
+from dnnlib.util import UserError, explain_os_error, is_out_of_memory
 from torch_utils.checkpoint import Snapshot, build_network, read_snapshot
 from torch_utils.misc import set_float32_precision
 from training import rollout, shapes, trajectories, visualize
@@ -205,9 +205,12 @@ def main(**flags: Any) -> None:
         run(Options(**flags), click.echo)
     except UserError as err:
         raise click.ClickException(str(err)) from err
-    except torch.cuda.OutOfMemoryError as err:
+    except (RuntimeError, MemoryError) as err:
+        if not is_out_of_memory(err):
+            raise
         raise click.ClickException(
-            'the GPU is out of memory; lower --neural-resolution or use --device cpu'
+            'there is too little memory; lower --neural-resolution, --render-samples, --upscale or '
+            '--shape-resolution, or use another --device'
         ) from err
 
 
@@ -236,19 +239,17 @@ def run(options: Options, say: Callable[[str], None]) -> None:
             crf=options.crf,
             upscale=options.upscale,
         )
-        tile = _grid_tile(G.config.resolution, clips)
-        tiles: list[np.ndarray] = []
+        tile = _grid_tile(G.config.resolution, clips) if options.grid and len(clips) > 1 else None
+        tiles = []
         for clip in clips:
-            frames = writer.videos(clip, options.depth, options.normals)
-            if options.grid and len(clips) > 1:
-                tiles.append(visualize.resize(frames, tile))
+            tiles.append(writer.videos(clip, options.depth, options.normals, tile))
             if options.sheet:
                 writer.sheet(clip)
             if options.shapes:
                 writer.meshes(
                     clip, options.shapes, options.shape_frames, options.shape_resolution, options.shape_level
                 )
-    if tiles:
+    if tile:
         path = options.outdir / f'grid.{options.video_format}'
         rows = (visualize.grid(np.stack(moment)) for moment in zip(*tiles, strict=False))
         visualize.write_video(path, rows, options.fps, options.crf)

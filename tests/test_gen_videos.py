@@ -1,5 +1,9 @@
 """The command line of gen_videos.py, end to end on a tiny random network."""
 
+import itertools
+import weakref
+from unittest import mock
+
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ import gen_videos
 from tests import tiny
 from torch_utils.checkpoint import save_snapshot
 from training import rollout, trajectories, visualize
+from training.clip_writer import Clip, ClipWriter
 
 SPAN = 4
 
@@ -171,6 +176,12 @@ def test_a_scene_without_surface_is_explained(tmp_path):
         (['--data', 'x.zip', '--trajectory', 'dataset'], 'x.zip: no such file or folder'),
         (['--outdir', __file__], 'test_gen_videos.py: it exists already'),
         (['--shape-resolution', '2'], '8<=x<=1024'),
+        (['--neural-resolution', '2048'], '2<=x<=1024'),
+        (['--render-samples', '3'], '4<=x<=1024'),
+        (['--upscale', '33'], '1<=x<=32'),
+        (['--shape-level', '0'], 'x>0'),
+        (['--fps', '0'], '0.1<=x<=1000'),
+        (['--psi', '11'], '-10<=x<=10'),
     ],
 )
 def test_mistakes_get_one_sentence(snapshot, tmp_path, args, message):
@@ -179,6 +190,52 @@ def test_mistakes_get_one_sentence(snapshot, tmp_path, args, message):
     assert result.output.strip().splitlines()[-1].startswith('Error: ')
     assert message in result.output
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.'),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+        ),
+        MemoryError(),
+        RuntimeError('a mistake of ours'),
+    ],
+)
+def test_out_of_memory_gets_one_sentence(snapshot, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(ClipWriter, 'videos', mock.Mock(side_effect=error))
+    if 'mistake' in str(error):
+        with pytest.raises(RuntimeError, match='a mistake of ours'):
+            call(snapshot, tmp_path, '--seeds', '0')
+        return
+    result = call(snapshot, tmp_path, '--seeds', '0')
+    assert result.exit_code == 1
+    assert result.output.startswith('Error: there is too little memory; lower --neural-resolution')
+
+
+def test_frames_are_written_as_they_come(G, tmp_path, monkeypatch):
+    """No rendered batch outlives the next one, so a clip may be of any length."""
+    render, batches = rollout.render_frames, []
+
+    def watched(*args):
+        for batch in render(*args):
+            assert all(alive() is None for alive in batches[:-1])
+            batches.append(weakref.ref(batch.xyz))
+            yield batch
+
+    monkeypatch.setattr(rollout, 'render_frames', watched)
+    writer = ClipWriter(G=G, outdir=tmp_path, say=lambda line: None)
+    cameras, times = trajectories.front(14), trajectories.frame_times(14, SPAN)
+    clip = Clip(
+        name='a', codes=rollout.draw_codes(G, 0), cameras=cameras, map_cameras=cameras[:1], times=times
+    )
+    assert writer.videos(clip) == []
+    tiles = writer.videos(clip, depth=True, normals=True, tile=10)
+    assert len(batches) == 8 and np.shape(tiles) == (14, 10, 10, 3)
+    videos = [iio.imread(tmp_path / f'a{end}.mp4').astype(int) for end in ('', '-depth', '-normals')]
+    assert [v.shape for v in videos] == [(14, 32, 32, 3)] * 3
+    assert all(np.abs(a - b).mean() > 10 for a, b in itertools.combinations(videos, 2))
 
 
 def test_a_snapshot_without_cameras_says_what_to_do(tmp_path, G):

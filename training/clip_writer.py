@@ -1,5 +1,6 @@
 """Files of one generated clip: videos of pictures, depth and normals, a contact sheet, meshes."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,40 +41,42 @@ class ClipWriter:
     crf: int = 15  # quality of mp4, see visualize.open_video
     upscale: int = 1  # enlarges the pictures of videos
 
-    def videos(self, clip: Clip, depth: bool = False, normals: bool = False) -> np.ndarray:
-        """Writes NAME.mp4 and, when asked, NAME-depth.mp4 and NAME-normals.mp4.
+    def videos(
+        self, clip: Clip, depth: bool = False, normals: bool = False, tile: int | None = None
+    ) -> list[np.ndarray]:
+        """Writes NAME.mp4 and, when asked, NAME-depth.mp4 and NAME-normals.mp4, all while they are rendered.
+
+        Args:
+            clip: see Clip.
+            depth: write depth; the first frames choose its colours, the same for the whole clip.
+            normals: write normals.
+            tile: side of the frames that come back; none = none do, and memory does not grow with the clip.
 
         Returns:
-            the frames before enlarging, uint8 [T, H, W, 3].
+            the frames, uint8 [tile, tile, 3] each.
         """
         ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras, clip.times, clip.psi)
         size = self.G.config.resolution * self.upscale
-        path = self.outdir / f'{clip.name}{self.suffix}'
-        pictures, geometry = [], []
-        with visualize.open_video(path, self.fps, self.crf) as append:
+        kinds = ['', *(['-depth'] if depth else []), *(['-normals'] if normals else [])]
+        paths = {kind: self.outdir / f'{clip.name}{kind}{self.suffix}' for kind in kinds}
+        near_far, tiles = None, []
+        with contextlib.ExitStack() as stack:
+            append = {
+                kind: stack.enter_context(visualize.open_video(path, self.fps, self.crf))
+                for kind, path in paths.items()
+            }
             for batch in rollout.render_frames(self.G, clip.codes, ws, clip.cameras, clip.times, self.render):
-                pictures.append(visualize.to_uint8(batch.image))
-                for frame in visualize.resize(pictures[-1], size):
-                    append(frame)
-                geometry.append(batch._replace(image=batch.image[:0]))  # small enough to keep
+                near_far = near_far or visualize.depth_range(batch.depth, batch.opacity)
+                for kind in kinds:
+                    pictures = _pictures(batch, kind, near_far)
+                    for frame in visualize.resize(pictures, size):
+                        append[kind](frame)
+                    if tile and not kind:
+                        tiles.extend(visualize.resize(pictures, tile))
                 self.count(len(batch.image))
-        self.say(str(path))
-        maps = rollout.concatenate(geometry)
-        if depth:
-            bounds = visualize.depth_range(maps.depth, maps.opacity)
-            self.video(
-                f'{clip.name}-depth', visualize.colorize_depth(maps.depth, maps.opacity, *bounds), size
-            )
-        if normals:
-            directions = visualize.normals_from_xyz(maps.xyz)
-            self.video(f'{clip.name}-normals', visualize.colorize_normals(directions, maps.opacity), size)
-        return np.concatenate(pictures)
-
-    def video(self, name: str, frames: np.ndarray, size: int) -> None:
-        """Writes frames [T, H, W, 3] as NAME.mp4, resized to `size`."""
-        path = self.outdir / f'{name}{self.suffix}'
-        visualize.write_video(path, (visualize.resize(f[None], size)[0] for f in frames), self.fps, self.crf)
-        self.say(str(path))
+        for path in paths.values():
+            self.say(str(path))
+        return tiles
 
     def sheet(self, clip: Clip) -> None:
         """Writes NAME-sheet.png: columns are moments of the training span, rows three views of the head."""
@@ -124,3 +127,12 @@ class ClipWriter:
             path = self.outdir / f'{clip.name}-{i:04d}.{kind}'
             shapes.save_mesh(path, mesh)
             self.say(f'{path}  ({len(mesh.faces)} triangles; surface at {found.reason})')
+
+
+def _pictures(batch: rollout.Frames, kind: str, near_far: tuple[float, float]) -> np.ndarray:
+    """Returns what a kind of video shows of rendered frames, uint8 [T, H, W, 3]."""
+    if kind == '-depth':
+        return visualize.colorize_depth(batch.depth, batch.opacity, *near_far)
+    if kind == '-normals':
+        return visualize.colorize_normals(visualize.normals_from_xyz(batch.xyz), batch.opacity)
+    return visualize.to_uint8(batch.image)
