@@ -1,7 +1,8 @@
 """The files of a data set: its table of frames (`dataset.json`) and the bytes of its pictures.
 
 The pictures of a zip are read by position from one plain file, so that a process needs neither the zip's
-directory nor a handle of its own: reading is safe after a fork, cheap to pickle, and a frame costs 60 bytes.
+directory nor a handle of its own: reading is safe after a fork, cheap to pickle, and a frame costs 70 bytes.
+Nothing is unpacked beyond the limits below, whatever a file says of itself.
 """
 
 import dataclasses
@@ -23,6 +24,10 @@ FORMAT, VERSION = 'pv3d-dataset', 1
 _DEFAULT_FPS = 25.0
 _MAX_FPS = 1000  # no camera of talking heads is faster
 _MAX_INT = 2**63  # longer integers do not fit into a float
+_MAX_TABLE = 1 << 30  # bytes of dataset.json, about two million frames
+_MAX_RATIO = 250  # of dataset.json to its deflated size; equal labels in all frames come to half of it
+_MAX_PICTURE = 1 << 26  # bytes of the file of a picture; a PNG of 4096x4096 needs fewer
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what is read of a zip
 _LOCAL_HEADER = struct.Struct(
     '<4s22xHH'
 )  # zip local file header: signature, ..., length of the name, of the extra field
@@ -117,37 +122,51 @@ class FileStore:
         name = self.name(i)
         try:
             if self._entries is None:
-                return Path(self._path, name).read_bytes()
+                return self._read_file(name)
             return self._read_entry(name, *self._entries[i].tolist())
-        except (OSError, struct.error, zlib.error) as error:
+        except (OSError, OverflowError, struct.error, zlib.error) as error:
             reason = getattr(error, 'strerror', None) or 'it is broken'
             raise DataError(f'{name} cannot be read: {reason}') from error
 
-    def _read_entry(self, name: str, offset: int, size: int, crc: int, method: int) -> bytes:
+    def _read_file(self, name: str) -> bytes:
+        with open(os.path.join(self._path, name), 'rb') as file:
+            data = file.read(_MAX_PICTURE + 1)
+        _check_size(name, len(data))
+        return data
+
+    def _read_entry(self, name: str, offset: int, stored: int, size: int, crc: int, method: int) -> bytes:
         if offset < 0:
             raise DataError(f'{name} is missing from the zip')
+        _check_size(name, max(stored, size))
         if self._file is None:
             # stays open for the life of the store
             self._file = open(self._path, 'rb', buffering=0)  # noqa: SIM115
         # pread leaves the position of the file alone, which forked processes share
         signature, *skip = _LOCAL_HEADER.unpack(os.pread(self._file.fileno(), _LOCAL_HEADER.size, offset))
-        data = os.pread(self._file.fileno(), size, offset + _LOCAL_HEADER.size + sum(skip))
+        data = os.pread(self._file.fileno(), stored, offset + _LOCAL_HEADER.size + sum(skip))
         if method == zipfile.ZIP_DEFLATED:
-            data = zlib.decompress(data, -zlib.MAX_WBITS)
+            # no further than it should be: it may hold more than it says
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
         if signature != b'PK\3\4' or zlib.crc32(data) != crc:
             raise DataError(f'{name} is damaged: its bytes do not match the checksum of the zip')
         return data
 
 
+def _check_size(name: str, size: int) -> None:
+    if size > _MAX_PICTURE:
+        raise DataError(f'{name} is larger than {_MAX_PICTURE >> 20} MiB; no picture of a data set is')
+
+
 def _locate(path: str, names: np.ndarray) -> np.ndarray:
-    """Returns place (-1 = missing), stored size, checksum and method of files of a zip, int64 [F, 4]."""
-    entries = np.full((len(names), 4), -1, dtype=np.int64)
+    """Returns place (-1 = missing), stored size, size, checksum, method of files of a zip, int64 [F, 5]."""
+    entries = np.full((len(names), 5), -1, dtype=np.int64)
     with zipfile.ZipFile(path) as archive:
         known = archive.NameToInfo
         for i, name in enumerate(names):
             info = known.get(name.decode())
             if info is not None:
-                entries[i] = info.header_offset, info.compress_size, info.CRC, info.compress_type
+                row = info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type
+                entries[i] = [min(value, _MAX_INT - 1) for value in row]
     return entries
 
 
@@ -159,7 +178,7 @@ def _read_json(path: str) -> bytes:
         if os.path.isdir(path):
             return Path(path, 'dataset.json').read_bytes()
         with zipfile.ZipFile(path) as archive:
-            return archive.read('dataset.json')
+            return _unpack_table(path, archive)
     except (FileNotFoundError, KeyError) as error:
         raise DataError(missing) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: it is encrypted
@@ -171,6 +190,18 @@ def _read_json(path: str) -> bytes:
         raise DataError(f'{path} {what}; copy it again or make it with dataset_tool.py') from error
     except OSError as error:
         raise DataError(f'{path} cannot be read: {error.strerror}') from error
+
+
+def _unpack_table(path: str, archive: zipfile.ZipFile) -> bytes:
+    info = archive.getinfo('dataset.json')
+    limit = min(_MAX_TABLE, _MAX_RATIO * info.compress_size)
+    if info.compress_type not in _METHODS or info.file_size > limit:
+        raise DataError(
+            f'{path}: dataset.json is not unpacked ({info.compress_size} bytes become {info.file_size}); it '
+            f'must be stored or deflated, at most {_MAX_RATIO} times, and have {_MAX_TABLE >> 30} GiB at most'
+        )
+    with archive.open(info) as file:
+        return file.read(info.file_size)  # not read(): that unpacks more if there is more than it says
 
 
 def _parse_json(path: str, text: bytes) -> dict[str, Any]:
