@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import resource
 import zipfile
 
@@ -46,6 +47,7 @@ BAD_TABLES = {  # change of dataset.json -> what is said
     '24 numbers': (lambda t: set_label(t, [0.0] * 24), 'the label of 00003.png has 24 numbers instead of 25'),
     'nan': (lambda t: set_label(t, [float('nan')] * 25), 'the label of 00003.png is not finite'),
     'text': (lambda t: set_label(t, ['x'] * 25), 'the label of 00003.png is not finite'),
+    'huge': (lambda t: set_label(t, [10**400] * 25), 'the label of 00003.png is not finite'),
     'clip of one frame': (
         lambda t: t.update(
             labels=[r for r in t['labels'] if not r[0].startswith('000002') or '00000.' in r[0]]
@@ -57,6 +59,10 @@ BAD_TABLES = {  # change of dataset.json -> what is said
         'holds 64x64 pictures but resolution=32 is asked for',
     ),
     'another format': (lambda t: t.update(format='video'), 'is not of the format "pv3d-dataset"'),
+    'size is no number': (lambda t: t.update(resolution=True), 'resolution=True in dataset.json must be'),
+    'rate is text': (lambda t: t.update(fps='25'), "fps='25' in dataset.json must be a number up to 1000"),
+    'rate is 0': (lambda t: t.update(fps=0), 'fps=0 in dataset.json must be a number up to 1000'),
+    'rate is nan': (lambda t: t.update(fps=float('nan')), 'fps=nan in dataset.json must be a number'),
     'newer version': (lambda t: t.update(version=9), 'version 9 of the format is not 1; update the code'),
 }
 
@@ -85,6 +91,13 @@ def bad_file(tmp_path, data, kind):
         path.mkdir()
     elif kind == 'empty zip':
         zipfile.ZipFile(path, 'w').close()
+    elif kind in ('nested', 'bomb', 'odd method'):
+        method = {'odd method': zipfile.ZIP_BZIP2}.get(kind, zipfile.ZIP_DEFLATED)
+        table = b'[' * 100_000 + os.urandom(10_000).hex().encode() if kind == 'nested' else bytes(1 << 24)
+        with zipfile.ZipFile(path, 'w', method) as archive:
+            archive.writestr('dataset.json', table)
+    elif kind == 'encrypted':  # bit 0 of the flags in the zip's directory
+        path.write_bytes(re.sub(b'(PK\1\2.{4}).', lambda m: m[1] + b'\1', whole, flags=re.DOTALL))
     elif kind != 'missing':
         content = {'empty file': b'', 'cut short': whole[: len(whole) // 2], 'text': b'hello'}
         path.write_bytes(content[kind])
@@ -100,6 +113,10 @@ def bad_file(tmp_path, data, kind):
         ('empty file', 'is empty; copy it again'),
         ('cut short', 'cut short or damaged; copy it again'),
         ('text', 'is not a zip'),
+        ('nested', 'dataset.json is not valid JSON'),
+        ('bomb', 'bytes become 16777216); it must be stored or deflated'),
+        ('odd method', 'dataset.json is not unpacked (45 bytes'),
+        ('encrypted', 'cut short or damaged; copy it again'),
     ],
 )
 def test_bad_data(data, tmp_path, kind, message):
@@ -181,6 +198,10 @@ def bad_snapshot(path, snapshot, kind):
         data = bytearray(snapshot.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
+    elif kind in ('options', 'large'):
+        content['networks']['G']['config'].update(span=1) if kind == 'options' else None
+        content['networks']['G']['config'].update(z_dim=10**13) if kind == 'large' else None
+        torch.save(content, path)
     elif kind == 'newer':
         torch.save({**content, 'version': 99}, path)
     elif kind == 'other format':
@@ -206,6 +227,8 @@ def bad_snapshot(path, snapshot, kind):
             'newer',
             '{}: written by a newer version of this code (file version 99, known up to 1); update the code',
         ),
+        ('options', '{}: G was saved with options that Generator cannot have'),
+        ('large', '{}: G was saved with options that Generator cannot have'),
         ('other format', '{}: not a PV3D snapshot (its format is None)'),
         ('hostile zip', '{}: refused, not the plain data of a PV3D snapshot (it wants to call'),
         ('hostile pickle', '{}: not a PV3D snapshot (a Python pickle, which could run code)'),

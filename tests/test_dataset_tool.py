@@ -225,6 +225,8 @@ def test_released_layout(tmp_path):
     np.testing.assert_allclose(dataset.clip_cameras(1), labels(5, 0.2), atol=1e-7)
     (root / 'voxceleb.list').write_text('id3/gone.mp4\n')
     assert 'none of them has' in pack(root, tmp_path / 'y.zip', '--layout', 'released')[1]
+    (root / 'voxceleb.list').write_bytes(b'\xff\xfe\x00')
+    assert 'voxceleb.list is not a text file' in pack(root, tmp_path / 'y.zip', '--layout', 'released')[1]
     os.remove(root / 'voxceleb.list')
     assert (
         'the released layout starts at its list' in pack(root, tmp_path / 'y.zip', '--layout', 'released')[1]
@@ -345,6 +347,7 @@ def test_contact_sheet_shows_the_frames(data, tmp_path):
         rows = np.flatnonzero((windows[:, :, 0, 0] == tile[0, 0]).all(axis=-1))
         assert any((windows.reshape(-1, *tile.shape)[i] == tile).all() for i in rows)
     assert 'cannot write' in run('show', data, '--dest', tmp_path / 'no/folder/s.png')[1]
+    assert '8<=x<=1024' in run('show', data, '--size', 1025)[1]
 
 
 # ---- the command line
