@@ -83,8 +83,8 @@ def test_latest_checkpoint_is_the_newest_pair(tmp_path):
         write_pair(tmp_path, number)
     (tmp_path / 'network-snapshot-best.pkl').touch()
     assert latest_checkpoint(tmp_path, warnings.append) == (
-        tmp_path / 'network-snapshot-1000000.pkl',
-        tmp_path / 'training-state-1000000.pt',
+        tmp_path / 'network-snapshot-001000000.pkl',
+        tmp_path / 'training-state-001000000.pt',
         1000000,
     )
     assert warnings == []
@@ -99,9 +99,9 @@ def test_broken_checkpoints_are_named_and_passed_over(tmp_path):
     warnings = []
     assert latest_checkpoint(tmp_path, warnings.append)[2] == 2
     assert len(warnings) == 3
-    assert 'network-snapshot-000005.pkl: passed over, since its training state is missing' in warnings[0]
-    assert 'network-snapshot-000004.pkl: cut short' in warnings[1]
-    assert 'training-state-000003.pt: cut short' in warnings[2]
+    assert 'network-snapshot-000000005.pkl: passed over, since its training state is missing' in warnings[0]
+    assert 'network-snapshot-000000004.pkl: cut short' in warnings[1]
+    assert 'training-state-000000003.pt: cut short' in warnings[2]
 
 
 def test_no_valid_pair(tmp_path):
@@ -135,7 +135,7 @@ def test_prune_keeps_snapshots(tmp_path):
         write_pair(tmp_path, number)
     prune_training_states(tmp_path, keep=2)
     states = sorted(p.name for p in tmp_path.glob('training-state-*'))
-    assert states == ['training-state-000010.pt', 'training-state-000100.pt']
+    assert states == ['training-state-000000010.pt', 'training-state-000000100.pt']
     assert len(list(tmp_path.glob('network-snapshot-*'))) == 3
     with pytest.raises(ValueError, match='keep=0'):
         prune_training_states(tmp_path, keep=0)
