@@ -114,6 +114,17 @@ def parse_option(_: click.Context, __: click.Parameter, text: str | None) -> lis
         raise click.BadParameter(str(err)) from err
 
 
+class FiniteRange(click.FloatRange):
+    """A range of numbers; nan, which no comparison refuses, is not in it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parses and checks a value."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f'{value!r} is not a number', param, ctx)
+        return number
+
+
 option = functools.partial(click.option, show_default=True)
 positive = click.IntRange(min=1)
 
@@ -137,9 +148,7 @@ positive = click.IntRange(min=1)
 @option(
     '--data', metavar='ZIP|DIR', help='Data set for --trajectory dataset  [default: cameras in the snapshot]'
 )
-@option(
-    '--orbit-yaw', metavar='DEG', type=click.FloatRange(0, 89), default=20.0, help='Half width of the orbit.'
-)
+@option('--orbit-yaw', metavar='DEG', type=FiniteRange(0, 89), default=20.0, help='Half width of the orbit.')
 @option(
     '--motion-seeds',
     metavar='LIST',
@@ -151,14 +160,14 @@ positive = click.IntRange(min=1)
     type=positive,
     help='Frames of each video  [default: front 60, orbit and still 120 for a span of 16; dataset: the clip]',
 )
-@option('--fps', type=click.FloatRange(0.1, 1000), default=25.0, help='Frames per second.')
+@option('--fps', type=FiniteRange(0.1, 1000), default=25.0, help='Frames per second.')
 @option(
     '--time',
     type=click.Choice(trajectories.TIME_MODES),
     default='pingpong',
     help='Time beyond the training span: forth and back, start again with a jump, or extrapolate.',
 )
-@option('--psi', type=click.FloatRange(-10, 10), default=1.0, help='Truncation: 1 = none, 0 = the mean face.')
+@option('--psi', type=FiniteRange(-10, 10), default=1.0, help='Truncation: 1 = none, 0 = the mean face.')
 @option(
     '--map-camera',
     type=click.Choice(['auto', 'canonical', 'first', 'per-frame']),
@@ -177,7 +186,7 @@ positive = click.IntRange(min=1)
 )
 @option(
     '--shape-level',
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help='Density of the surface  [default: 10, less for thin scenes]',
 )
 @option(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import math
 import os
@@ -9,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -112,7 +113,7 @@ def main(**options: object) -> None:
         if not is_out_of_memory(err):
             raise
         fail('there is too little memory; use a smaller --batch-gpu')
-    except ValueError as err:  # UserError, and values that a config or a network refuses
+    except UserError as err:
         fail(str(err))
     except OSError as err:
         fail(explain_os_error(err))
@@ -120,13 +121,15 @@ def main(**options: object) -> None:
 
 def run(options: dict, device: torch.device) -> None:
     """Builds the config, then shows or trains it."""
-    config = build_config(options)
-    config.split_batch(dist.world_size())
-    config = with_facts_of_data(config)
+    with refusals():
+        config = build_config(options)
+        config.split_batch(dist.world_size())
+        config = with_facts_of_data(config)
     if options['dry_run']:
         from training.estimate import describe_run  # noqa: PLC0415
 
-        dist.print0(describe_run(config, device, dist.world_size()))
+        with refusals():
+            dist.print0(describe_run(config, device, dist.world_size()))
         return
     name = run_name(config, dist.world_size(), options['desc'])
     restarted = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'  # by torchrun --max-restarts
@@ -141,13 +144,23 @@ def run(options: dict, device: torch.device) -> None:
         logging.basicConfig(stream=sys.stdout, format='warning: %(message)s')
         dist.print0(f'run folder: {run_dir}')
         try:
-            trainer = Trainer(config, run_dir, device, should_stop)
-        except (ValueError, OSError):
+            with refusals():
+                trainer = Trainer(config, run_dir, device, should_stop)
+        except (UserError, OSError):
             if is_new and dist.is_leader():
                 shutil.rmtree(run_dir)  # there is nothing to continue in it
             raise
         done = trainer.train()
         dist.print0('done' if done else 'stopped; the same command continues this run')
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Turns values that a config or a network refuses into mistakes of the user."""
+    try:
+        yield
+    except ValueError as err:
+        raise UserError(str(err)) from err
 
 
 def build_config(options: dict) -> TrainConfig:
@@ -217,10 +230,12 @@ def pick_device(name: str) -> torch.device:
 def stop_on_signals(max_minutes: float | None) -> Callable[[], bool]:
     """Returns a function that turns True after SIGINT, SIGTERM or max_minutes.
 
-    A second SIGINT kills at once.
+    A second SIGINT kills at once. Asked for the first time, before the first step, it does not look at
+    the clock: a session that makes no step would never get on.
     """
     deadline = time.time() + max_minutes * 60 if max_minutes is not None else float('inf')
     received = []
+    asked = itertools.count()
 
     def on_signal(number: int, _frame: object) -> None:
         received.append(number)
@@ -232,7 +247,7 @@ def stop_on_signals(max_minutes: float | None) -> Callable[[], bool]:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    return lambda: bool(received) or time.time() > deadline
+    return lambda: bool(received) or (next(asked) > 0 and time.time() > deadline)
 
 
 def fail(message: str) -> None:

@@ -151,8 +151,9 @@ def _broken_pictures(
 def _decode_truth(data: bytes, name: str, resolution: int) -> None:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image.load()
             size = image.size
+            if size == (resolution, resolution):  # a huge picture is not worth its memory
+                image.load()
     except Exception as error:  # as in decode_picture
         raise DataError(f'{name} cannot be decoded ({type(error).__name__})') from error
     if size != (resolution, resolution):

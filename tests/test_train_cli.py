@@ -83,7 +83,8 @@ def test_max_minutes_stops_with_a_checkpoint(data, tmp_path):
     result = cli('--outdir', tmp_path, '--data', data, *QUICK, '--max-minutes', 1e-5)
     assert result.code == 0 and 'stopped; the same command continues this run' in result.out
     (name,) = run_dirs(tmp_path)
-    assert len(numbers(tmp_path / name)) == 1
+    (seen,) = numbers(tmp_path / name)
+    assert seen > 0  # a session makes a step at least
 
 
 def test_two_processes_cannot_train_in_one_folder(data, tmp_path):
