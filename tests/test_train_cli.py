@@ -234,7 +234,9 @@ def test_signals_and_time_ask_to_stop(monkeypatch):
         os.kill(os.getpid(), number)
         assert should_stop()
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # the next Ctrl-C ends it
-    assert stop_on_signals(0)() and not stop_on_signals(1)()
+    at_once, later = stop_on_signals(0), stop_on_signals(1)
+    assert [at_once(), at_once()] == [False, True]  # after one step at least
+    assert [later(), later()] == [False, False]
 
 
 def test_dry_run_shows_everything_and_writes_nothing(data, tmp_path):
