@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_utils import custom_ops
+
 Padding = tuple[int, int, int, int]  # left, right, top, bottom; negative values crop
 
 
@@ -21,7 +23,13 @@ def make_filter(taps: tuple[int, ...] = (1, 3, 3, 1)) -> Tensor:
 
 
 def upfirdn2d(
-    x: Tensor, f: Tensor, up: int = 1, down: int = 1, padding: Padding = (0, 0, 0, 0), gain: float = 1.0
+    x: Tensor,
+    f: Tensor,
+    up: int = 1,
+    down: int = 1,
+    padding: Padding = (0, 0, 0, 0),
+    gain: float = 1.0,
+    impl: str = 'auto',
 ) -> Tensor:
     """Resamples images with a FIR filter (a true convolution: the filter is flipped).
 
@@ -32,6 +40,7 @@ def upfirdn2d(
         down: keeps every `down`-th pixel, beginning with the first.
         padding: zeros added after upsampling: left, right, top, bottom; negative values crop.
         gain: factor on the output.
+        impl: `auto`, `ref`, `cuda` or `cpu`; see custom_ops.kernels.
 
     Returns:
         images [N, C, (H * up + top + bottom - h) // down + 1, (W * up + left + right - w) // down + 1].
@@ -40,7 +49,8 @@ def upfirdn2d(
         raise ValueError(
             f'upfirdn2d takes images [N, C, H, W] and a filter [h, w], got {x.shape} and {f.shape}'
         )
-    return _Upfirdn2d.apply(x, f, up, down, padding, False, gain)
+    run = _reference if custom_ops.kernels(x, impl) is None else torch.ops.pv3d.upfirdn2d
+    return _Upfirdn2d.apply(x, f, up, down, padding, False, gain, run)
 
 
 def upsample2d(x: Tensor, f: Tensor) -> Tensor:
@@ -65,18 +75,17 @@ class _Upfirdn2d(torch.autograd.Function):
     """upfirdn2d with respect to x; the filter is a constant."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bool, gain: float
-    ) -> Tensor:
-        y = _reference(x, f, up, down, padding, flip, gain)
+    def forward(ctx: Any, x: Tensor, f: Tensor, *args: Any) -> Tensor:
+        *args, run = args
+        y = run(x, f, *args)
         ctx.save_for_backward(f)
-        ctx.args = (up, down, padding, flip, gain, x.shape[2:], y.shape[2:])
+        ctx.args = (*args, run, x.shape[2:], y.shape[2:])
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (f,) = ctx.saved_tensors
-        up, down, (left, _, top, _), flip, gain, (in_h, in_w), (out_h, out_w) = ctx.args
+        up, down, (left, _, top, _), flip, gain, run, (in_h, in_w), (out_h, out_w) = ctx.args
         fh, fw = f.shape
         padding = (
             fw - 1 - left,
@@ -84,5 +93,30 @@ class _Upfirdn2d(torch.autograd.Function):
             fh - 1 - top,
             in_h * up - out_h * down + top - up + 1,
         )
-        dx = _Upfirdn2d.apply(dy, f, down, up, padding, not flip, gain) if ctx.needs_input_grad[0] else None
-        return dx, None, None, None, None, None, None
+        dx = _Upfirdn2d.apply(dy, f, down, up, padding, not flip, gain, run)
+        return dx, None, None, None, None, None, None, None
+
+
+def _kernel(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bool, gain: float) -> Tensor:
+    layout = custom_ops.memory_format(x)
+    x = x.contiguous(memory_format=layout)
+    f = f.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
+    y = _fake(x, f, up, down, padding, flip, gain)
+    last = int(layout == torch.channels_last)
+    where = (up, down, padding[0], padding[2], last, int(flip), float(gain))
+    custom_ops.call('upfirdn2d', x, x, f, y, *x.shape, *y.shape[2:], *f.shape, *where)
+    return y
+
+
+def _fake(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bool, gain: float) -> Tensor:
+    left, right, top, bottom = padding
+    h = (x.shape[2] * up + top + bottom - f.shape[0]) // down + 1
+    w = (x.shape[3] * up + left + right - f.shape[1]) // down + 1
+    return x.new_empty((*x.shape[:2], h, w)).contiguous(memory_format=custom_ops.memory_format(x))
+
+
+custom_ops.register(
+    'upfirdn2d(Tensor x, Tensor f, int up, int down, int[] padding, bool flip, float gain) -> Tensor',
+    _kernel,
+    _fake,
+)
