@@ -6,12 +6,24 @@ import torch
 from scipy import signal
 from torch.autograd import gradcheck, gradgradcheck
 
-from torch_utils.ops.bias_act import bias_act
+from torch_utils import custom_ops
+from torch_utils.ops.bias_act import Modulation, bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.modulated_conv2d import modulated_conv2d
 from torch_utils.ops.upfirdn2d import make_filter, upfirdn2d, upsample2d
 
 FIR = make_filter()
+
+
+@pytest.fixture(autouse=True, params=['ref', 'auto', custom_ops.DEVICE_BODY])
+def implementation(request, monkeypatch):
+    """Every test runs with stock operators, with kernels, and with the code of the CUDA kernels on the CPU."""
+    if request.param != 'ref':
+        try:
+            custom_ops.load('cpu')
+        except custom_ops.BuildError as err:
+            pytest.skip(str(err))
+    monkeypatch.setenv(custom_ops.ENVIRONMENT, request.param)
 
 
 def draw(*shape, seed=0, grad=False):
@@ -150,6 +162,71 @@ def test_bias_act(act, shape):
     assert torch.equal(bias_act(x), x)
 
 
+SHAPES = {'rows': (3, 4), 'volume': (2, 3, 2, 5), 'odd picture': (3, 5, 7, 3), 'picture': (2, 8, 4, 6)}
+
+
+def modulated_example(shape, noise_n, last):
+    x, scale, bias = draw(*shape), draw(*shape[:2], seed=1) + 2, draw(shape[1], seed=2)
+    noise = draw(noise_n, 1, *shape[2:], seed=3) if len(shape) == 4 else None
+    strength = torch.tensor(0.7, dtype=torch.float64) if noise is not None else None
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return x, Modulation(scale, noise, strength), bias
+
+
+@pytest.mark.parametrize('name', SHAPES)
+@pytest.mark.parametrize('shared_noise', [False, True])
+@pytest.mark.parametrize('last', [False, True])
+def test_bias_act_modulates(name, shared_noise, last):
+    shape = SHAPES[name]
+    if last and len(shape) != 4:
+        pytest.skip('only pictures have channels that come last')
+    x, modulation, bias = modulated_example(shape, 1 if shared_noise else shape[0], last)
+    y = bias_act(x, bias, 'lrelu', clamp=1.5, modulation=modulation)
+    dims = (*shape[:2], *[1] * (len(shape) - 2))
+    expected = x.numpy() * modulation.scale.numpy().reshape(dims) + bias.numpy().reshape((1, *dims[1:]))
+    if modulation.noise is not None:
+        expected = expected + 0.7 * modulation.noise.numpy()
+    np.testing.assert_allclose(y.numpy(), np.clip(ACTS['lrelu'](expected), -1.5, 1.5), atol=1e-12)
+    assert y.stride() == x.stride()
+
+
+@pytest.mark.parametrize('last', [False, True])
+@pytest.mark.parametrize('clamp', [None, 1.5])
+def test_modulation_derivatives(last, clamp):
+    """Values of the kink are avoided: no sample lies within the step of a finite difference of one."""
+    x, (scale, noise, strength), bias = modulated_example((2, 3, 2, 3), 2, last)
+    inputs = [v.clone().requires_grad_() for v in (x, scale, strength, bias)]
+
+    def op(x, scale, strength, bias):
+        return bias_act(x, bias, 'lrelu', clamp=clamp, modulation=Modulation(scale, noise, strength))
+
+    assert gradcheck(op, inputs)
+    assert gradgradcheck(op, inputs)
+    assert gradgradcheck(lambda *v: op(*v).pow(3), inputs)
+
+
+def test_sums_over_large_pictures():
+    """The gradients of the small operands are sums of parts when there are many pixels."""
+    x, (scale, noise, strength), bias = modulated_example((1, 2, 70, 70), 1, False)
+    for last in (torch.contiguous_format, torch.channels_last):
+        inputs = [
+            v.clone(memory_format=torch.preserve_format).requires_grad_() for v in (scale, strength, bias)
+        ]
+        y = bias_act(
+            x.contiguous(memory_format=last),
+            inputs[2],
+            'lrelu',
+            modulation=Modulation(inputs[0], noise, inputs[1]),
+        )
+        grads = torch.autograd.grad(y.square().sum(), inputs)
+        z = x * scale[:, :, None, None] + noise * strength + bias[:, None, None]
+        d = torch.where(z > 0, 4 * z, 0.16 * z)  # derivative of the square of the result
+        sums = ((d * x).sum(dim=(2, 3)), (d * noise).sum(), d.sum(dim=(0, 2, 3)))
+        for grad, expected in zip(grads, sums, strict=True):
+            torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-9)
+
+
 @pytest.mark.parametrize('act', ACTS)
 @pytest.mark.parametrize('clamp', [None, 1.0])
 def test_bias_act_derivatives(act, clamp):
@@ -234,7 +311,7 @@ def fused(x, weight, styles, up, demodulate):
 @pytest.mark.parametrize(('up', 'k'), [(1, 3), (1, 1), (2, 3)])
 def test_modulated_conv2d_fuses_per_sample(up, k, demodulate):
     x, weight, styles = draw(3, 4, 6, 6), draw(5, 4, k, k, seed=1), draw(3, 4, seed=2)
-    y = modulated_conv2d(x, weight, styles, FIR, up=up, demodulate=demodulate)
+    y = modulated_conv2d(x, weight, styles, FIR if up == 2 else None, demodulate)
     torch.testing.assert_close(y, fused(x, weight, styles, up, demodulate), rtol=0, atol=1e-12)
 
 
@@ -246,7 +323,7 @@ def test_modulated_conv2d_derivatives():
     )
 
     def op(x, weight, styles):
-        return modulated_conv2d(x, weight, styles, FIR)
+        return modulated_conv2d(x, weight, styles)
 
     assert gradcheck(op, (x, weight, styles), fast_mode=True)
     assert gradgradcheck(op, (x, weight, styles), fast_mode=True)
@@ -256,10 +333,10 @@ def test_demodulation_gives_unit_variance():
     """Whatever weights and styles: inside the borders, noise of variance 1 comes out with variance 1."""
     x = draw(2, 8, 66, 66)
     styles = torch.tensor([[0.1], [50.0]], dtype=torch.float64) * (draw(2, 8, seed=2).abs() + 0.1)
-    y = modulated_conv2d(x, 7 * draw(6, 8, 3, 3, seed=1), styles, FIR)[:, :, 1:-1, 1:-1]
+    y = modulated_conv2d(x, 7 * draw(6, 8, 3, 3, seed=1), styles)[:, :, 1:-1, 1:-1]
     variance = y.var(dim=(2, 3))
     assert (variance - 1).abs().max() < 0.1  # 4096 pixels, overlapping windows
-    plain = modulated_conv2d(x, draw(6, 8, 3, 3, seed=1), styles, FIR, demodulate=False)
+    plain = modulated_conv2d(x, draw(6, 8, 3, 3, seed=1), styles, demodulate=False)
     assert plain.var() > 100
 
 
@@ -267,18 +344,18 @@ def test_demodulation_gives_unit_variance():
 def test_half_precision_survives_huge_weights(dtype):
     """Weights and styles beyond the range of fp16 (65504) are brought down first; demodulation undoes it."""
     x, weight, styles = draw(2, 8, 8, 8), draw(4, 8, 3, 3, seed=1), draw(2, 8, seed=2)
-    exact = modulated_conv2d(x, weight, styles, FIR)
-    y = modulated_conv2d(x.to(dtype), weight.float() * 1e6, styles.float() * 1e6, FIR)
+    exact = modulated_conv2d(x, weight, styles)
+    y = modulated_conv2d(x.to(dtype), weight.float() * 1e6, styles.float() * 1e6)
     assert y.dtype == dtype
     torch.testing.assert_close(y.double(), exact, rtol=0, atol=8 * torch.finfo(dtype).eps)
-    up = modulated_conv2d(x.to(dtype), weight.float() * 1e6, styles.float() * 1e6, FIR, up=2)
+    up = modulated_conv2d(x.to(dtype), weight.float() * 1e6, styles.float() * 1e6, FIR)
     assert up.dtype == dtype and up.isfinite().all()
-    expected = modulated_conv2d(x, weight, styles, FIR, up=2)
+    expected = modulated_conv2d(x, weight, styles, FIR)
     torch.testing.assert_close(up.double(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
 
 
 def test_half_precision_survives_wide_sums():
     """512 channels at the clamp of 256, all of one sign: their plain sum is 18 times the range of fp16."""
     x, weight = torch.full((1, 512, 3, 3), 256.0), torch.ones(2, 512, 3, 3)
-    y = modulated_conv2d(x.half(), weight, torch.ones(1, 512), FIR)
+    y = modulated_conv2d(x.half(), weight, torch.ones(1, 512))
     torch.testing.assert_close(y[0, :, 1, 1].float(), torch.full((2,), 256 * 4608**0.5), rtol=2e-3, atol=0)

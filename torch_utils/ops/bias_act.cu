@@ -1,89 +1,207 @@
-// y = clamp(lrelu(x + bias) * gain) and its derivative, in one pass over memory; see bias_act.py.
+// y = clamp(lrelu(x scale + noise strength + bias) gain) and its derivative, in one pass over memory each.
+// See bias_act.py. Pictures are [N, C, inner], or [N, inner, C] when channels come last.
 #include "portable.h"
 
-// x with bias -> activation * gain, clamped; a limit below 0 means none.
-template <class A> PV3D_FN A forward(A z, A slope, A gain, A limit) {
-    z = (z > 0 ? z : z * slope) * gain;
-    return limit < 0 ? z : z > limit ? limit : z < -limit ? -limit : z;
-}
+// Small operands have the type of sums: float for half precision. Null = absent.
+template <class T> struct Args {
+    using A = wide_t<T>;
+    const A *scale, *noise, *strength, *bias;  // [N, C], [N or 1, inner], [1], [C]
+    int64_t n, channels, inner, last, noise_n;  // last: channels come last, 1 or 0
+    A slope, gain, limit;                       // a limit below 0 means none
 
-// dy times the derivative; `y` is the result of forward. The clamp comes last, so that its limit has none.
-template <class A> PV3D_FN A backward(A dy, A y, A slope, A gain, A limit) {
-    const A d = dy * gain * (y > 0 ? A(1) : slope);
-    return limit < 0 || (y < limit && y > -limit) ? d : A(0);
-}
+    // Where element i of memory lies.
+    PV3D_FN void locate(int64_t i, int64_t* row, int64_t* pixel) const {
+        const int64_t sample = i / (channels * inner), rest = i - sample * (channels * inner);
+        const int64_t c = last ? rest % channels : rest / inner;
+        *row = sample * channels + c;
+        *pixel = last ? rest / channels : rest % inner;
+    }
 
-// Element i belongs to channel (i / inner) % channels.
-struct Args {
-    const void *x, *bias, *result;  // result: null in the forward direction
-    void* y;
-    int64_t n, channels, inner;
+    PV3D_FN A noise_at(int64_t row, int64_t pixel) const {
+        return noise ? noise[(noise_n > 1 ? row / channels * inner : 0) + pixel] : A(0);
+    }
+
+    PV3D_FN A activate(A z) const {
+        z = (z > 0 ? z : z * slope) * gain;
+        return limit < 0 ? z : z > limit ? limit : z < -limit ? -limit : z;
+    }
+
+    // Derivative of activate where its result was y.
+    PV3D_FN A factor(A y) const {
+        const A d = y > 0 ? gain : gain * slope;
+        return limit < 0 || (y < limit && y > -limit) ? d : A(0);
+    }
+};
+
+// V neighbouring elements of the result (y null), or of x times the derivative where the result was y.
+template <class T, int V> struct Forward {
+    Args<T> a;
+    const T *x, *y;
+    T* out;
+
+    PV3D_FN void operator()(int64_t i) const {
+        using A = wide_t<T>;
+        using P = Pack<T, V>;
+        const P in = reinterpret_cast<const P*>(x)[i];
+        const P result = y ? reinterpret_cast<const P*>(y)[i] : in;
+        P to;
+        const A strength = a.strength ? *a.strength : A(0);
+        for (int j = 0; j < V; ++j) {
+            const A value = A(in.at[j]);
+            if (y) {
+                to.at[j] = T(value * a.factor(A(result.at[j])));
+                continue;
+            }
+            int64_t row, pixel;
+            a.locate(i * V + j, &row, &pixel);
+            const A scale = a.scale ? a.scale[row] : A(1), bias = a.bias ? a.bias[row % a.channels] : A(0);
+            to.at[j] = T(a.activate(value * scale + (a.noise_at(row, pixel) * strength + bias)));
+        }
+        reinterpret_cast<P*>(out)[i] = to;
+    }
+};
+
+// Host: the same for a run of memory of one channel, in loops that compilers vectorise.
+template <class T> struct HostForward {
+    Args<T> a;
+    const T *x, *y;
+    T* out;
+
+    void operator()(int64_t run) const {
+        const Args<T> args = a;
+        const int64_t length = a.last ? a.channels : a.inner;
+        const T *in = x + run * length, *result = y ? y + run * length : nullptr;
+        T* to = out + run * length;
+        if (result) {
+#pragma omp simd
+            for (int64_t j = 0; j < length; ++j) to[j] = in[j] * args.factor(result[j]);
+        } else if (a.last) {
+            const int64_t sample = run / a.inner;
+            const T add = a.noise ? a.noise_at(sample * a.channels, run % a.inner) * *a.strength : T(0);
+            for (int64_t j = 0; j < length; ++j) {
+                const T scale = a.scale ? a.scale[sample * length + j] : T(1), bias = a.bias ? a.bias[j] : T(0);
+                to[j] = args.activate(in[j] * scale + (add + bias));
+            }
+        } else {
+            const T scale = a.scale ? a.scale[run] : T(1), bias = a.bias ? a.bias[run % a.channels] : T(0);
+            if (a.noise) {
+                const T *noise = a.noise + (a.noise_n > 1 ? run / a.channels * a.inner : 0), k = *a.strength;
+#pragma omp simd
+                for (int64_t j = 0; j < length; ++j) to[j] = args.activate(in[j] * scale + (noise[j] * k + bias));
+            } else {
+#pragma omp simd
+                for (int64_t j = 0; j < length; ++j) to[j] = args.activate(in[j] * scale + bias);
+            }
+        }
+    }
+};
+
+// One pass of the backward: dx, and the sums over pixels of d, d x and d noise, where d = dy derivative.
+// An item is a part of a row (n, c); with channels last a part of the pixels of a sample, lanes being channels.
+template <class T> struct Backward {
+    using A = wide_t<T>;
+    Args<T> a;
+    const T *dy, *y, *x;  // x: null when there is no scale
+    T* dx;
+    A* sums;  // [N, parts, C, 3], or [N, C, parts, 3]
+    int64_t part, parts;
+
+    PV3D_FN void operator()(int64_t item, int lane) const {
+        const int64_t p = item % parts, first = p * part, end = first + part;
+        const int64_t stop = end < a.inner ? end : a.inner;
+        if (!a.last) return row(item / parts, first, stop, lane);
+        const int64_t sample = item / parts;
+        for (int64_t c = lane; c < a.channels; c += kLanes) {
+            A sum[3] = {0, 0, 0};
+            for (int64_t pixel = first; pixel < stop; ++pixel)
+                element((sample * a.inner + pixel) * a.channels + c, sample * a.channels + c, pixel, sum);
+            for (int k = 0; k < 3; ++k) sums[(item * a.channels + c) * 3 + k] = sum[k];
+        }
+    }
+
+    PV3D_FN void row(int64_t r, int64_t first, int64_t stop, int lane) const {
+        A d0 = 0, d1 = 0, d2 = 0;
+#pragma omp simd reduction(+ : d0, d1, d2)
+        for (int64_t pixel = first + lane; pixel < stop; pixel += kLanes) {
+            A sum[3] = {0, 0, 0};
+            element(r * a.inner + pixel, r, pixel, sum);
+            d0 += sum[0], d1 += sum[1], d2 += sum[2];
+        }
+        const A total[3] = {lane_sum(d0), lane_sum(d1), lane_sum(d2)};
+        if (lane == 0)
+            for (int k = 0; k < 3; ++k) sums[(r * parts + first / part) * 3 + k] = total[k];
+    }
+
+    PV3D_FN void element(int64_t i, int64_t row, int64_t pixel, A* sum) const {
+        const A d = A(dy[i]) * a.factor(A(y[i]));
+        dx[i] = T(a.scale ? d * a.scale[row] : d);
+        sum[0] += d;
+        if (x) sum[1] += d * A(x[i]);
+        if (a.noise) sum[2] += d * a.noise_at(row, pixel);
+    }
+};
+
+struct Operands {
+    const void *x, *y, *scale, *noise, *strength, *bias;
+    int64_t n, channels, inner, last, noise_n;
     double slope, gain, limit;
 
-    template <class T> PV3D_FN T apply(wide_t<T> x, wide_t<T> result, wide_t<T> bias) const {
-        const auto s = wide_t<T>(slope), g = wide_t<T>(gain), l = wide_t<T>(limit);
-        return T(this->result ? backward(x, result, s, g, l) : forward(x + bias, s, g, l));
+    template <class T> Args<T> args() const {
+        using A = wide_t<T>;
+        return {static_cast<const A*>(scale), static_cast<const A*>(noise), static_cast<const A*>(strength),
+                static_cast<const A*>(bias),  n, channels, inner, last, noise_n, A(slope), A(gain), A(limit)};
     }
 };
 
-// Body of the device kernel: V elements.
-template <class T, int V> struct Packs {
-    Args a;
-    PV3D_FN void operator()(int64_t i) const {
-        using P = Pack<T, V>;
-        const P x = static_cast<const P*>(a.x)[i];
-        const P result = a.result ? static_cast<const P*>(a.result)[i] : x;
-        P y;
-        for (int j = 0; j < V; ++j) {
-            const int64_t c = (i * V + j) / a.inner % a.channels;
-            const auto bias = a.bias ? wide_t<T>(static_cast<const T*>(a.bias)[c]) : wide_t<T>(0);
-            y.at[j] = a.template apply<T>(wide_t<T>(x.at[j]), wide_t<T>(result.at[j]), bias);
-        }
-        static_cast<P*>(a.y)[i] = y;
-    }
-};
-
-// Host: one run of `inner` elements of one channel, or all channels of a pixel when inner = 1.
-template <class T> struct Runs {
-    Args a;
-    int64_t length;
-    PV3D_FN void operator()(int64_t row) const {
-        const T* x = static_cast<const T*>(a.x) + row * length;
-        const T* result = a.result ? static_cast<const T*>(a.result) + row * length : x;
-        const T* bias = static_cast<const T*>(a.bias);
-        T* y = static_cast<T*>(a.y) + row * length;
-        const Args args = a;
-        if (args.inner > 1 || !bias) {
-            const T b = bias ? bias[row % args.channels] : T(0);
-#pragma omp simd
-            for (int64_t j = 0; j < length; ++j) y[j] = args.template apply<T>(x[j], result[j], b);
-        } else {
-#pragma omp simd
-            for (int64_t j = 0; j < length; ++j) y[j] = args.template apply<T>(x[j], result[j], bias[j]);
-        }
-    }
-};
-
-struct Run {
-    Args a;
+struct RunForward {
+    Operands o;
+    void* out;
     bool device_body;  // host: run what the GPU would run
     Launch where;
 
     template <class T> int run() {
-        if (!device_body) {
-            const int64_t length = a.inner > 1 ? a.inner : a.channels;
-            return for_each(Runs<T>{a, length}, a.n / length, where);
-        }
+        const Args<T> a = o.args<T>();
+        const auto x = static_cast<const T*>(o.x), y = static_cast<const T*>(o.y);
+        const auto to = static_cast<T*>(out);
+        const int64_t total = o.n * o.channels * o.inner;
+#ifndef __CUDACC__
+        if (!device_body) return for_each(HostForward<T>{a, x, y, to}, o.last ? o.n * o.inner : o.n * o.channels, where);
+#endif
         constexpr int V = 16 / sizeof(T);
-        const bool aligned = (int64_t(a.x) | int64_t(a.y) | int64_t(a.result)) % 16 == 0;
-        if (aligned && a.n % V == 0) return for_each(Packs<T, V>{a}, a.n / V, where);
-        return for_each(Packs<T, 1>{a}, a.n, where);
+        const bool aligned = (int64_t(x) | int64_t(y) | int64_t(to)) % 16 == 0;
+        if (aligned && total % V == 0) return for_each(Forward<T, V>{a, x, y, to}, total / V, where);
+        return for_each(Forward<T, 1>{a, x, y, to}, total, where);
     }
 };
 
-PV3D_API int pv3d_bias_act(const void* x, const void* bias, const void* result, void* y, int64_t n,
-                           int64_t channels, int64_t inner, double slope, double gain, double limit,
+struct RunBackward {
+    Operands o;
+    const void* dy;
+    void *dx, *sums;
+    int64_t part, parts;
+    Launch where;
+
+    template <class T> int run() {
+        const Backward<T> body{o.args<T>(),          static_cast<const T*>(dy), static_cast<const T*>(o.y),
+                               static_cast<const T*>(o.x), static_cast<T*>(dx), static_cast<wide_t<T>*>(sums),
+                               part,                 parts};
+        return for_each_row(body, (o.last ? o.n : o.n * o.channels) * parts, where);
+    }
+};
+
+PV3D_API int pv3d_bias_act(const void* x, const void* y, const void* scale, const void* noise,
+                           const void* strength, const void* bias, void* out, int64_t n, int64_t channels,
+                           int64_t inner, int64_t last, int64_t noise_n, double slope, double gain, double limit,
                            int64_t type, int64_t device_body, int64_t threads, void* stream) {
-    const Args a{x, bias, result, y, n, channels, inner, slope, gain, limit};
-    return dispatch(type, Run{a, kDevice || device_body, Launch{threads, stream}});
+    const Operands o{x, y, scale, noise, strength, bias, n, channels, inner, last, noise_n, slope, gain, limit};
+    return dispatch(type, RunForward{o, out, device_body != 0, Launch{threads, stream}});
+}
+
+PV3D_API int pv3d_bias_act_grad(const void* dy, const void* y, const void* x, const void* scale, const void* noise,
+                                void* dx, void* sums, int64_t n, int64_t channels, int64_t inner, int64_t last,
+                                int64_t noise_n, int64_t part, int64_t parts, double slope, double gain,
+                                double limit, int64_t type, int64_t, int64_t threads, void* stream) {
+    const Operands o{x,    y, scale, noise, nullptr, nullptr, n, channels, inner, last, noise_n, slope,
+                     gain, limit};
+    return dispatch(type, RunBackward{o, dy, dx, sums, part, parts, Launch{threads, stream}});
 }

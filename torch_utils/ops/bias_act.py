@@ -1,7 +1,8 @@
-"""Bias, activation, gain and clamp in one function (the epilogue of every layer).
+"""Demodulation, noise, bias, activation, gain and clamp in one function (the epilogue of every layer).
 
-The kernel makes one pass over memory in either direction. The backward of the operator is linear in the
-gradient and its own backward, so any order of derivative works.
+The kernel makes one pass over memory in either direction; the sums that the gradients of the small operands
+need are taken on the way. Every backward is built from operators with a backward, so any order of derivative
+works.
 """
 
 import math
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from torch_utils import custom_ops
 
+_PART = 4096  # pixels that a lane group of the kernel sums up at a time
+
 
 class _Activation(NamedTuple):
-    slope: float | None  # below zero; None = no piecewise linear function, always done in stock operators
+    slope: float | None  # below zero; None = not piecewise linear, always done in stock operators
     gain: float  # keeps the variance of a normal input
 
 
@@ -25,15 +28,27 @@ _ACTIVATIONS = {
 }
 
 
+class Modulation(NamedTuple):
+    """What a modulated convolution leaves to do, before bias and activation: x * scale + noise * strength."""
+
+    scale: Tensor | None = None  # [N, C]
+    noise: Tensor | None = None  # without gradient, [N or 1, 1, H, W]
+    strength: Tensor | None = None  # of the noise, scalar
+
+
+_NOTHING = Modulation()
+
+
 def bias_act(
     x: Tensor,
     bias: Tensor | None = None,
     act: str = 'linear',
     gain: float = 1.0,
     clamp: float | None = None,
+    modulation: Modulation = _NOTHING,
     impl: str = 'auto',
 ) -> Tensor:
-    """Adds a bias, applies an activation with its standard gain, scales and clamps.
+    """Modulates, adds a bias, applies an activation with its standard gain, scales and clamps.
 
     Args:
         x: features [N, C, ...], contiguous or channels last (others are copied).
@@ -41,17 +56,19 @@ def bias_act(
         act: `linear`, `softplus` (gain 1) or `lrelu` (slope 0.2, gain sqrt 2).
         gain: further factor on the output.
         clamp: limit of the absolute output, or None; scaled by `gain` too.
+        modulation: scale and noise.
         impl: `auto`, `ref`, `cuda` or `cpu`; see custom_ops.kernels.
 
     Returns:
         A tensor of the shape and type of x.
     """
     slope, act_gain = _ACTIVATIONS[act]
-    gain, limit = act_gain * gain, -1.0 if clamp is None else clamp * gain
-    bias = None if bias is None else bias.to(x.dtype)
+    numbers = (slope, act_gain * gain, -1.0 if clamp is None else float(clamp * gain))
     if custom_ops.kernels(x, impl) is None or slope is None:
-        return _reference(x, bias, slope, gain, limit)
-    return _BiasAct.apply(x, bias, slope, gain, limit)
+        return _reference(x, bias, modulation, *numbers)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32  # of the small operands
+    small = [None if v is None else v.to(wide) for v in (*modulation, bias)]
+    return _BiasAct.apply(x, *small, numbers)
 
 
 class _Softplus(torch.autograd.Function):
@@ -68,10 +85,17 @@ class _Softplus(torch.autograd.Function):
         return dy * x.sigmoid()
 
 
-def _reference(x: Tensor, bias: Tensor | None, slope: float | None, gain: float, limit: float) -> Tensor:
+def _reference(
+    x: Tensor, bias: Tensor | None, modulation: Modulation, slope: float | None, gain: float, limit: float
+) -> Tensor:
     """The definition, in stock operators; slope None is softplus, a limit below 0 none."""
+    scale, noise, strength = modulation
+    if scale is not None:
+        x = x * _per_channel(scale.to(x.dtype), x)
+    if noise is not None:
+        x = x + (noise * strength).to(x.dtype)
     if bias is not None:
-        x = x + bias.reshape([1, -1] + [1] * (x.ndim - 2))
+        x = x + _per_channel(bias.to(x.dtype), x)
     if slope is None:
         x = _Softplus.apply(x)
     elif slope != 1:
@@ -80,60 +104,170 @@ def _reference(x: Tensor, bias: Tensor | None, slope: float | None, gain: float,
     return x.clamp(-limit, limit) if limit >= 0 else x
 
 
+def _per_channel(v: Tensor, x: Tensor) -> Tensor:
+    """Shapes v [C] or [N, C] so that it broadcasts over x [N, C, ...]."""
+    return v.reshape([-1, x.shape[1]] + [1] * (x.ndim - 2))
+
+
 class _BiasAct(torch.autograd.Function):
-    """bias_act by kernel. What the derivative needs is the result, which the next layer keeps anyway."""
+    """The kernel. Of the activation its result is kept, which the next layer keeps anyway."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, slope: float, gain: float, limit: float) -> Tensor:
-        y = torch.ops.pv3d.bias_act(x, bias, None, slope, gain, limit)
-        ctx.save_for_backward(y)
-        ctx.args = (slope, gain, limit)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor | None,
+        noise: Tensor | None,
+        strength: Tensor | None,
+        bias: Tensor | None,
+        numbers: tuple[float, float, float],
+    ) -> Tensor:
+        y = torch.ops.pv3d.bias_act(x, scale, noise, strength, bias, *numbers)
+        ctx.save_for_backward(y, None if scale is None else x, scale, noise, strength)
+        ctx.numbers, ctx.has_bias = numbers, bias is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dx = _BiasActGrad.apply(dy, ctx.saved_tensors[0], *ctx.args)
-        db = dx.sum([i for i in range(dx.ndim) if i != 1]) if ctx.needs_input_grad[1] else None
-        return dx, db, None, None, None
+        y, x, scale, noise, strength = ctx.saved_tensors
+        if not any(ctx.needs_input_grad[1:]):
+            return _Derivative.apply(dy, y, ctx.numbers), None, None, None, None, None
+        dx, sums = _Backward.apply(dy, y, x, scale, noise, ctx.numbers)
+        d_scale = None if scale is None else sums[:, :, 1]
+        d_strength = None if noise is None else sums[:, :, 2].sum()
+        d_bias = sums[:, :, 0].sum(dim=0) if ctx.has_bias else None
+        return dx, d_scale, None, d_strength, d_bias, None
 
 
-class _BiasActGrad(torch.autograd.Function):
-    """dy times the derivative of bias_act where the result was y; linear in dy and constant along y."""
+class _Derivative(torch.autograd.Function):
+    """dy times the derivative of the activation where its result was y: linear in dy and constant along y."""
 
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, y: Tensor, slope: float, gain: float, limit: float) -> Tensor:
+    def forward(ctx: Any, dy: Tensor, y: Tensor, numbers: tuple[float, float, float]) -> Tensor:
         ctx.save_for_backward(y)
-        ctx.args = (slope, gain, limit)
-        return torch.ops.pv3d.bias_act(dy, None, y, slope, gain, limit)
+        ctx.numbers = numbers
+        return torch.ops.pv3d.bias_act_derivative(dy, y, *numbers)
 
     @staticmethod
     def backward(ctx: Any, d2: Tensor) -> tuple[Tensor | None, ...]:
-        return _BiasActGrad.apply(d2, ctx.saved_tensors[0], *ctx.args), None, None, None, None
+        return _Derivative.apply(d2, ctx.saved_tensors[0], ctx.numbers), None, None
 
 
-def _kernel(
-    x: Tensor, bias: Tensor | None, result: Tensor | None, slope: float, gain: float, limit: float
+class _Backward(torch.autograd.Function):
+    """Of d = dy * derivative: returns d * scale and the sums over pixels of d, d * x, d * noise [N, C, 3]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        dy: Tensor,
+        y: Tensor,
+        x: Tensor | None,
+        scale: Tensor | None,
+        noise: Tensor | None,
+        numbers: tuple[float, float, float],
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(dy, y, x, scale, noise)
+        ctx.numbers = numbers
+        return torch.ops.pv3d.bias_act_backward(dy, y, x, scale, noise, *numbers)
+
+    @staticmethod
+    def backward(ctx: Any, g_dx: Tensor | None, g_sums: Tensor | None) -> tuple[Tensor | None, ...]:
+        dy, y, x, scale, noise = ctx.saved_tensors
+        d_x = d_scale = total = None
+        if g_dx is None and g_sums is None:
+            return None, None, None, None, None, None
+        if g_dx is not None:
+            total = g_dx if scale is None else g_dx * _per_channel(scale, y).to(y.dtype)
+        if g_sums is not None:
+            g_d, g_dot, g_noise = (_per_channel(g, y) for g in g_sums.unbind(dim=2))
+            more = g_d + (0 if x is None else g_dot * x) + (0 if noise is None else g_noise * noise)
+            more = more.to(y.dtype).expand_as(y)
+            total = more if total is None else total + more
+        if scale is not None:
+            d = _Derivative.apply(dy, y, ctx.numbers)
+            d_x = None if g_sums is None else (d * g_dot).to(x.dtype)
+            d_scale = None if g_dx is None else (d * g_dx).flatten(2).sum(dim=2, dtype=scale.dtype)
+        return _Derivative.apply(total, y, ctx.numbers), None, d_x, d_scale, None, None
+
+
+def _layout(x: Tensor) -> tuple[int, ...]:
+    """Returns the sizes that kernels take: N, C, pixels, and 1 if channels come last."""
+    last = x.ndim == 2 or custom_ops.memory_format(x) == torch.channels_last
+    return len(x), x.shape[1], math.prod(x.shape[2:]), int(last)
+
+
+def _pack(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Brings tensors into the layout of the first, and small ones into theirs."""
+    layout = custom_ops.memory_format(tensors[0])
+    return [
+        t
+        if t is None
+        else t.contiguous(memory_format=layout if t.shape == tensors[0].shape else torch.contiguous_format)
+        for t in tensors
+    ]
+
+
+def _forward_kernel(
+    x: Tensor,
+    scale: Tensor | None,
+    noise: Tensor | None,
+    strength: Tensor | None,
+    bias: Tensor | None,
+    *numbers: float,
 ) -> Tensor:
-    """Runs the kernel: forward without `result`, otherwise x times the derivative."""
-    y = _fake(x, bias, result, slope, gain, limit)
-    layout = custom_ops.memory_format(y)
-    x = x.contiguous(memory_format=layout)
-    result = None if result is None else result.contiguous(memory_format=layout)
-    bias = None if bias is None else bias.contiguous()
-    inner = 1 if layout == torch.channels_last or x.ndim < 3 else math.prod(x.shape[2:])
-    custom_ops.call('bias_act', x, x, bias, result, y, x.numel(), x.shape[1], inner, slope, gain, limit)
-    return y
+    x, *small = _pack(x, scale, noise, strength, bias)
+    out = torch.empty_like(x)
+    noise_n = 0 if noise is None else len(noise)
+    custom_ops.call('bias_act', x, x, None, *small, out, *_layout(x), noise_n, *numbers)
+    return out
 
 
-def _fake(
-    x: Tensor, bias: Tensor | None, result: Tensor | None, slope: float, gain: float, limit: float
-) -> Tensor:
-    layout = custom_ops.memory_format(x if result is None else result)
-    return torch.empty_like(x, memory_format=layout)
+def _derivative_kernel(dy: Tensor, y: Tensor, *numbers: float) -> Tensor:
+    y, dy = _pack(y, dy)
+    out = torch.empty_like(y)
+    custom_ops.call('bias_act', y, dy, y, None, None, None, None, out, *_layout(y), 0, *numbers)
+    return out
 
 
+def _backward_kernel(
+    dy: Tensor, y: Tensor, x: Tensor | None, scale: Tensor | None, noise: Tensor | None, *numbers: float
+) -> tuple[Tensor, Tensor]:
+    y, dy, x, *small = _pack(y, dy, x, scale, noise)
+    n, c, pixels, last = _layout(y)
+    parts = -(-pixels // _PART)
+    wide = torch.float64 if y.dtype == torch.float64 else torch.float32
+    sums = y.new_empty((n, parts, c, 3) if last else (n, c, parts, 3), dtype=wide)
+    dx = torch.empty_like(y)
+    noise_n = 0 if noise is None else len(noise)
+    sizes = (n, c, pixels, last, noise_n, _PART, parts)
+    custom_ops.call('bias_act_grad', y, dy, y, x, *small, dx, sums, *sizes, *numbers)
+    return dx, sums.sum(dim=1 if last else 2) if parts > 1 else sums.reshape(n, c, 3)
+
+
+def _same(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=custom_ops.memory_format(x))
+
+
+def _same_and_sums(dy: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if y.dtype == torch.float64 else torch.float32
+    return _same(y), y.new_empty((*y.shape[:2], 3), dtype=wide)
+
+
+_NUMBERS = 'float slope, float gain, float limit'
 custom_ops.register(
-    'bias_act(Tensor x, Tensor? bias, Tensor? result, float slope, float gain, float limit) -> Tensor',
-    _kernel,
-    _fake,
+    f'bias_act(Tensor x, Tensor? scale, Tensor? noise, Tensor? strength, Tensor? bias, {_NUMBERS}) -> Tensor',
+    _forward_kernel,
+    _same,
+)
+custom_ops.register(
+    f'bias_act_derivative(Tensor dy, Tensor y, {_NUMBERS}) -> Tensor',
+    _derivative_kernel,
+    lambda dy, y, *_: _same(y),
+)
+custom_ops.register(
+    f'bias_act_backward(Tensor dy, Tensor y, Tensor? x, Tensor? scale, Tensor? noise, {_NUMBERS})'
+    ' -> (Tensor, Tensor)',
+    _backward_kernel,
+    _same_and_sums,
 )

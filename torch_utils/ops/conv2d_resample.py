@@ -9,32 +9,37 @@ _conv2d = torch.nn.functional.conv2d
 _conv_transpose2d = torch.nn.functional.conv_transpose2d
 
 
-def conv2d_resample(x: Tensor, weight: Tensor, f: Tensor, up: int = 1, down: int = 1) -> Tensor:
+def conv2d_resample(
+    x: Tensor, weight: Tensor, f: Tensor | None, up: int = 1, down: int = 1, impl: str = 'auto'
+) -> Tensor:
     """Convolves images with "same" padding, doubling or halving their size on the way.
 
     Args:
         x: images [N, C_in, H, W].
         weight: [C_out, C_in, k, k] with odd k. When up = 2 the kernel is applied flipped (as a transposed
             convolution does), otherwise as it is; trained weights depend on this.
-        f: low-pass filter [4, 4].
+        f: low-pass filter [4, 4]; not used, and may be None, when the size stays.
         up: 1 or 2: transposed convolution of stride 2, then the filter.
         down: 1 or 2: the filter, then a convolution of stride 2.
+        impl: of the filter; see custom_ops.kernels.
 
     Returns:
         images [N, C_out, H * up / down, W * up / down].
     """
-    k, taps = weight.shape[-1], f.shape[-1]
+    k = weight.shape[-1]
     if (up, down) not in ((1, 1), (2, 1), (1, 2)):
         raise ValueError(f'up={up}, down={down}: one of them may be 2, the other must be 1')
+    if up == down:
+        return _conv2d(x, weight, padding=k // 2)
+    taps = f.shape[-1]
     if up == 2:
         x = _conv_transpose2d(x, weight.transpose(0, 1), stride=2)
         # the full result has 2H + k - 2 pixels; the padding brings it to 2H after the filter
         left = k // 2 + (taps + 1) // 2 - (k - 1)
         right = k // 2 + (taps - 2) // 2 - (k - 2)
-        return upfirdn2d(x, f, padding=(left, right, left, right), gain=4)
-    if down == 2:
-        left, right = k // 2 + (taps - 1) // 2, k // 2 + (taps - 2) // 2
-        if k == 1:  # filter and skip first: a quarter of the work
-            return _conv2d(upfirdn2d(x, f, down=2, padding=(left, right, left, right)), weight)
-        return _conv2d(upfirdn2d(x, f, padding=(left, right, left, right)), weight, stride=2)
-    return _conv2d(x, weight, padding=k // 2)
+        return upfirdn2d(x, f, padding=(left, right, left, right), gain=4, impl=impl)
+    left, right = k // 2 + (taps - 1) // 2, k // 2 + (taps - 2) // 2
+    padding = (left, right, left, right)
+    if k == 1:  # filter and skip first: a quarter of the work
+        return _conv2d(upfirdn2d(x, f, down=2, padding=padding, impl=impl), weight)
+    return _conv2d(upfirdn2d(x, f, padding=padding, impl=impl), weight, stride=2)

@@ -59,6 +59,41 @@ template <class F> int for_each(const F& body, int64_t n, const Launch& where) {
 #endif
 }
 
+// Lanes that share the work of one item of for_each_row; on the host an item is done by one thread.
+#ifdef __CUDACC__
+constexpr int kLanes = 32;
+
+template <class F> __global__ void __launch_bounds__(256) pv3d_rows(F body, int64_t n) {
+    const int64_t step = int64_t(gridDim.x) * (blockDim.x / kLanes);
+    const int64_t first = int64_t(blockIdx.x) * (blockDim.x / kLanes) + threadIdx.x / kLanes;
+    for (int64_t i = first; i < n; i += step) body(i, int(threadIdx.x % kLanes));
+}
+#else
+constexpr int kLanes = 1;
+#endif
+
+// Runs body(i, lane) for all items and lanes; returns a CUDA error code, 0 = success.
+template <class F> int for_each_row(const F& body, int64_t n, const Launch& where) {
+    if (n == 0) return 0;
+#ifdef __CUDACC__
+    const int64_t blocks = (n + 7) / 8, most = int64_t(1) << 20;
+    pv3d_rows<<<unsigned(blocks < most ? blocks : most), 256, 0, cudaStream_t(where.stream)>>>(body, n);
+    return int(cudaGetLastError());
+#else
+#pragma omp parallel for num_threads(int(where.threads)) schedule(static) if (where.threads > 1)
+    for (int64_t i = 0; i < n; ++i) body(i, 0);
+    return 0;
+#endif
+}
+
+// Sum over the lanes of an item, the same in each.
+template <class A> PV3D_FN A lane_sum(A x) {
+#ifdef __CUDA_ARCH__
+    for (int step = kLanes / 2; step; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+#endif
+    return x;
+}
+
 // Calls action.template run<T>() for the element type with this code; -1 for a type that the target lacks.
 template <class A> int dispatch(int64_t type, A action) {
     switch (type) {

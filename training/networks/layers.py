@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
-from torch_utils.ops.modulated_conv2d import modulated_conv2d
+from torch_utils.ops.modulated_conv2d import Epilogue, modulated_conv2d
 from torch_utils.ops.upfirdn2d import make_filter
 
 _EPS = 1e-8  # inside the root of normalize_2nd_moment
@@ -107,18 +107,20 @@ class SynthesisLayer(nn.Module):
         buffer, `none` adds nothing.
         """
         weight = self.weight / math.sqrt(self.weight[0].numel())
-        x = modulated_conv2d(x, weight, self.affine(w), self.resample_filter, up=self.up)
-        if noise_mode != 'none':
-            x = x + self._noise(len(x), noise_mode, generator).to(x.dtype)
-        return bias_act(x, self.bias, 'lrelu', clamp=self.clamp)
+        f = self.resample_filter if self.up == 2 else None
+        noise = self._noise(len(x), noise_mode, generator)
+        epilogue = Epilogue(self.bias, 'lrelu', self.clamp, noise, self.noise_strength)
+        return modulated_conv2d(x, weight, self.affine(w), f, epilogue=epilogue)
 
-    def _noise(self, n: int, noise_mode: str, generator: torch.Generator | None) -> Tensor:
+    def _noise(self, n: int, noise_mode: str, generator: torch.Generator | None) -> Tensor | None:
+        if noise_mode == 'none':
+            return None
         if noise_mode == 'const':
-            return self.noise_const * self.noise_strength
+            return self.noise_const[None, None]
         if generator is None:
             raise ValueError("noise_mode='random' needs an explicit generator")
         shape = (n, 1, self.resolution, self.resolution)
-        return torch.randn(shape, generator=generator, device=self.noise_const.device) * self.noise_strength
+        return torch.randn(shape, generator=generator, device=self.noise_const.device)
 
 
 class ToRGB(nn.Module):
@@ -135,5 +137,5 @@ class ToRGB(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Maps x [N, C, H, W] and w [N, w_dim] to [N, C_out, H, W]."""
         styles = self.affine(w) / math.sqrt(self.weight[0].numel())
-        x = modulated_conv2d(x, self.weight, styles, self.resample_filter, demodulate=False)
-        return bias_act(x, self.bias, clamp=self.clamp)
+        epilogue = Epilogue(self.bias, clamp=self.clamp)
+        return modulated_conv2d(x, self.weight, styles, demodulate=False, epilogue=epilogue)

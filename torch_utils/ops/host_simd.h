@@ -1,0 +1,118 @@
+// Vectors of the host: arithmetic by the compiler's vector types, exp, log1p and sigmoid that keep to vector
+// instructions, and a small matrix product. Not for nvcc.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __AVX512F__
+constexpr int kVectorBytes = 64, kRows = 8;  // rows of a tile of the product: 16 sums fit the registers
+#else
+constexpr int kVectorBytes = 32, kRows = 4;
+#endif
+
+template <class T> struct Vector {
+    typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T> using Vec = typename Vector<T>::type;
+using VecInt = Vec<int32_t>;
+template <class T> constexpr int kLanes = kVectorBytes / sizeof(T);
+
+template <class T> inline Vec<T> load(const T* p) {
+    Vec<T> v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <class T> inline void store(T* p, Vec<T> v) { std::memcpy(p, &v, sizeof v); }
+
+// n rounded up to a multiple of m.
+inline int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
+
+template <class T, class F> inline Vec<T> each_lane(Vec<T> x, F f) {
+    for (int i = 0; i < kLanes<T>; ++i) x[i] = f(x[i]);
+    return x;
+}
+
+// exp(-|x|), relative error 1e-7 in float (below -87: e^-87).
+template <class T> inline Vec<T> exp_minus_abs(Vec<T> x) {
+    x = x < 0 ? x : -x;
+    if constexpr (sizeof(T) == 8) {
+        return each_lane<T>(x, [](T v) { return std::exp(v); });
+    } else {
+        x = x < -87 ? Vec<T>{} - 87 : x;
+        const Vec<T> shifted = x * T(1.44269504) + T(12582912);  // 1.5 * 2^23: rounds to integers
+        const Vec<T> n = shifted - T(12582912);
+        const Vec<T> r = (x - n * T(0.693359375)) + n * T(2.12194440e-4);
+        Vec<T> p = r * T(0.001383680703) + T(0.008374845901);
+        p = p * r + T(0.041668227859);
+        p = p * r + T(0.16666419813);
+        p = p * r + T(0.499999920624);
+        p = p * r + T(1.000000036402);
+        p = p * r + T(1);
+        VecInt bits;
+        std::memcpy(&bits, &shifted, sizeof bits);
+        bits = (bits + 127) << 23;
+        Vec<T> power;
+        std::memcpy(&power, &bits, sizeof bits);
+        return p * power;  // a product, so that nan stays nan
+    }
+}
+
+// log(1 + e) for e in [0, 1], as 2 artanh(e / (2 + e)).
+template <class T> inline Vec<T> log1p_of(Vec<T> e) {
+    if constexpr (sizeof(T) == 8) {
+        return each_lane<T>(e, [](T v) { return std::log1p(v); });
+    } else {
+        const Vec<T> z = e / (e + 2), u = z * z;
+        Vec<T> p = u * T(0.140891664529) + T(0.139803015994);
+        p = p * u + T(0.200124551256);
+        p = p * u + T(0.333331573413);
+        p = p * u + T(1.000000003961);
+        return p * (z + z);
+    }
+}
+
+template <class T> inline Vec<T> softplus(Vec<T> x) {
+    const Vec<T> y = (x > 0 ? x : Vec<T>{}) + log1p_of<T>(exp_minus_abs<T>(x));
+    return x > 20 ? x : y;
+}
+
+template <class T> inline Vec<T> sigmoid(Vec<T> x) {
+    const Vec<T> e = exp_minus_abs<T>(x);
+    return (x > 0 ? Vec<T>{} + 1 : e) / (e + 1);
+}
+
+template <class T, int V>
+inline void multiply_tile(const T* a, int64_t row, int64_t column, const T* b, T* c, int64_t k, int64_t n) {
+    Vec<T> sum[kRows][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) sum[r][v] = load(c + r * n + v * kLanes<T>);
+    for (int64_t i = 0; i < k; ++i, a += column, b += n) {
+        Vec<T> line[V];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) line[v] = load(b + v * kLanes<T>);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+            for (int v = 0; v < V; ++v) sum[r][v] += a[r * row] * line[v];
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) store(c + r * n + v * kLanes<T>, sum[r][v]);
+}
+
+// C += A B: element (i, j) of A at a[i * row + j * column]; B [k, n] and C [m, n] row by row; m is a multiple of
+// kRows, n of kLanes.
+template <class T>
+void multiply_add(const T* a, int64_t row, int64_t column, const T* b, T* c, int64_t m, int64_t k, int64_t n) {
+    constexpr int L = kLanes<T>;
+    for (int64_t i = 0; i < m; i += kRows) {
+        int64_t j = 0;
+        for (; j + 2 * L <= n; j += 2 * L) multiply_tile<T, 2>(a + i * row, row, column, b + j, c + i * n + j, k, n);
+        if (j < n) multiply_tile<T, 1>(a + i * row, row, column, b + j, c + i * n + j, k, n);
+    }
+}
