@@ -17,7 +17,7 @@ FIR = make_filter()
 
 @pytest.fixture(autouse=True, params=['ref', 'auto', custom_ops.DEVICE_BODY])
 def implementation(request, monkeypatch):
-    """Every test runs with stock operators, with kernels, and with the code of the CUDA kernels on the CPU."""
+    """Every test runs with stock operators, with kernels, and with the CUDA kernels' code on the CPU."""
     if request.param != 'ref':
         try:
             custom_ops.load('cpu')

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -168,15 +169,24 @@ def toolchain(target: Target) -> Toolchain:
         flags = (
             '-x c++ -std=c++17 -O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -fPIC -shared'
         )
-        return Toolchain((*compiler.split(), *flags.split()), _version(compiler), _processor())
-    from torch.utils.cpp_extension import CUDA_HOME  # noqa: PLC0415 - slow to import, needed once
-
-    compiler = str(Path(CUDA_HOME) / 'bin/nvcc') if CUDA_HOME else shutil.which('nvcc')
-    if compiler is None or not os.path.exists(compiler):
-        raise _unusable(target, 'there is no nvcc')
+        return Toolchain((*shlex.split(compiler), *flags.split()), _version(compiler), _processor())
     devices = range(torch.cuda.device_count())
     archs = sorted({'{}{}'.format(*torch.cuda.get_device_capability(i)) for i in devices})
-    return cuda_toolchain(compiler, archs)
+    return cuda_toolchain(find_nvcc(), archs)
+
+
+def find_nvcc() -> str:
+    """Returns the path of CUDA's compiler: in $CUDA_HOME, in $PATH, or where CUDA is usually installed.
+
+    Raises:
+        BuildError: if there is none.
+    """
+    home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
+    places = [home and f'{home}/bin/nvcc', shutil.which('nvcc'), '/usr/local/cuda/bin/nvcc']
+    for place in places:
+        if place and os.access(place, os.X_OK):
+            return place
+    raise _unusable('cuda', 'there is no nvcc')
 
 
 def cuda_toolchain(nvcc: str, archs: list[str]) -> Toolchain:
@@ -186,35 +196,41 @@ def cuda_toolchain(nvcc: str, archs: list[str]) -> Toolchain:
     return Toolchain((nvcc, *flags, '-shared'), _version(nvcc), ','.join(archs))
 
 
-def build(target: Target, chain: Toolchain, folder: Path) -> Path:
-    """Compiles all kernels into `folder` unless that was done before; returns the library.
+def build(target: Target, chain: Toolchain, folder: Path, sources: Path = _SOURCES) -> Path:
+    """Compiles the kernels in `sources` into `folder` unless that was done before; returns the library.
 
-    Several processes build once: the lock is the kernel's, so that a dead process cannot hold it.
+    Several processes build once: the lock is the operating system's, so that a dead process cannot hold it.
 
     Raises:
         BuildError: with the compiler's first error.
     """
-    sources = sorted(_SOURCES.glob('*.cu'))
-    library = folder / f'kernels-{target}-{_key(chain, sources)}.so'
+    files = sorted(sources.glob('*.cu'))
+    library = folder / f'kernels-{target}-{_key(chain, [*files, *sorted(sources.glob("*.h"))])}.so'
     if library.exists():
         return library
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(library.with_suffix('.lock')):
         if not library.exists():
-            with tempfile.TemporaryDirectory(dir=folder, prefix='build-') as work:
-                _run_ninja(target, chain, sources, Path(work))
+            for left in folder.glob(f'{_work_prefix(library)}*'):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=_work_prefix(library)) as work:
+                _run_ninja(target, chain, files, Path(work))
                 os.replace(Path(work) / 'kernels.so', library)
     return library
 
 
+def _work_prefix(library: Path) -> str:
+    return f'build-{library.stem}-'
+
+
 def _run_ninja(target: Target, chain: Toolchain, sources: list[Path], work: Path) -> None:
     """Compiles every source to an object and links them to kernels.so in the folder `work`."""
-    command = [_quote(word) for word in chain.command if word != '-shared']
-    link = [_quote(word) for word in chain.command if word not in ('-x', 'c++', 'cu')]
+    command = [_escape(shlex.quote(word), '$') for word in chain.command if word != '-shared']
+    link = [_escape(shlex.quote(word), '$') for word in chain.command if word not in ('-x', 'c++', 'cu')]
     lines = [
         f'rule compile\n  command = {" ".join(command)} -c $in -o $out',
         f'rule link\n  command = {" ".join(link)} $in -o $out',
-        *(f'build {s.stem}.o: compile {_quote(str(s))}' for s in sources),
+        *(f'build {s.stem}.o: compile {_escape(str(s))}' for s in sources),
         f'build kernels.so: link {" ".join(f"{s.stem}.o" for s in sources)}',
     ]
     (work / 'build.ninja').write_text('\n'.join(lines) + '\n')
@@ -227,12 +243,12 @@ def _run_ninja(target: Target, chain: Toolchain, sources: list[Path], work: Path
         raise _unusable(target, (errors or done.stderr.splitlines() or ['ninja failed'])[0].strip())
 
 
-def _quote(word: str) -> str:
-    """Quotes a word for ninja, which expands $."""
-    return ("'" + word.replace("'", "'\\''") + "'" if ' ' in word else word).replace('$', '$$')
+def _escape(text: str, characters: str = '$ :') -> str:
+    """Escapes what ninja reads as syntax: in paths $, space and colon; in commands only $."""
+    return ''.join(f'${c}' if c in characters else c for c in text)
 
 
-def _key(chain: Toolchain, sources: list[Path]) -> str:
+def _key(chain: Toolchain, files: list[Path]) -> str:
     """Hashes everything that decides what a library holds."""
     digest = hashlib.sha256()
     for part in (
@@ -243,7 +259,7 @@ def _key(chain: Toolchain, sources: list[Path]) -> str:
         str(torch.version.cuda),
     ):
         digest.update(part.encode() + b'\0')
-    for path in [*sources, *sorted(_SOURCES.glob('*.h'))]:
+    for path in files:
         digest.update(path.name.encode() + b'\0' + path.read_bytes())
     return digest.hexdigest()[:20]
 
@@ -261,7 +277,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _version(compiler: str) -> str:
     output = subprocess.run(
-        [*compiler.split(), '--version'], capture_output=True, text=True, check=True
+        [*shlex.split(compiler), '--version'], capture_output=True, text=True, check=True
     ).stdout
     return ' '.join(output.split())[:200]
 
