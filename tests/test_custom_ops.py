@@ -26,7 +26,7 @@ print(custom_ops.build('cpu', chain, Path(sys.argv[1]), Path(sys.argv[2])))
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A cache folder, a folder with one small source, and a compiler that counts its calls and can be slow."""
+    """A cache folder, a folder with a small source, and a compiler that counts its calls and can be slow."""
     try:
         custom_ops.toolchain('cpu')
     except custom_ops.BuildError as err:

@@ -107,37 +107,60 @@ template <class T> struct Backward {
     int64_t part, parts;
 
     PV3D_FN void operator()(int64_t item, int lane) const {
-        const int64_t p = item % parts, first = p * part, end = first + part;
-        const int64_t stop = end < a.inner ? end : a.inner;
-        if (!a.last) return row(item / parts, first, stop, lane);
+        const int64_t first = item % parts * part, end = first + part, stop = end < a.inner ? end : a.inner;
+        if (!a.last) {
+            A sum[3] = {0, 0, 0};
+            const int64_t r = item / parts;
+            pick(r, r * a.inner, 1, first + lane, stop, kLanes, sum);
+            for (int k = 0; k < 3; ++k) sum[k] = lane_sum(sum[k]);
+            if (lane == 0) store(item, sum);
+            return;
+        }
         const int64_t sample = item / parts;
         for (int64_t c = lane; c < a.channels; c += kLanes) {
             A sum[3] = {0, 0, 0};
-            for (int64_t pixel = first; pixel < stop; ++pixel)
-                element((sample * a.inner + pixel) * a.channels + c, sample * a.channels + c, pixel, sum);
-            for (int k = 0; k < 3; ++k) sums[(item * a.channels + c) * 3 + k] = sum[k];
+            pick(sample * a.channels + c, sample * a.inner * a.channels + c, a.channels, first, stop, 1, sum);
+            store(item * a.channels + c, sum);
         }
     }
 
-    PV3D_FN void row(int64_t r, int64_t first, int64_t stop, int lane) const {
+    PV3D_FN void store(int64_t i, const A* sum) const {
+        for (int k = 0; k < 3; ++k) sums[i * 3 + k] = sum[k];
+    }
+
+    // The pixels first, first + step, ... of a row whose pixel p lies at start + p * stride in memory.
+    PV3D_FN void pick(int64_t row, int64_t start, int64_t stride, int64_t first, int64_t stop, int64_t step,
+                      A* sum) const {
+        if (kLanes == 1 && stride == 1)
+            walk<true>(row, start, 1, first, stop, 1, sum);
+        else
+            walk<false>(row, start, stride, first, stop, step, sum);
+    }
+
+    // DENSE: stride and step are 1, which the compiler has to know to vectorise.
+    template <bool DENSE>
+    PV3D_FN void walk(int64_t row, int64_t start, int64_t any_stride, int64_t first, int64_t stop, int64_t any_step,
+                      A* sum) const {
+        const int64_t stride = DENSE ? 1 : any_stride, step = DENSE ? 1 : any_step;
+        const Args<T> args = a;
+        const T *from = dy + start, *result = y + start, *in = x ? x + start : from;
+        const A* noise = args.noise ? args.noise + (args.noise_n > 1 ? row / args.channels * args.inner : 0) : nullptr;
+        const A scale = args.scale ? args.scale[row] : A(1);
+        T* to = dx + start;
         A d0 = 0, d1 = 0, d2 = 0;
-#pragma omp simd reduction(+ : d0, d1, d2)
-        for (int64_t pixel = first + lane; pixel < stop; pixel += kLanes) {
-            A sum[3] = {0, 0, 0};
-            element(r * a.inner + pixel, r, pixel, sum);
-            d0 += sum[0], d1 += sum[1], d2 += sum[2];
+#pragma omp simd reduction(+ : d0, d1)
+        for (int64_t p = first; p < stop; p += step) {
+            const A d = A(from[p * stride]) * args.factor(A(result[p * stride]));
+            to[p * stride] = T(d * scale);
+            d0 += d;
+            d1 += d * A(in[p * stride]);
+            if (!DENSE && noise) d2 += d * noise[p];
         }
-        const A total[3] = {lane_sum(d0), lane_sum(d1), lane_sum(d2)};
-        if (lane == 0)
-            for (int k = 0; k < 3; ++k) sums[(r * parts + first / part) * 3 + k] = total[k];
-    }
-
-    PV3D_FN void element(int64_t i, int64_t row, int64_t pixel, A* sum) const {
-        const A d = A(dy[i]) * a.factor(A(y[i]));
-        dx[i] = T(a.scale ? d * a.scale[row] : d);
-        sum[0] += d;
-        if (x) sum[1] += d * A(x[i]);
-        if (a.noise) sum[2] += d * a.noise_at(row, pixel);
+        if (DENSE && noise) {
+#pragma omp simd reduction(+ : d2)
+            for (int64_t p = first; p < stop; ++p) d2 += A(from[p]) * args.factor(A(result[p])) * noise[p];
+        }
+        sum[0] += d0, sum[1] += d1, sum[2] += d2;
     }
 };
 

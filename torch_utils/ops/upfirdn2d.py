@@ -53,10 +53,10 @@ def upfirdn2d(
     return _Upfirdn2d.apply(x, f, up, down, padding, False, gain, run)
 
 
-def upsample2d(x: Tensor, f: Tensor) -> Tensor:
+def upsample2d(x: Tensor, f: Tensor, impl: str = 'auto') -> Tensor:
     """Doubles images [N, C, H, W] to [N, C, 2H, 2W] with filter f of even size, keeping the mean."""
     p0, p1 = (f.shape[-1] + 1) // 2, (f.shape[-1] - 2) // 2
-    return upfirdn2d(x, f, up=2, padding=(p0, p1, p0, p1), gain=4)
+    return upfirdn2d(x, f, up=2, padding=(p0, p1, p0, p1), gain=4, impl=impl)
 
 
 def _reference(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bool, gain: float) -> Tensor:
