@@ -16,7 +16,7 @@ template <class T> struct Vector {
 };
 template <class T> using Vec = typename Vector<T>::type;
 using VecInt = Vec<int32_t>;
-template <class T> constexpr int kLanes = kVectorBytes / sizeof(T);
+template <class T> constexpr int kWidth = kVectorBytes / sizeof(T);
 
 template <class T> inline Vec<T> load(const T* p) {
     Vec<T> v;
@@ -30,7 +30,7 @@ template <class T> inline void store(T* p, Vec<T> v) { std::memcpy(p, &v, sizeof
 inline int64_t round_up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
 
 template <class T, class F> inline Vec<T> each_lane(Vec<T> x, F f) {
-    for (int i = 0; i < kLanes<T>; ++i) x[i] = f(x[i]);
+    for (int i = 0; i < kWidth<T>; ++i) x[i] = f(x[i]);
     return x;
 }
 
@@ -89,11 +89,11 @@ inline void multiply_tile(const T* a, int64_t row, int64_t column, const T* b, T
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sum[r][v] = load(c + r * n + v * kLanes<T>);
+        for (int v = 0; v < V; ++v) sum[r][v] = load(c + r * n + v * kWidth<T>);
     for (int64_t i = 0; i < k; ++i, a += column, b += n) {
         Vec<T> line[V];
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) line[v] = load(b + v * kLanes<T>);
+        for (int v = 0; v < V; ++v) line[v] = load(b + v * kWidth<T>);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
@@ -102,14 +102,14 @@ inline void multiply_tile(const T* a, int64_t row, int64_t column, const T* b, T
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) store(c + r * n + v * kLanes<T>, sum[r][v]);
+        for (int v = 0; v < V; ++v) store(c + r * n + v * kWidth<T>, sum[r][v]);
 }
 
 // C += A B: element (i, j) of A at a[i * row + j * column]; B [k, n] and C [m, n] row by row; m is a multiple of
-// kRows, n of kLanes.
+// kRows, n of kWidth.
 template <class T>
 void multiply_add(const T* a, int64_t row, int64_t column, const T* b, T* c, int64_t m, int64_t k, int64_t n) {
-    constexpr int L = kLanes<T>;
+    constexpr int L = kWidth<T>;
     for (int64_t i = 0; i < m; i += kRows) {
         int64_t j = 0;
         for (; j + 2 * L <= n; j += 2 * L) multiply_tile<T, 2>(a + i * row, row, column, b + j, c + i * n + j, k, n);

@@ -1,6 +1,7 @@
 // The tri-plane renderer on a processor: a ray at a time, its samples as the rows of small matrices.
 #pragma once
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "host_simd.h"
@@ -27,7 +28,7 @@ template <class T> struct Decoder {
     T density_bias = 0;
 
     explicit Decoder(const Scene& a)
-        : c(round_up(a.c, kLanes<T>)), f(round_up(a.f, kLanes<T>)), hidden(c * kHidden), hidden_t(c * kHidden),
+        : c(round_up(a.c, kWidth<T>)), f(round_up(a.f, kWidth<T>)), hidden(c * kHidden), hidden_t(c * kHidden),
           hidden_bias(kHidden), density(kHidden), color(f * kHidden), color_t(f * kHidden), color_bias(f) {}
 
     void fill(const Scene& a) {
@@ -64,14 +65,15 @@ template <class T> struct Ray {
     const Decoder<T>& net;
     const int64_t rows;
     Buffer<T> features, before, hidden, colors;  // [rows, C], [rows, 64] before and after softplus, [rows, F]
-    Buffer<T> raw, survived, weight, grad_raw, seen;  // [rows]; seen: factor of a sample's colours in the pixel
+    Buffer<T> raw, survived, light, weight;  // [rows]: raw density; of the intervals: see composite
+    Buffer<T> grad_raw, seen;  // [rows]; seen: factor of a sample's colours in the pixel
     Buffer<T> zeros, grad_out;  // [C], [F]
-    static constexpr int L = kLanes<T>;
+    static constexpr int L = kWidth<T>;
 
     Ray(const Scene& scene, const Decoder<T>& decoder)
         : a(scene), net(decoder), rows(round_up(a.samples, kRows)), features(rows * net.c), before(rows * kHidden),
-          hidden(rows * kHidden), colors(rows * net.f), raw(rows), survived(rows), weight(rows), grad_raw(rows),
-          seen(rows), zeros(net.c), grad_out(net.f) {}
+          hidden(rows * kHidden), colors(rows * net.f), raw(rows), survived(rows), light(rows),
+          weight(rows), grad_raw(rows), seen(rows), zeros(net.c), grad_out(net.f) {}
 
     void look_up(int64_t r, int64_t s, T* out) const {
         const T* planes = static_cast<const T*>(a.planes) + r / a.rays * a.step_n;
@@ -125,12 +127,13 @@ template <class T> struct Ray {
 
     // Weights of the intervals and of the samples from raw densities.
     void composite(int64_t r) {
-        T light = 1;
+        T left = 1;
         std::fill(seen.p, seen + rows, T(0));
         for (int64_t s = 0; s + 1 < a.samples; ++s) {
             survived[s] = survival(raw[s], raw[s + 1], length(r, s), T(a.density_bias));
-            weight[s] = (1 - survived[s]) * light;
-            light *= passing(survived[s]);
+            light[s] = left;
+            weight[s] = (1 - survived[s]) * left;
+            left *= passing(survived[s]);
             seen[s] += weight[s] / 2, seen[s + 1] += weight[s] / 2;
         }
     }
@@ -204,11 +207,75 @@ template <class T> struct Ray {
         std::fill(grad_raw.p, grad_raw + rows, T(0));
         T behind = 0;  // sum of gradient times weight of the intervals farther away
         for (int64_t s = a.samples - 2; s >= 0; --s) {
-            const T light = transmittance[s];
-            const T alpha = along[s] * light - behind / passing(survived[s]);
+            const T alpha = along[s] * light[s] - behind / passing(survived[s]);
             const T g = density_gradient(alpha, survived[s], raw[s], raw[s + 1], length(r, s), T(a.density_bias));
             grad_raw[s] += g, grad_raw[s + 1] += g;
             behind += along[s] * weight[s];
         }
     }
 };
+
+// Adds the gradients of the features of rays first ... last - 1 to channels begin ... end - 1 of one plane.
+template <class T>
+void scatter(const Scene& a, int plane, int64_t begin, int64_t end, int64_t first, int64_t last, const T* grad,
+             int64_t rows, int64_t columns) {
+    const T third = T(1) / 3;
+    for (int64_t r = first; r < last; ++r)
+        for (int64_t s = 0; s < a.samples; ++s) {
+            T point[3];
+            sample_point(a, r, s, point);
+            const Corners<T> at = find_corners(a, plane, point);
+            const T* from = grad + ((r - first) * rows + s) * columns;
+            for (int i = 0; i < 4; ++i) {
+                if (at.at[i] < 0) continue;
+                T* to = static_cast<T*>(a.grad_planes) + r / a.rays * a.step_n + at.at[i];
+                const T weight = at.weight[i] * third;
+                int64_t c = begin;
+                for (; c + kWidth<T> <= end; c += kWidth<T>) store<T>(to + c, load(to + c) + weight * load(from + c));
+                for (; c < end; ++c) to[c] += weight * from[c];
+            }
+        }
+}
+
+template <class T> int host_forward(const Scene& a, int threads) {
+    Decoder<T> net(a);
+    net.fill(a);
+#pragma omp parallel num_threads(threads)
+    {
+        Ray<T> ray(a, net);
+#pragma omp for schedule(dynamic, 16)
+        for (int64_t r = 0; r < a.n * a.rays; ++r) ray.forward(r);
+    }
+    return 0;
+}
+
+// The same result with any number of threads: sums over rays are taken in parts that do not depend on it, and
+// each plane's channels are added to by one thread, ray after ray.
+template <class T> int host_backward(const Scene& a, int threads) {
+    constexpr int64_t kParts = 32, kPartRays = 4, kChunk = kParts * kPartRays;
+    Decoder<T> net(a);
+    net.fill(a);
+    std::vector<std::unique_ptr<Decoder<T>>> grads;
+    for (int p = 0; p < kParts; ++p) grads.push_back(std::make_unique<Decoder<T>>(a));
+    const int64_t rays = a.n * a.rays, rows = round_up(a.samples, kRows), size = rows * net.c;
+    const int64_t slice = threads > 3 ? kWidth<T> : net.c, slices = net.c / slice;
+    Buffer<T> grad_features(kChunk * size);
+#pragma omp parallel num_threads(threads)
+    {
+        Ray<T> ray(a, net);
+        for (int64_t first = 0; first < rays; first += kChunk) {
+            const int64_t last = std::min(first + kChunk, rays);
+#pragma omp for schedule(dynamic)
+            for (int64_t p = 0; p < kParts; ++p)
+                for (int64_t r = first + p * kPartRays; r < std::min(first + (p + 1) * kPartRays, last); ++r)
+                    ray.backward(r, *grads[p], grad_features + (r - first) * size);
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < 3 * slices; ++i) {
+                const int64_t begin = i / 3 * slice, end = std::min(begin + slice, a.c);
+                scatter<T>(a, int(i % 3), begin, end, first, last, grad_features, rows, net.c);
+            }
+        }
+    }
+    for (auto& grad : grads) grad->add_to(a);
+    return 0;
+}

@@ -1,0 +1,164 @@
+"""Lookup, decoder and compositing along rays as one operator, which keeps no tensor of all samples.
+
+Memory grows with rays x samples and with the planes, but not with rays x samples x channels: the backward pass
+computes the samples again. `_reference` is the definition.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_utils.ops import triplane_render
+from torch_utils.ops.bias_act import bias_act
+from training.volumetric_rendering.ray_marcher import DENSITY_BIAS, composite, interval_weights
+from training.volumetric_rendering.triplane import PLANE_AXES, sample_planes
+
+
+class DecoderWeights(NamedTuple):
+    """Two layers with a softplus between them, as used: multiplied by their gains."""
+
+    hidden_weight: Tensor  # [64, C]
+    hidden_bias: Tensor  # [64]
+    out_weight: Tensor  # [1 + F, 64]; the raw density first, then colours before the sigmoid
+    out_bias: Tensor  # [1 + F]
+
+
+class Rays(NamedTuple):
+    """Where the samples are."""
+
+    origins: Tensor  # [N, R, 3]
+    directions: Tensor  # [N, R, 3]
+    depths: Tensor  # [N, R, S], increasing along S
+
+
+class Spec(NamedTuple):
+    """Numbers that the result depends on."""
+
+    axes: str  # a key of PLANE_AXES
+    box_warp: float  # side of the box that the planes cover, scene units
+    margin: float  # by which the sigmoid of colours goes beyond [0, 1]
+
+    def numbers(self) -> tuple[int, float, float, float]:
+        """Returns what kernels take: axes, two bits each; scale of points; margin; bias of densities."""
+        flat = (axis for pair in PLANE_AXES[self.axes] for axis in pair)
+        code = sum(axis << (2 * i) for i, axis in enumerate(flat))
+        return code, 2 / self.box_warp, float(self.margin), DENSITY_BIAS
+
+
+def usable(planes: Tensor, rays: Rays, num_features: int, impl: str = 'auto') -> bool:
+    """Tells whether `integrate` uses kernels: rays are constants and sizes are among those of the kernels."""
+    constant = not (torch.is_grad_enabled() and any(x.requires_grad for x in rays))
+    return constant and triplane_render.usable(planes, rays.depths.shape[2], num_features, impl)
+
+
+def integrate(
+    planes: Tensor, rays: Rays, decoder: DecoderWeights, spec: Spec, impl: str = 'auto'
+) -> tuple[Tensor, Tensor]:
+    """Renders rays through planes [N, 3, C, H, W], as `composite` of decoded samples does.
+
+    Args:
+        planes: read without a copy if the channels of a pixel lie side by side in memory.
+        rays: sample positions; gradients with respect to them are had from the reference alone.
+        decoder: weights with their gains.
+        spec: where the planes are, range of colours.
+        impl: `auto`, `ref`, `cuda` or `cpu`; see custom_ops.kernels.
+
+    Returns:
+        features [N, R, F]; weights of the intervals between samples [N, R, S - 1].
+    """
+    planes, rays, params = _prepare(planes, rays, decoder)
+    if not usable(planes, rays, len(decoder.out_bias) - 1, impl):
+        return _reference(planes, params, *rays, spec)
+    return _Integrate.apply(triplane_render.channels_innermost(planes), params, *rays, spec)
+
+
+@torch.no_grad()
+def integrate_weights(
+    planes: Tensor, rays: Rays, decoder: DecoderWeights, spec: Spec, impl: str = 'auto'
+) -> Tensor:
+    """Returns the weights that `integrate` returns, [N, R, S - 1], without gradient and colours."""
+    density = decoder._replace(out_weight=decoder.out_weight[:1], out_bias=decoder.out_bias[:1])
+    planes, rays, params = _prepare(planes, rays, density)
+    if not usable(planes, rays, 0, impl):
+        density = _decode(planes, params, *rays, spec)[1]
+        return interval_weights(density, rays.depths[..., None])[..., 0]
+    return torch.ops.pv3d.triplane_render(planes, params, *rays, 0, *spec.numbers())[1]
+
+
+def _prepare(planes: Tensor, rays: Rays, decoder: DecoderWeights) -> tuple[Tensor, Rays, Tensor]:
+    """Casts to one type, float32 or float64, and joins the weights to one vector."""
+    shapes = [(triplane_render.HIDDEN, planes.shape[2]), (triplane_render.HIDDEN,)]
+    shapes += [(len(decoder.out_bias), triplane_render.HIDDEN), (len(decoder.out_bias),)]
+    if [tuple(w.shape) for w in decoder] != shapes:
+        raise ValueError(f'decoder weights {[tuple(w.shape) for w in decoder]}: {shapes} expected')
+    dtype = torch.float64 if planes.dtype == torch.float64 else torch.float32
+    params = torch.cat([w.flatten().to(dtype) for w in decoder])
+    return planes.to(dtype), Rays(*(x.to(dtype) for x in rays)), params
+
+
+def _decode(
+    planes: Tensor, params: Tensor, origins: Tensor, directions: Tensor, depths: Tensor, spec: Spec
+) -> tuple[Tensor, Tensor]:
+    """Returns colours [N, R, S, F] and raw densities [N, R, S, 1] of all samples."""
+    hidden, c = triplane_render.HIDDEN, planes.shape[2]
+    outputs = (len(params) - hidden * (c + 1)) // (hidden + 1)
+    w1, b1, w2, b2 = params.split([hidden * c, hidden, outputs * hidden, outputs])
+    points = origins[:, :, None] + depths[..., None] * directions[:, :, None]  # [N, R, S, 3]
+    x = sample_planes(planes, points.flatten(1, 2), spec.axes, spec.box_warp).flatten(0, 1)
+    x = bias_act(x @ w1.view(hidden, c).t(), b1, 'softplus')
+    x = torch.addmm(b2, x, w2.view(outputs, hidden).t()).unflatten(0, depths.shape)
+    return x[..., 1:].sigmoid() * (1 + 2 * spec.margin) - spec.margin, x[..., :1]
+
+
+def _reference(
+    planes: Tensor, params: Tensor, origins: Tensor, directions: Tensor, depths: Tensor, spec: Spec
+) -> tuple[Tensor, Tensor]:
+    """The definition, in stock operators."""
+    colors, density = _decode(planes, params, origins, directions, depths, spec)
+    result = composite(colors, density, depths[..., None])
+    return result.features, result.weights[..., 0]
+
+
+class _Integrate(torch.autograd.Function):
+    """`integrate` by kernels, with respect to planes and params."""
+
+    @staticmethod
+    def forward(ctx: Any, planes: Tensor, params: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        *rays, spec = args
+        ctx.save_for_backward(planes, params, *rays)
+        ctx.spec = spec
+        outputs = (len(params) - triplane_render.HIDDEN * (planes.shape[2] + 1)) // (triplane_render.HIDDEN + 1)
+        return torch.ops.pv3d.triplane_render(planes, params, *rays, outputs - 1, *spec.numbers())
+
+    @staticmethod
+    def backward(ctx: Any, grad_features: Tensor, grad_weights: Tensor) -> tuple[Tensor | None, ...]:
+        grads = _IntegrateGrad.apply(*ctx.saved_tensors, grad_features, grad_weights, ctx.spec)
+        return (*grads, None, None, None, None)
+
+
+class _IntegrateGrad(torch.autograd.Function):
+    """The gradient of `integrate`; its own derivative is that of the reference, for any order is rarely wanted."""
+
+    @staticmethod
+    def forward(ctx: Any, planes: Tensor, params: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        *tensors, spec = args
+        ctx.save_for_backward(planes, params, *tensors)
+        ctx.spec = spec
+        return torch.ops.pv3d.triplane_render_grad(planes, params, *tensors, *spec.numbers())
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        create_graph = torch.is_grad_enabled()
+        planes, params, *rays, grad_features, grad_weights = ctx.saved_tensors
+        inputs = [
+            x if x.requires_grad else x.detach().requires_grad_()
+            for x in (planes, params, grad_features, grad_weights)
+        ]
+        with torch.enable_grad():
+            outputs = _reference(*inputs[:2], *rays, ctx.spec)
+            grads = torch.autograd.grad(outputs, inputs[:2], inputs[2:], create_graph=True)
+        found = torch.autograd.grad(
+            grads, inputs, cotangents, create_graph=create_graph, materialize_grads=True
+        )
+        return (*found[:2], None, None, None, *found[2:], None)
