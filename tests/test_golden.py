@@ -12,6 +12,7 @@ from golden_reference import TOLERANCE, agrees, build, find, load, record, relat
 
 from training.camera import unpack_label
 from training.loss import FakeBatch, Networks, PV3DLoss, RealBatch, blur, r1_penalty
+from training.networks import generator as generator_module
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
 from training.networks.generator import Generator
 from training.networks.released_names import from_released, to_released
@@ -45,18 +46,18 @@ def run(networks, inputs):
     z_a, z_m, t, c, c_map = inputs
     kept = {}
 
-    def spy(name):
-        function = getattr(renderer_module, name)
+    def spy(module, name):
+        function = getattr(module, name)
 
         def call(*args):
             kept.setdefault(name, (args, function(*args)))  # the first call is the coarse pass
             return function(*args)
 
-        return call
+        patch.setattr(module, name, call)
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        for name in ('importance_depths', 'composite'):
-            patch.setattr(renderer_module, name, spy(name))
+        spy(renderer_module, 'importance_depths')
+        spy(generator_module, 'render_rays')
         hooks = record(G, kept)
         ws = G.mapping(z_a, z_m, t, c_map)
         planes = G.planes(ws, z_m, t)
@@ -102,8 +103,8 @@ def test_volume_rendering(golden, run):
     agrees(depths, golden['mid/depths_coarse'])
     agrees(weights, golden['mid/weights_coarse'])
     agrees(fine, golden['mid/depths_fine'])
-    result = kept['composite'][1]
-    agrees(result.features * 2 - 1, golden['mid/feature_samples'])
+    result = kept['render_rays'][1]
+    agrees(result.features, golden['mid/feature_samples'])
     agrees(result.depth, golden['mid/depth_samples'])
     agrees(result.opacity, golden['mid/weight_sum'])
     agrees(out.depth, golden['out/image_depth'])

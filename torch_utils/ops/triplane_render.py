@@ -1,8 +1,8 @@
 """Kernels that look up planes, decode and composite along rays without a tensor of all samples.
 
-They compute what training/volumetric_rendering/fused.py defines; the backward pass computes the samples again.
-Memory is that of the planes and of one number per sample. Parameters of the decoder are one vector: hidden weight
-[64, C] and bias, output weight [1 + F, 64] and bias, the density first.
+They compute what training/volumetric_rendering/fused.py defines; the backward pass computes the samples
+again. Memory is that of the planes and of one number per sample. Parameters of the decoder are one vector:
+hidden weight [64, C] and bias, output weight [1 + F, 64] and bias, the density first.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ HIDDEN = 64  # width of the decoder's hidden layer that the kernels are written 
 
 
 def usable(planes: Tensor, samples: int, features: int, impl: str = 'auto') -> bool:
-    """Tells whether kernels render planes [N, 3, C, H, W] with so many samples per ray and colour features."""
+    """Tells whether kernels render planes [N, 3, C, H, W] with these samples per ray and colour features."""
     library = custom_ops.kernels(planes, impl)
     if library is None or planes.dtype not in (torch.float32, torch.float64):
         return False
@@ -42,7 +42,8 @@ def _render(
     planes: Tensor, params: Tensor, origins: Tensor, directions: Tensor, depths: Tensor, *numbers: float
 ) -> tuple[Tensor, Tensor]:
     features, weights = _render_fake(planes, params, origins, directions, depths, *numbers)
-    _call(planes, (params, origins, directions, depths, None, None), (features, weights, None, None), *numbers)
+    inputs = (params, origins, directions, depths, None, None)
+    _call(planes, inputs, (features, weights, None, None), *numbers)
     return features, weights
 
 

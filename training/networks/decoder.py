@@ -3,9 +3,10 @@
 from torch import Tensor, nn
 
 from training.networks.layers import FullyConnected
+from training.volumetric_rendering.fused import DecoderWeights
 
 _HIDDEN = 64  # width of the hidden layer [EG3D]
-_MARGIN = 0.001  # widens the sigmoid so that 0 and 1 are reachable
+MARGIN = 0.001  # widens the sigmoid so that 0 and 1 are reachable
 
 
 class Decoder(nn.Module):
@@ -19,4 +20,8 @@ class Decoder(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Decodes features of any leading shape [..., C]."""
         x = self.out(self.hidden(features.flatten(0, -2))).unflatten(0, features.shape[:-1])
-        return x[..., 1:].sigmoid() * (1 + 2 * _MARGIN) - _MARGIN, x[..., :1]
+        return x[..., 1:].sigmoid() * (1 + 2 * MARGIN) - MARGIN, x[..., :1]
+
+    def weights(self) -> DecoderWeights:
+        """Returns the weights of both layers as `forward` uses them."""
+        return DecoderWeights(*self.hidden.scaled(), *self.out.scaled())

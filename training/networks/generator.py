@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from dnnlib.config import BaseConfig, Configurable
 from training.camera import LABEL_DIM, unpack_label
-from training.networks.decoder import Decoder
+from training.networks.decoder import MARGIN, Decoder
 from training.networks.layers import ToRGB, normalize_2nd_moment
 from training.networks.mapping import MappingNetwork
 from training.networks.motion import MotionConfig
 from training.networks.superresolution import Superresolution
 from training.networks.synthesis import SynthesisNetwork
+from training.volumetric_rendering.fused import FusedField, Spec, fused_field
 from training.volumetric_rendering.ray_sampler import camera_rays
 from training.volumetric_rendering.renderer import RayColors, RendererConfig, render_rays
 from training.volumetric_rendering.triplane import sample_planes
@@ -248,8 +249,14 @@ class Generator(nn.Module, Configurable):
             return self.sample_field(planes, points)
 
         chunk = ray_chunk or origins.shape[1]
+        fused = self._fused_field(planes, renderer)
         parts = [
-            render_rays(field, o, d, renderer, generator)
+            render_rays(field, o, d, renderer, generator, fused)
             for o, d in zip(origins.split(chunk, dim=1), directions.split(chunk, dim=1), strict=True)
         ]
         return RayColors(*(torch.cat(x, dim=1) if len(parts) > 1 else x[0] for x in zip(*parts, strict=True)))
+
+    def _fused_field(self, planes: Tensor, renderer: RendererConfig) -> FusedField | None:
+        spec = Spec(self.config.plane_axes, self.config.box_warp, MARGIN)
+        samples = renderer.depth_samples + renderer.importance_samples
+        return fused_field(planes, self.decoder.weights(), spec, samples)

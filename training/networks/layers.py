@@ -45,11 +45,14 @@ class FullyConnected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x [N, in] to [N, out]."""
-        weight = self.weight * (self.lr_mul / math.sqrt(self.weight.shape[1]))
-        bias = self.bias * self.lr_mul
+        weight, bias = self.scaled()
         if self.act == 'linear':
             return torch.addmm(bias, x, weight.t())
         return bias_act(x @ weight.t(), bias, self.act)
+
+    def scaled(self) -> tuple[Tensor, Tensor]:
+        """Returns weight [out, in] and bias [out] with their gains."""
+        return self.weight * (self.lr_mul / math.sqrt(self.weight.shape[1])), self.bias * self.lr_mul
 
 
 class Conv2d(nn.Module):

@@ -1,7 +1,7 @@
 """Lookup, decoder and compositing along rays as one operator, which keeps no tensor of all samples.
 
-Memory grows with rays x samples and with the planes, but not with rays x samples x channels: the backward pass
-computes the samples again. `_reference` is the definition.
+Memory grows with rays x samples and with the planes, but not with rays x samples x channels: the backward
+pass computes the samples again. `_reference` is the definition.
 """
 
 from typing import Any, NamedTuple
@@ -46,10 +46,27 @@ class Spec(NamedTuple):
         return code, 2 / self.box_warp, float(self.margin), DENSITY_BIAS
 
 
-def usable(planes: Tensor, rays: Rays, num_features: int, impl: str = 'auto') -> bool:
-    """Tells whether `integrate` uses kernels: rays are constants and sizes are among those of the kernels."""
-    constant = not (torch.is_grad_enabled() and any(x.requires_grad for x in rays))
-    return constant and triplane_render.usable(planes, rays.depths.shape[2], num_features, impl)
+class FusedField(NamedTuple):
+    """A decoded tri-plane that integrates along rays by itself (renderer.Integrator)."""
+
+    planes: Tensor  # [N, 3, C, H, W]
+    decoder: DecoderWeights
+    spec: Spec
+
+    def weights(self, origins: Tensor, directions: Tensor, depths: Tensor) -> Tensor:
+        """Returns `integrate_weights` of rays."""
+        return integrate_weights(self.planes, Rays(origins, directions, depths), self.decoder, self.spec)
+
+    def integrate(self, origins: Tensor, directions: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `integrate` of rays."""
+        return integrate(self.planes, Rays(origins, directions, depths), self.decoder, self.spec)
+
+
+def fused_field(planes: Tensor, decoder: DecoderWeights, spec: Spec, samples: int) -> FusedField | None:
+    """Returns the field if kernels render it with so many samples per ray, otherwise None."""
+    if not triplane_render.usable(planes, samples, len(decoder.out_bias) - 1):
+        return None
+    return FusedField(triplane_render.channels_innermost(planes), decoder, spec)
 
 
 def integrate(
@@ -68,7 +85,9 @@ def integrate(
         features [N, R, F]; weights of the intervals between samples [N, R, S - 1].
     """
     planes, rays, params = _prepare(planes, rays, decoder)
-    if not usable(planes, rays, len(decoder.out_bias) - 1, impl):
+    constant = not (torch.is_grad_enabled() and any(x.requires_grad for x in rays))
+    sizes = (rays.depths.shape[2], len(decoder.out_bias) - 1)
+    if not constant or not triplane_render.usable(planes, *sizes, impl):
         return _reference(planes, params, *rays, spec)
     return _Integrate.apply(triplane_render.channels_innermost(planes), params, *rays, spec)
 
@@ -80,7 +99,7 @@ def integrate_weights(
     """Returns the weights that `integrate` returns, [N, R, S - 1], without gradient and colours."""
     density = decoder._replace(out_weight=decoder.out_weight[:1], out_bias=decoder.out_bias[:1])
     planes, rays, params = _prepare(planes, rays, density)
-    if not usable(planes, rays, 0, impl):
+    if not triplane_render.usable(planes, rays.depths.shape[2], 0, impl):
         density = _decode(planes, params, *rays, spec)[1]
         return interval_weights(density, rays.depths[..., None])[..., 0]
     return torch.ops.pv3d.triplane_render(planes, params, *rays, 0, *spec.numbers())[1]
@@ -97,12 +116,17 @@ def _prepare(planes: Tensor, rays: Rays, decoder: DecoderWeights) -> tuple[Tenso
     return planes.to(dtype), Rays(*(x.to(dtype) for x in rays)), params
 
 
+def _num_outputs(planes: Tensor, params: Tensor) -> int:
+    hidden = triplane_render.HIDDEN
+    return (len(params) - hidden * (planes.shape[2] + 1)) // (hidden + 1)
+
+
 def _decode(
     planes: Tensor, params: Tensor, origins: Tensor, directions: Tensor, depths: Tensor, spec: Spec
 ) -> tuple[Tensor, Tensor]:
     """Returns colours [N, R, S, F] and raw densities [N, R, S, 1] of all samples."""
     hidden, c = triplane_render.HIDDEN, planes.shape[2]
-    outputs = (len(params) - hidden * (c + 1)) // (hidden + 1)
+    outputs = _num_outputs(planes, params)
     w1, b1, w2, b2 = params.split([hidden * c, hidden, outputs * hidden, outputs])
     points = origins[:, :, None] + depths[..., None] * directions[:, :, None]  # [N, R, S, 3]
     x = sample_planes(planes, points.flatten(1, 2), spec.axes, spec.box_warp).flatten(0, 1)
@@ -128,8 +152,8 @@ class _Integrate(torch.autograd.Function):
         *rays, spec = args
         ctx.save_for_backward(planes, params, *rays)
         ctx.spec = spec
-        outputs = (len(params) - triplane_render.HIDDEN * (planes.shape[2] + 1)) // (triplane_render.HIDDEN + 1)
-        return torch.ops.pv3d.triplane_render(planes, params, *rays, outputs - 1, *spec.numbers())
+        features = _num_outputs(planes, params) - 1
+        return torch.ops.pv3d.triplane_render(planes, params, *rays, features, *spec.numbers())
 
     @staticmethod
     def backward(ctx: Any, grad_features: Tensor, grad_weights: Tensor) -> tuple[Tensor | None, ...]:
@@ -138,7 +162,7 @@ class _Integrate(torch.autograd.Function):
 
 
 class _IntegrateGrad(torch.autograd.Function):
-    """The gradient of `integrate`; its own derivative is that of the reference, for any order is rarely wanted."""
+    """The gradient of `integrate`; its own derivative, which is rarely wanted, is that of the reference."""
 
     @staticmethod
     def forward(ctx: Any, planes: Tensor, params: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -151,11 +175,12 @@ class _IntegrateGrad(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         create_graph = torch.is_grad_enabled()
         planes, params, *rays, grad_features, grad_weights = ctx.saved_tensors
-        inputs = [
-            x if x.requires_grad else x.detach().requires_grad_()
-            for x in (planes, params, grad_features, grad_weights)
-        ]
         with torch.enable_grad():
+            # views, so that planes do not count again through a gradient that was computed from them
+            inputs = [
+                x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+                for x in (planes, params, grad_features, grad_weights)
+            ]
             outputs = _reference(*inputs[:2], *rays, ctx.spec)
             grads = torch.autograd.grad(outputs, inputs[:2], inputs[2:], create_graph=True)
         found = torch.autograd.grad(

@@ -60,9 +60,13 @@ def composite(features: Tensor, density: Tensor, depths: Tensor) -> Composite:
             f'shapes {features.shape}, {density.shape}, {depths.shape}: same N, R, S >= 2 expected'
         )
     weights = interval_weights(density, depths)
-    middles = (depths[:, :, 1:] + depths[:, :, :-1]) / 2
     seen = (weights * (features[:, :, 1:] + features[:, :, :-1]) / 2).sum(dim=2)
+    return Composite(seen, expected_depth(weights, depths), weights)
+
+
+def expected_depth(weights: Tensor, depths: Tensor) -> Tensor:
+    """Returns the mean depth [N, R, 1] of intervals with weights [N, R, S - 1, 1]; all 0: of the last one."""
+    middles = (depths[:, :, 1:] + depths[:, :, :-1]) / 2
     total = weights.sum(dim=2)
     safe = torch.where(total > 0, total, torch.ones_like(total))
-    depth = torch.where(total > 0, (weights * middles).sum(dim=2) / safe, middles[:, :, -1])
-    return Composite(seen, depth, weights)
+    return torch.where(total > 0, (weights * middles).sum(dim=2) / safe, middles[:, :, -1])

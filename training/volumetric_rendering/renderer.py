@@ -6,12 +6,17 @@ Source: EG3D, PV3D section 3.4.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from training.volumetric_rendering.ray_marcher import composite, interval_weights
+from training.volumetric_rendering.ray_marcher import (
+    Composite,
+    composite,
+    expected_depth,
+    interval_weights,
+)
 from training.volumetric_rendering.sampling import importance_depths, stratified_depths
 
 # points [N, M, 3] -> colour features [N, M, C] in [0, 1], raw density [N, M, 1]
@@ -49,12 +54,23 @@ class RayColors(NamedTuple):
     points: Tensor  # expected world point [N, R, 3]; what passes through counts at the last sample
 
 
+class Integrator(Protocol):
+    """A field that samples and composites by itself, given rays [N, R, 3] and depths [N, R, S]."""
+
+    def weights(self, origins: Tensor, directions: Tensor, depths: Tensor) -> Tensor:
+        """Returns weights of intervals [N, R, S - 1], without gradient."""
+
+    def integrate(self, origins: Tensor, directions: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns features in [0, 1], [N, R, C], and weights [N, R, S - 1]."""
+
+
 def render_rays(
     field: Field,
     origins: Tensor,
     directions: Tensor,
     config: RendererConfig,
     generator: torch.Generator | None = None,
+    integrator: Integrator | None = None,
 ) -> RayColors:
     """Renders rays [N, R, 3] with unit directions.
 
@@ -64,8 +80,30 @@ def render_rays(
         directions: [N, R, 3], unit length.
         config: sampling.
         generator: draws the jitter of the samples; None = fixed positions (inference).
+        integrator: the same field, faster and in less memory; None = `field` defines the result.
     """
     coarse = _coarse_depths(origins, config, generator)
+    if integrator is None:
+        result, depths = _march(field, origins, directions, coarse, config, generator)
+    else:
+        result, depths = _integrate(integrator, origins, directions, coarse, config, generator)
+    return RayColors(
+        result.features * 2 - 1,
+        result.depth,
+        result.opacity,
+        _expected_points(origins, directions, depths, result),
+    )
+
+
+def _march(
+    field: Field,
+    origins: Tensor,
+    directions: Tensor,
+    coarse: Tensor,
+    config: RendererConfig,
+    generator: torch.Generator | None,
+) -> tuple[Composite, Tensor]:
+    """Returns what rays see and the depths of all samples [N, R, S, 1]."""
     features, density = _sample(field, origins, directions, coarse)
     depths = coarse
     if config.importance_samples:
@@ -74,13 +112,26 @@ def render_rays(
         fine = importance_depths(coarse, weights, _quantiles(origins, config, generator))
         more = _sample(field, origins, directions, fine)
         features, density, depths = _merge((features, density, coarse), (*more, fine))
-    result = composite(features, density, depths)
-    return RayColors(
-        result.features * 2 - 1,
-        result.depth,
-        result.opacity,
-        _expected_points(origins, directions, depths, result),
-    )
+    return composite(features, density, depths), depths
+
+
+def _integrate(
+    integrator: Integrator,
+    origins: Tensor,
+    directions: Tensor,
+    coarse: Tensor,
+    config: RendererConfig,
+    generator: torch.Generator | None,
+) -> tuple[Composite, Tensor]:
+    """Does what _march does; coarse samples are decoded twice, which is cheaper than to keep them."""
+    depths = coarse
+    if config.importance_samples:
+        weights = integrator.weights(origins, directions, coarse[..., 0])[..., None]
+        fine = importance_depths(coarse, weights, _quantiles(origins, config, generator))
+        depths = torch.cat([coarse, fine], dim=2).sort(dim=2).values
+    features, weights = integrator.integrate(origins, directions, depths[..., 0])
+    weights = weights[..., None]
+    return Composite(features, expected_depth(weights, depths), weights), depths
 
 
 def _coarse_depths(origins: Tensor, config: RendererConfig, generator: torch.Generator | None) -> Tensor:

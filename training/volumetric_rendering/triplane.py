@@ -1,5 +1,7 @@
 """Lookup of points in three axis-aligned feature planes. Source: EG3D."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,43 @@ def sample_planes(planes: Tensor, points: Tensor, axes: str, box_warp: float) ->
     total = None
     for p, uv in enumerate(PLANE_AXES[axes]):
         grid = coordinates[..., uv][:, :, None]  # [N, M, 1, 2]
-        found = torch.nn.functional.grid_sample(planes[:, p], grid, align_corners=False, padding_mode='zeros')
+        found = _look_up(planes[:, p], grid)
         total = found if total is None else total + found
     return (total[..., 0] / len(PLANE_AXES[axes])).transpose(1, 2)
+
+
+def _look_up(plane: Tensor, grid: Tensor) -> Tensor:
+    """Interpolates a plane [N, C, H, W] at positions in [-1, 1], [N, M, 1, 2]; zero outside."""
+    if grid.requires_grad:
+        return torch.nn.functional.grid_sample(plane, grid, align_corners=False, padding_mode='zeros')
+    return _LookUp.apply(plane, grid)
+
+
+_OPTIONS = (0, 0, False)  # of grid_sampler_2d: bilinear, zeros outside, corners not aligned
+
+
+class _LookUp(torch.autograd.Function):
+    """Lookup at fixed positions, linear in the plane, with derivatives of any order; torch's has one."""
+
+    @staticmethod
+    def forward(ctx: Any, plane: Tensor, grid: Tensor) -> Tensor:
+        ctx.save_for_backward(plane, grid)
+        return torch.grid_sampler_2d(plane, grid, *_OPTIONS)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        plane, grid = ctx.saved_tensors
+        return _LookUpGrad.apply(dy, plane.detach(), grid), None
+
+
+class _LookUpGrad(torch.autograd.Function):
+    """The gradient of a lookup, linear in dy; of the plane only the shape matters."""
+
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, plane: Tensor, grid: Tensor) -> Tensor:
+        ctx.save_for_backward(grid)
+        return torch.ops.aten.grid_sampler_2d_backward(dy, plane, grid, *_OPTIONS, [True, False])[0]
+
+    @staticmethod
+    def backward(ctx: Any, d2: Tensor) -> tuple[Tensor, None, None]:
+        return _LookUp.apply(d2, *ctx.saved_tensors), None, None
