@@ -3,9 +3,6 @@
 // The body is a sequence of phases, each a loop over the threads with a barrier behind it; all that passes from
 // one phase to the next lies in shared memory. So the host can run it, thread after thread, in tests.
 #pragma once
-#include <algorithm>
-#include <vector>
-
 #include "triplane_render.h"
 
 #ifdef __CUDACC__  // functions of double: 64 copies of exp in a loop take nvcc half a minute
@@ -388,43 +385,3 @@ template <class T> struct Block {
         if constexpr (B) add_gradients();
     }
 };
-
-#ifdef __CUDACC__
-template <class T, int V, bool B> __global__ void __launch_bounds__(128) triplane_kernel(Scene a) {
-    extern __shared__ __align__(16) char memory[];
-    Block<T> block(a, B);
-    block.place(reinterpret_cast<T*>(memory), B);
-    block.template render<V, B>(blockIdx.x, gridDim.x);
-}
-#endif
-
-template <class T, int V, bool B> int run_kernel(const Scene& a, [[maybe_unused]] const Launch& where) {
-    Block<T> block(a, B);
-    const int64_t rays = a.n * a.rays, bytes = block.bytes();
-    if (rays == 0) return 0;
-#ifdef __CUDACC__
-    const auto kernel = triplane_kernel<T, V, B>;
-    int device = 0, units = 0, blocks = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&units, cudaDevAttrMultiProcessorCount, device);
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
-    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, block.threads, bytes);
-    const int64_t most = int64_t(units) * (blocks > 0 ? blocks : 1);
-    kernel<<<unsigned(rays < most ? rays : most), block.threads, bytes, cudaStream_t(where.stream)>>>(a);
-    return int(cudaGetLastError());
-#else
-    std::vector<Pack<T, 16 / sizeof(T)>> memory(bytes / 16);
-    block.place(reinterpret_cast<T*>(memory.data()), B);
-    block.template render<V, B>(0, 1);
-    return 0;
-#endif
-}
-
-// Runs the body, with loads of 16 bytes where planes allow it.
-template <class T> int run_blocks(const Scene& a, const Launch& where) {
-    constexpr int V = sizeof(T) == 4 ? 4 : 1;
-    const int64_t all = a.c | a.step_n | a.step_p | a.step_y | a.step_x;
-    const bool aligned = all % V == 0 && reinterpret_cast<uintptr_t>(a.planes) % 16 == 0;
-    if (a.grad_planes) return aligned ? run_kernel<T, V, true>(a, where) : run_kernel<T, 1, true>(a, where);
-    return aligned ? run_kernel<T, V, false>(a, where) : run_kernel<T, 1, false>(a, where);
-}
