@@ -27,7 +27,7 @@ from torch_utils.ops.upfirdn2d import make_filter, upfirdn2d, upsample2d
 
 _TOLERANCE = 1e-4  # of float32, relative to the largest value
 _SECONDS = 0.3  # that a measurement takes
-_LEAST = 3  # rounds of a measurement
+_WARM_UP = 3  # passes that do not count: the first of a process takes far longer
 _PACKAGES = ('torch', 'torchvision', 'numpy', 'ninja')
 
 
@@ -79,7 +79,7 @@ def errors(case: Case, device: str, dtype: torch.dtype = torch.float64) -> list[
     largest = []
     for ours, reference in zip(*found, strict=True):
         pairs = [(a, b) for a, b in zip(ours, reference, strict=True) if b is not None and a is not None]
-        largest.append(max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs))
+        largest.append(max(((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item() for a, b in pairs))
     return largest
 
 
@@ -102,16 +102,14 @@ def seconds(case: Case, impl: str, device: str) -> float:
     """Returns the time of a forward and a backward pass, the best of several."""
     inputs = _inputs(case, device, torch.float32)
     gradient = torch.ones_like(case.run(impl, *inputs))
-    best, end = float('inf'), time.perf_counter() + _SECONDS
-    rounds = 0
-    while rounds < _LEAST or time.perf_counter() < end:
-        rounds += 1
+    times: list[float] = []
+    while len(times) <= _WARM_UP or sum(times[_WARM_UP:]) < _SECONDS:
         start = time.perf_counter()
         torch.autograd.grad(case.run(impl, *inputs), inputs, gradient)
         if device != 'cpu':
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+        times.append(time.perf_counter() - start)
+    return min(times[_WARM_UP:])
 
 
 def machine() -> list[str]:
