@@ -228,7 +228,12 @@ def demo(data: str) -> TrainConfig:
     return dataclasses.replace(
         config,
         loss=PV3DLoss.Config(
-            r1_gamma=0.2, density_weight=0.25, blur_sigma=1.5, blur_fade_nimg=4000, swap_fade_nimg=20_000
+            video_weight=1.5,  # motion sooner
+            r1_gamma=0.2,
+            density_weight=0.25,
+            blur_sigma=1.5,
+            blur_fade_nimg=4000,
+            swap_fade_nimg=20_000,
         ),
         ema=EmaConfig(half_life_nimg=1000, rampup=0.1),
         output=OutputConfig(tick_nimg=200, snapshot_ticks=5, image_ticks=5),
