@@ -108,10 +108,10 @@ def no_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv('CXX', str(tmp_path / 'no-such-compiler'))
     monkeypatch.setenv('PV3D_CACHE_DIR', str(tmp_path))
     custom_ops.load.cache_clear()
-    custom_ops._load_or_warn.cache_clear()
+    custom_ops._loads.cache_clear()
     yield
     custom_ops.load.cache_clear()
-    custom_ops._load_or_warn.cache_clear()
+    custom_ops._loads.cache_clear()
 
 
 def test_without_a_compiler_the_reference_works_after_one_warning(no_compiler):

@@ -30,7 +30,7 @@ TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}  # of the largest value
 def kernels(request, monkeypatch):
     """Runs a test with the kernels of the host, then with those of the GPU, on the CPU."""
     monkeypatch.setenv(custom_ops.ENVIRONMENT, request.param)
-    if custom_ops.kernels(torch.zeros(1), 'auto') is None:
+    if not custom_ops.has_kernels(torch.zeros(1), 'auto'):
         pytest.skip('no kernels: there is no C++ compiler')
 
 

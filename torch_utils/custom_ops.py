@@ -47,8 +47,8 @@ class Toolchain(NamedTuple):
     architecture: str  # of the machine that runs the code
 
 
-def kernels(x: Tensor, impl: str) -> ctypes.CDLL | None:
-    """Returns the library whose kernels work on x, or None where the reference is to be used.
+def has_kernels(x: Tensor, impl: str) -> bool:
+    """Tells whether kernels work on x, and not the reference.
 
     Args:
         x: the tensor that an op is called with.
@@ -59,20 +59,24 @@ def kernels(x: Tensor, impl: str) -> ctypes.CDLL | None:
         ValueError: for an unknown impl, or one that does not fit the device or type of x.
         BuildError: if the kernels that impl demands cannot be had.
     """
+    return _decide(x.device.type, x.dtype, impl)
+
+
+@torch.compiler.assume_constant_result  # torch.compile asks once, and does not look into the build
+def _decide(target: str, dtype: torch.dtype, impl: str) -> bool:
     environment = os.environ.get(ENVIRONMENT, 'auto')
     if impl not in IMPLS:
         raise ValueError(f'impl={impl!r} must be one of {", ".join(IMPLS)}')
     if environment not in ('auto', 'ref', DEVICE_BODY):
         raise ValueError(f'{ENVIRONMENT}={environment} must be auto or ref')
     if impl == 'ref' or (impl == 'auto' and environment == 'ref'):
-        return None
-    target = x.device.type
-    known = target in ('cuda', 'cpu') and x.dtype in (_TYPES if target == 'cuda' else _HOST_TYPES)
+        return False
+    known = target in ('cuda', 'cpu') and dtype in (_TYPES if target == 'cuda' else _HOST_TYPES)
     if impl != 'auto':
         if impl != target or not known:
-            raise ValueError(f'impl={impl!r} does not work on {x.dtype} on {target}; use impl="auto"')
-        return load(target)
-    return _load_or_warn(target) if known else None
+            raise ValueError(f'impl={impl!r} does not work on {dtype} on {target}; use impl="auto"')
+        return load(target) is not None
+    return known and _loads(target)
 
 
 def register(schema: str, kernel: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
@@ -124,12 +128,13 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
 
 @functools.cache
-def _load_or_warn(target: Target) -> ctypes.CDLL | None:
+def _loads(target: Target) -> bool:
+    """Tells whether kernels can be had; if not, warns, once."""
     try:
-        return load(target)
+        return load(target) is not None
     except BuildError as err:
         warnings.warn(f'{err}', RuntimeWarning, stacklevel=2)
-        return None
+        return False
 
 
 @functools.cache

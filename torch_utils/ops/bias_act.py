@@ -57,14 +57,14 @@ def bias_act(
         gain: further factor on the output.
         clamp: limit of the absolute output, or None; scaled by `gain` too.
         modulation: scale and noise.
-        impl: `auto`, `ref`, `cuda` or `cpu`; see custom_ops.kernels.
+        impl: `auto`, `ref`, `cuda` or `cpu`; see custom_ops.has_kernels.
 
     Returns:
         A tensor of the shape and type of x.
     """
     slope, act_gain = _ACTIVATIONS[act]
     numbers = (slope, act_gain * gain, -1.0 if clamp is None else float(clamp * gain))
-    if custom_ops.kernels(x, impl) is None or slope is None:
+    if slope is None or not custom_ops.has_kernels(x, impl):
         return _reference(x, bias, modulation, *numbers)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32  # of the small operands
     small = [None if v is None else v.to(wide) for v in (*modulation, bias)]

@@ -21,7 +21,7 @@ def conv2d_resample(
         f: low-pass filter [4, 4]; not used, and may be None, when the size stays.
         up: 1 or 2: transposed convolution of stride 2, then the filter.
         down: 1 or 2: the filter, then a convolution of stride 2.
-        impl: of the filter; see custom_ops.kernels.
+        impl: of the filter; see custom_ops.has_kernels.
 
     Returns:
         images [N, C_out, H * up / down, W * up / down].

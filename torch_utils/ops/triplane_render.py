@@ -6,7 +6,6 @@ hidden weight [64, C] and bias, output weight [1 + F, 64] and bias, the density 
 """
 
 import ctypes
-import functools
 
 import torch
 from torch import Tensor
@@ -18,17 +17,17 @@ HIDDEN = 64  # width of the decoder's hidden layer that the kernels are written 
 
 def usable(planes: Tensor, samples: int, features: int, impl: str = 'auto') -> bool:
     """Tells whether kernels render planes [N, 3, C, H, W] with these samples per ray and colour features."""
-    library = custom_ops.kernels(planes, impl)
-    if library is None or planes.dtype not in (torch.float32, torch.float64):
+    if planes.dtype not in (torch.float32, torch.float64) or not custom_ops.has_kernels(planes, impl):
         return False
     n, p, c, h, w = planes.shape
     small = p == 3 and 3 * c * h * w < 2**31 and 2 <= samples <= 512 and max(c, features) <= 64
-    return small and _fits(library, (c, samples, features), planes.dtype == torch.float64)
+    return small and _fits(planes.device.type, c, samples, features, planes.dtype == torch.float64)
 
 
-@functools.cache
-def _fits(library: ctypes.CDLL, sizes: tuple[int, int, int], double: bool) -> bool:
-    return bool(library.pv3d_triplane_fits(*map(ctypes.c_int64, (*sizes, int(double)))))
+@torch.compiler.assume_constant_result  # torch.compile asks once
+def _fits(target: custom_ops.Target, channels: int, samples: int, features: int, double: bool) -> bool:
+    sizes = map(ctypes.c_int64, (channels, samples, features, int(double)))
+    return bool(custom_ops.load(target).pv3d_triplane_fits(*sizes))
 
 
 def channels_innermost(planes: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def upfirdn2d(
         down: keeps every `down`-th pixel, beginning with the first.
         padding: zeros added after upsampling: left, right, top, bottom; negative values crop.
         gain: factor on the output.
-        impl: `auto`, `ref`, `cuda` or `cpu`; see custom_ops.kernels.
+        impl: `auto`, `ref`, `cuda` or `cpu`; see custom_ops.has_kernels.
 
     Returns:
         images [N, C, (H * up + top + bottom - h) // down + 1, (W * up + left + right - w) // down + 1].
@@ -49,7 +49,7 @@ def upfirdn2d(
         raise ValueError(
             f'upfirdn2d takes images [N, C, H, W] and a filter [h, w], got {x.shape} and {f.shape}'
         )
-    run = _reference if custom_ops.kernels(x, impl) is None else torch.ops.pv3d.upfirdn2d
+    run = torch.ops.pv3d.upfirdn2d if custom_ops.has_kernels(x, impl) else _reference
     return _Upfirdn2d.apply(x, f, up, down, padding, False, gain, run)
 
 
