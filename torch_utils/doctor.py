@@ -45,11 +45,11 @@ def cases(size: int, device: str) -> list[Case]:
     noise = torch.randn((1, 1, size, size), generator=seeded_generator('cpu', 0, 1)).to(device)
 
     def layer(impl: str, x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor, strength: Tensor) -> Tensor:
-        epilogue = Epilogue(bias, 'lrelu', 256.0, noise, strength[0])
+        epilogue = Epilogue(bias, 'lrelu', 256.0, noise.to(strength.dtype), strength[0])
         return modulated_conv2d(x, weight, styles, epilogue=epilogue, impl=impl)
 
     def modulated(impl: str, x: Tensor, scale: Tensor, bias: Tensor, strength: Tensor) -> Tensor:
-        modulation = Modulation(scale, noise, strength[0])
+        modulation = Modulation(scale, noise.to(strength.dtype), strength[0])
         return bias_act(x, bias, 'lrelu', clamp=256.0, modulation=modulation, impl=impl)
 
     def filtered(impl: str, x: Tensor) -> Tensor:
