@@ -206,6 +206,38 @@ def test_modulation_derivatives(last, clamp):
     assert gradgradcheck(lambda *v: op(*v).pow(3), inputs)
 
 
+@pytest.mark.parametrize('wanted', [('x',), ('scale',), ('bias',), ('x', 'strength'), ('x', 'bias')])
+def test_constant_operands_count(wanted, monkeypatch):
+    """What needs no gradient still takes part in those of the others."""
+    x, (scale, noise, strength), bias = modulated_example((2, 3, 2, 3), 2, False)
+    operands = {'x': x, 'scale': scale, 'strength': strength, 'bias': bias}
+    operands = {n: v.clone().requires_grad_(n in wanted) for n, v in operands.items()}
+    leaves = [operands[n] for n in wanted]
+
+    def gradients(impl):
+        modulation = Modulation(operands['scale'], noise, operands['strength'])
+        y = bias_act(operands['x'], operands['bias'], 'lrelu', modulation=modulation, impl=impl)
+        return torch.autograd.grad(y.pow(3).sum(), leaves)
+
+    for ours, reference in zip(gradients('auto'), gradients('ref'), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)
+
+
+def test_operands_of_other_shapes():
+    """Shapes outside the contract never reach a kernel: they broadcast as in the reference, or raise."""
+    x, bias, noise = draw(2, 3, 4, 5), draw(3, seed=1), draw(4, 5, seed=2)
+    one = Modulation(draw(1, 3, seed=3), noise, torch.tensor([0.5], dtype=torch.float64))
+    expected = bias_act(x, bias, 'lrelu', modulation=one, impl='ref')
+    torch.testing.assert_close(bias_act(x, bias, 'lrelu', modulation=one), expected, rtol=0, atol=0)
+    with pytest.raises(RuntimeError):
+        bias_act(draw(2, 8, 4, 5), bias)
+    leaf = noise.reshape(1, 1, 4, 5).clone().requires_grad_()
+    modulation = Modulation(None, leaf, torch.tensor(0.5, dtype=torch.float64))
+    assert torch.autograd.grad(bias_act(x, bias, modulation=modulation).sum(), leaf)[0].abs().sum() > 0
+    falling = bias_act(x, bias, 'lrelu', gain=-1.0)
+    torch.testing.assert_close(falling, -bias_act(x, bias, 'lrelu'), rtol=1e-12, atol=0)
+
+
 def test_sums_over_large_pictures():
     """The gradients of the small operands are sums of parts when there are many pixels."""
     x, (scale, noise, strength), bias = modulated_example((1, 2, 70, 70), 1, False)

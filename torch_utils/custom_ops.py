@@ -156,8 +156,14 @@ def load(target: Target) -> ctypes.CDLL:
 
 def cache_folder() -> Path:
     """Returns where built kernels are kept: $PV3D_CACHE_DIR, or pv3d in the user's cache folder."""
-    base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    return Path(os.environ.get('PV3D_CACHE_DIR') or Path(base) / 'pv3d')
+    given = os.environ.get('PV3D_CACHE_DIR')
+    if given:
+        return Path(given).expanduser()
+    base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    try:
+        return Path(base).expanduser() / 'pv3d'
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / f'pv3d-{os.getuid()}'
 
 
 def toolchain(target: Target) -> Toolchain:
@@ -174,7 +180,9 @@ def toolchain(target: Target) -> Toolchain:
         flags = (
             '-x c++ -std=c++17 -O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -fPIC -shared'
         )
-        return Toolchain((*shlex.split(compiler), *flags.split()), _version(compiler), _processor())
+        return Toolchain(
+            (*shlex.split(compiler), *flags.split()), _version(shlex.split(compiler)), _processor()
+        )
     devices = range(torch.cuda.device_count())
     archs = sorted({'{}{}'.format(*torch.cuda.get_device_capability(i)) for i in devices})
     return cuda_toolchain(find_nvcc(), archs)
@@ -198,7 +206,7 @@ def cuda_toolchain(nvcc: str, archs: list[str]) -> Toolchain:
     """Returns how nvcc compiles for architectures such as `90` (an H100)."""
     codes = [flag for a in archs for flag in ('-gencode', f'arch=compute_{a},code=sm_{a}')]
     flags = ['-x', 'cu', '-std=c++17', '-O3', '--extra-device-vectorization', *codes, '-Xcompiler', '-fPIC']
-    return Toolchain((nvcc, *flags, '-shared'), _version(nvcc), ','.join(archs))
+    return Toolchain((nvcc, *flags, '-shared'), _version([nvcc]), f'{platform.machine()} {",".join(archs)}')
 
 
 def build(target: Target, chain: Toolchain, folder: Path, sources: Path = _SOURCES) -> Path:
@@ -214,9 +222,9 @@ def build(target: Target, chain: Toolchain, folder: Path, sources: Path = _SOURC
     if library.exists():
         return library
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(library.with_suffix('.lock')):
+    with _locked(library.with_suffix('.lock')) as alone:
         if not library.exists():
-            for left in folder.glob(f'{_work_prefix(library)}*'):  # by a process that was killed
+            for left in folder.glob(f'{_work_prefix(library)}*') if alone else ():  # by a killed process
                 shutil.rmtree(left, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=_work_prefix(library)) as work:
                 _run_ninja(target, chain, files, Path(work))
@@ -231,7 +239,9 @@ def _work_prefix(library: Path) -> str:
 def _run_ninja(target: Target, chain: Toolchain, sources: list[Path], work: Path) -> None:
     """Compiles every source to an object and links them to kernels.so in the folder `work`."""
     command = [_escape(shlex.quote(word), '$') for word in chain.command if word != '-shared']
-    link = [_escape(shlex.quote(word), '$') for word in chain.command if word not in ('-x', 'c++', 'cu')]
+    compiler, *flags = chain.command
+    flags = [word for word in flags if word not in ('-x', 'c++', 'cu')]  # objects are no sources
+    link = [_escape(shlex.quote(word), '$') for word in (compiler, *flags)]
     lines = [
         f'rule compile\n  command = {" ".join(command)} -c $in -o $out',
         f'rule link\n  command = {" ".join(link)} $in -o $out',
@@ -270,21 +280,25 @@ def _key(chain: Toolchain, files: list[Path]) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock that the operating system frees when this process ends, however it ends."""
+def _locked(path: Path) -> Iterator[bool]:
+    """Holds a lock that the operating system frees when this process ends, however it ends.
+
+    False: this file system has no locks. Then several processes may do the same work, each in its own folder.
+    """
     import fcntl  # noqa: PLC0415 - not on Windows, where kernels are not built
 
     with open(path, 'w') as file:
-        with contextlib.suppress(OSError):  # no locks on this file system: work twice, the rename is atomic
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            alone = True
+        except OSError:
+            alone = False
+        yield alone
 
 
-def _version(compiler: str) -> str:
-    output = subprocess.run(
-        [*shlex.split(compiler), '--version'], capture_output=True, text=True, check=True
-    ).stdout
-    return ' '.join(output.split())[:200]
+def _version(compiler: list[str]) -> str:
+    done = subprocess.run([*compiler, '--version'], capture_output=True, text=True, check=True, timeout=60)
+    return ' '.join(done.stdout.split())[:200]
 
 
 def _processor() -> str:

@@ -64,11 +64,26 @@ def bias_act(
     """
     slope, act_gain = _ACTIVATIONS[act]
     numbers = (slope, act_gain * gain, -1.0 if clamp is None else float(clamp * gain))
-    if slope is None or not custom_ops.has_kernels(x, impl):
+    plain = slope is None or gain <= 0 or not _regular(x, bias, modulation)
+    if plain or not custom_ops.has_kernels(x, impl):
         return _reference(x, bias, modulation, *numbers)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32  # of the small operands
     small = [None if v is None else v.to(wide) for v in (*modulation, bias)]
     return _BiasAct.apply(x, *small, numbers)
+
+
+def _regular(x: Tensor, bias: Tensor | None, modulation: Modulation) -> bool:
+    """Tells whether all operands have the shapes of the contract; the reference also broadcasts others."""
+    scale, noise, strength = modulation
+    shapes = (
+        bias is None or bias.shape == x.shape[1:2],
+        scale is None or scale.shape == x.shape[:2],
+        noise is None or noise.shape[1:] == (1, *x.shape[2:]) and not noise.requires_grad,
+        strength is None if noise is None else strength is not None and strength.ndim == 0,
+        noise is None or len(noise) in (1, len(x)),
+    )
+    devices = {t.device for t in (bias, *modulation) if t is not None}
+    return all(shapes) and devices <= {x.device}
 
 
 class _Softplus(torch.autograd.Function):
@@ -130,7 +145,7 @@ class _BiasAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         y, x, scale, noise, strength = ctx.saved_tensors
-        if not any(ctx.needs_input_grad[1:]):
+        if scale is None and not any(ctx.needs_input_grad[1:]):
             return _Derivative.apply(dy, y, ctx.numbers), None, None, None, None, None
         dx, sums = _Backward.apply(dy, y, x, scale, noise, ctx.numbers)
         d_scale = None if scale is None else sums[:, :, 1]
@@ -187,7 +202,9 @@ class _Backward(torch.autograd.Function):
         if scale is not None:
             d = _Derivative.apply(dy, y, ctx.numbers)
             d_x = None if g_sums is None else (d * g_dot).to(x.dtype)
-            d_scale = None if g_dx is None else (d * g_dx).flatten(2).sum(dim=2, dtype=scale.dtype)
+            d_scale = (
+                None if g_dx is None else (d.to(scale.dtype) * g_dx).reshape(*scale.shape, -1).sum(dim=2)
+            )
         return _Derivative.apply(total, y, ctx.numbers), None, d_x, d_scale, None, None
 
 
@@ -242,7 +259,7 @@ def _backward_kernel(
     noise_n = 0 if noise is None else len(noise)
     sizes = (n, c, pixels, last, noise_n, _PART, parts)
     custom_ops.call('bias_act_grad', y, dy, y, x, *small, dx, sums, *sizes, *numbers)
-    return dx, sums.sum(dim=1 if last else 2) if parts > 1 else sums.reshape(n, c, 3)
+    return dx, sums.reshape(n, c, 3) if parts == 1 else sums.sum(dim=1 if last else 2)
 
 
 def _same(x: Tensor, *_: Any) -> Tensor:

@@ -112,7 +112,12 @@ def _fake(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bool
     left, right, top, bottom = padding
     h = (x.shape[2] * up + top + bottom - f.shape[0]) // down + 1
     w = (x.shape[3] * up + left + right - f.shape[1]) // down + 1
-    return x.new_empty((*x.shape[:2], h, w)).contiguous(memory_format=custom_ops.memory_format(x))
+    if h < 1 or w < 1:
+        raise ValueError(
+            f'upfirdn2d: a picture {tuple(x.shape[2:])} is too small for a filter {tuple(f.shape)}'
+        )
+    like = {'dtype': x.dtype, 'device': x.device, 'memory_format': custom_ops.memory_format(x)}
+    return torch.empty((*x.shape[:2], h, w), **like)
 
 
 custom_ops.register(
