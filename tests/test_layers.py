@@ -4,6 +4,9 @@ import pytest
 import torch
 from tiny import differs, same, seeded
 
+from torch_utils import custom_ops
+from torch_utils.ops import bias_act as bias_act_module
+from torch_utils.ops import upfirdn2d as upfirdn2d_module
 from torch_utils.ops.modulated_conv2d import modulated_conv2d
 from training.networks.layers import Conv2d, FullyConnected, SynthesisLayer, ToRGB, normalize_2nd_moment
 
@@ -81,3 +84,15 @@ def test_raw_picture_is_clamped():
     torch.manual_seed(0)
     layer = ToRGB(4, 3, 8, clamp=256.0)
     assert layer(1e5 * torch.ones(1, 4, 2, 2), torch.ones(1, 8)).abs().max() == 256
+
+
+@pytest.mark.parametrize('noise_mode', ['random', 'const', 'none'])
+@pytest.mark.parametrize('up', [1, 2])
+def test_synthesis_layer_uses_the_kernels(noise_mode, up, monkeypatch):
+    if not custom_ops.has_kernels(torch.zeros(1), 'auto'):
+        pytest.skip('no kernels here')
+    for module in (bias_act_module, upfirdn2d_module):
+        monkeypatch.setattr(module, '_reference', None)  # calling it would raise
+    layer = SynthesisLayer(4, 6, 8, 8, up=up)
+    x, w = torch.randn(2, 4, 8 // up, 8 // up), torch.randn(2, 8)
+    assert layer(x, w, noise_mode, seeded(0)).shape == (2, 6, 8, 8)

@@ -75,7 +75,8 @@ def _decide(target: str, dtype: torch.dtype, impl: str) -> bool:
     if impl != 'auto':
         if impl != target or not known:
             raise ValueError(f'impl={impl!r} does not work on {dtype} on {target}; use impl="auto"')
-        return load(target) is not None
+        load(target)
+        return True
     return known and _loads(target)
 
 
@@ -131,7 +132,8 @@ def memory_format(x: Tensor) -> torch.memory_format:
 def _loads(target: Target) -> bool:
     """Tells whether kernels can be had; if not, warns, once."""
     try:
-        return load(target) is not None
+        load(target)
+        return True
     except BuildError as err:
         warnings.warn(f'{err}', RuntimeWarning, stacklevel=2)
         return False

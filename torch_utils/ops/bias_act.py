@@ -79,7 +79,7 @@ def _regular(x: Tensor, bias: Tensor | None, modulation: Modulation) -> bool:
         bias is None or bias.shape == x.shape[1:2],
         scale is None or scale.shape == x.shape[:2],
         noise is None or noise.shape[1:] == (1, *x.shape[2:]) and not noise.requires_grad,
-        strength is None if noise is None else strength is not None and strength.ndim == 0,
+        noise is None or strength is not None and strength.ndim == 0,
         noise is None or len(noise) in (1, len(x)),
     )
     devices = {t.device for t in (bias, *modulation) if t is not None}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_utils import custom_ops
 
-HIDDEN = 64  # width of the decoder's hidden layer that the kernels are written for
+HIDDEN = 64  # width of the decoder's hidden layer [EG3D]; the kernels are written for it
 
 
 def usable(planes: Tensor, samples: int, features: int, impl: str = 'auto') -> bool:

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
+from torch_utils.ops.triplane_render import HIDDEN
 from training.networks.layers import FullyConnected
 from training.volumetric_rendering.fused import DecoderWeights
 
-_HIDDEN = 64  # width of the hidden layer [EG3D]
 MARGIN = 0.001  # widens the sigmoid so that 0 and 1 are reachable
 
 
@@ -14,8 +14,8 @@ class Decoder(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, lr_mul: float = 1.0) -> None:
         super().__init__()
-        self.hidden = FullyConnected(in_features, _HIDDEN, act='softplus', lr_mul=lr_mul)
-        self.out = FullyConnected(_HIDDEN, 1 + out_features, lr_mul=lr_mul)
+        self.hidden = FullyConnected(in_features, HIDDEN, act='softplus', lr_mul=lr_mul)
+        self.out = FullyConnected(HIDDEN, 1 + out_features, lr_mul=lr_mul)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Decodes features of any leading shape [..., C]."""

@@ -83,10 +83,11 @@ def render_rays(
         integrator: the same field, faster and in less memory; None = `field` defines the result.
     """
     coarse = _coarse_depths(origins, config, generator)
+    u = _quantiles(origins, config, generator) if config.importance_samples else None
     if integrator is None:
-        result, depths = _march(field, origins, directions, coarse, config, generator)
+        result, depths = _march(field, origins, directions, coarse, u)
     else:
-        result, depths = _integrate(integrator, origins, directions, coarse, config, generator)
+        result, depths = _integrate(integrator, origins, directions, coarse, u)
     return RayColors(
         result.features * 2 - 1,
         result.depth,
@@ -96,38 +97,28 @@ def render_rays(
 
 
 def _march(
-    field: Field,
-    origins: Tensor,
-    directions: Tensor,
-    coarse: Tensor,
-    config: RendererConfig,
-    generator: torch.Generator | None,
+    field: Field, origins: Tensor, directions: Tensor, coarse: Tensor, u: Tensor | None
 ) -> tuple[Composite, Tensor]:
-    """Returns what rays see and the depths of all samples [N, R, S, 1]."""
+    """Returns what rays see and all depths [N, R, S, 1]; u: quantiles of importance samples, None = none."""
     features, density = _sample(field, origins, directions, coarse)
     depths = coarse
-    if config.importance_samples:
+    if u is not None:
         with torch.no_grad():
             weights = interval_weights(density, coarse)
-        fine = importance_depths(coarse, weights, _quantiles(origins, config, generator))
+        fine = importance_depths(coarse, weights, u)
         more = _sample(field, origins, directions, fine)
         features, density, depths = _merge((features, density, coarse), (*more, fine))
     return composite(features, density, depths), depths
 
 
 def _integrate(
-    integrator: Integrator,
-    origins: Tensor,
-    directions: Tensor,
-    coarse: Tensor,
-    config: RendererConfig,
-    generator: torch.Generator | None,
+    integrator: Integrator, origins: Tensor, directions: Tensor, coarse: Tensor, u: Tensor | None
 ) -> tuple[Composite, Tensor]:
     """Does what _march does; coarse samples are decoded twice, which is cheaper than to keep them."""
     depths = coarse
-    if config.importance_samples:
+    if u is not None:
         weights = integrator.weights(origins, directions, coarse[..., 0])[..., None]
-        fine = importance_depths(coarse, weights, _quantiles(origins, config, generator))
+        fine = importance_depths(coarse, weights, u)
         depths = torch.cat([coarse, fine], dim=2).sort(dim=2).values
     features, weights = integrator.integrate(origins, directions, depths[..., 0])
     weights = weights[..., None]
