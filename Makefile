@@ -27,12 +27,6 @@ $(STAMP): pyproject.toml
 	$(PY) -m pip install --disable-pip-version-check -e '.[dev]'
 	@rm $(VENV)/.installing && touch $(STAMP)
 
-# glibc gives every tensor of 32 MiB or more fresh pages and hands them back at once; keeping them saves up to half of
-# a training step on a CPU. Other systems ignore these.
-demo test: export MALLOC_MMAP_MAX_ = 0
-demo test: export MALLOC_TRIM_THRESHOLD_ = 17179869184
-demo test: export MALLOC_TOP_PAD_ = 134217728
-
 DATA := $(DEMO)/heads.zip
 TRAIN := $(PY) train.py --outdir $(DEMO)/runs --cfg demo --data $(DATA) --resume assets/demo.pkl --max-minutes $(MINUTES)
 LATEST = $$(ls $(DEMO)/runs/*/network-snapshot-*.pkl | tail -n 1)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dnnlib.util import UserError, explain_os_error, is_out_of_memory
 from torch_utils.checkpoint import Snapshot, build_network, read_snapshot
-from torch_utils.misc import set_float32_precision
+from torch_utils.misc import keep_freed_memory, set_float32_precision
 from training import rollout, shapes, trajectories, visualize
 from training.camera import LABEL_DIM
 from training.clip_writer import SHEET_COLUMNS, SHEET_TILE, Clip, ClipWriter
@@ -226,6 +226,7 @@ def main(**flags: Any) -> None:
 def run(options: Options, say: Callable[[str], None]) -> None:
     """Does what the command line asks for; `say` gets one line for each file and message."""
     set_float32_precision()
+    keep_freed_memory()
     snapshot = read_snapshot(options.network)
     G = build_network(snapshot, 'G_ema', Generator, _device(options.device))
     clips = _plan(G, snapshot, options)

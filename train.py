@@ -19,7 +19,7 @@ import torch
 from dnnlib.config import override
 from dnnlib.util import Logger, UserError, explain_os_error, is_out_of_memory
 from torch_utils import distributed as dist
-from torch_utils.misc import set_float32_precision
+from torch_utils.misc import keep_freed_memory, set_float32_precision
 from training.config import PRESETS, TrainConfig, with_resolution
 from training.run_folder import choose_run_dir, exclusive, run_name
 from training.training_loop import Trainer
@@ -107,6 +107,7 @@ def main(**options: object) -> None:
         device = pick_device(options['device'])
         dist.init(device.type)
         set_float32_precision()
+        keep_freed_memory()
         run(options, device)
         dist.finish()  # not after an error: it would wait for processes that do not come
     except (RuntimeError, MemoryError) as err:

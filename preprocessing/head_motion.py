@@ -48,9 +48,9 @@ def sample_motion_path(seed: int, num_frames: int, fps: float = 25.0) -> list[Mo
         raise ValueError(f'a motion path needs at least one frame, got {num_frames}')
     time_sec = np.arange(num_frames) / fps
     rng = np.random.default_rng([seed, 1])
-    envelope = _smoothstep(0.5 + 1.6 * (_waves(rng, time_sec, 0.3, 1.1) + 0.35))
-    syllables = np.clip(0.42 + 0.75 * _waves(rng, time_sec, 1.4, 3.2), 0.0, 1.0)
-    jaw = envelope * rng.uniform(0.55, 1.0) * syllables
+    envelope = _smoothstep(0.5 + 1.6 * (_waves(rng, time_sec, 0.3, 1.1) + 0.5))
+    syllables = np.clip(0.45 + 0.85 * _waves(rng, time_sec, 1.2, 2.6), 0.0, 1.0)
+    jaw = envelope * rng.uniform(0.75, 1.0) * syllables
     mood = rng.uniform(-0.25, 0.9) if rng.random() < 0.75 else 0.0
     smile = mood + 0.25 * _waves(rng, time_sec, 0.2, 0.9)
     pucker = envelope * np.clip(0.15 + 0.7 * _waves(rng, time_sec, 0.9, 2.4), 0.0, 1.0)

@@ -1,10 +1,16 @@
 import copy
+import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from torch_utils import misc
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Net(nn.Module):
@@ -143,3 +149,16 @@ def test_peak_memory_sees_an_allocation():
     assert 0.05 < before <= misc.peak_memory_gib('cpu') < 64
     assert misc.peak_memory_gib('cpu') >= 1.0
     del block
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='a setting of glibc')
+def test_freed_memory_is_kept():
+    """A second large tensor finds its pages in place."""
+    code = (
+        'import resource, torch; from torch_utils.misc import keep_freed_memory\n'
+        'faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
+        'assert keep_freed_memory()\n'
+        'torch.ones(2**24); before = faults(); torch.ones(2**24); print(faults() - before)'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert int(done.stdout) < 1000  # of the 16,384 pages of 64 MiB

@@ -1,0 +1,168 @@
+"""Time and memory of a training iteration, phase by phase, with our kernels and with plain PyTorch, in one run.
+
+`python -m benchmarks.step --cfg pv3d-voxceleb --batch 1`. An amortised iteration is Gmain + Greg / 4 + Dmain +
+Dreg / 16, each with its optimizer step, and the moving average. Both ways take turns; the fastest run counts.
+"""
+
+import dataclasses
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+
+from benchmarks import common
+from torch_utils import custom_ops, misc
+from training.batching import real_batch
+from training.config import PRESETS, TrainConfig
+from training.dataset import batches
+from training.training_loop import Trainer
+from training.volumetric_rendering.renderer import RendererConfig
+
+_CONFIGS = ('golden-small', *PRESETS)
+
+
+def build_config(cfg: str, data: str, batch: int, precision: str) -> TrainConfig:
+    """Returns a preset, or the small configuration of the golden tensors, in the given precision."""
+    config = PRESETS['pv3d-128' if cfg == 'golden-small' else cfg](data)
+    parts = {name: getattr(config, name) for name in ('generator', 'd_image', 'd_video')}
+    if cfg == 'golden-small':
+        widths = {'channel_base': 4096, 'channel_max': 64}
+        parts = {name: dataclasses.replace(part, **widths) for name, part in parts.items()}
+        renderer = RendererConfig(resolution=16, depth_samples=12, importance_samples=12)
+        parts['generator'] = dataclasses.replace(
+            parts['generator'], plane_resolution=256, renderer=renderer
+        )
+    parts = {name: dataclasses.replace(part, precision=precision) for name, part in parts.items()}
+    return dataclasses.replace(config, batch=batch, workers=0, **parts)
+
+
+class Bench:
+    """A trainer on random pictures, and its parts to time."""
+
+    def __init__(self, cfg: str, batch: int, device: str, precision: str, folder: str) -> None:
+        resolution = PRESETS['pv3d-128' if cfg == 'golden-small' else cfg]('').generator.resolution
+        data = str(Path(folder, 'data'))
+        write_noise(data, resolution)
+        self.device = device
+        config = build_config(cfg, data, batch, precision)
+        self.trainer = Trainer(config, Path(folder, 'run'), torch.device(device))
+        data = batches(
+            self.trainer.dataset, seed=0, start=0, batch=batch, rank=0, world_size=1, num_workers=0
+        )
+        self.real = real_batch(next(data), self.trainer.device)
+
+    def generate(self) -> None:
+        """The generator's forward pass, two frames per clip, as videos are made."""
+        G, n = self.trainer.G_ema, 2 * len(self.real.t)
+        g = torch.Generator().manual_seed(0)
+        z_a, z_m = torch.randn(n, G.z_dim, generator=g), torch.randn(n, G.motion_dim, generator=g)
+        with torch.no_grad():
+            t, c = self.real.t.flatten(), self.real.c.flatten(0, 1)
+            G(z_a.to(c.device), z_m.to(c.device), t, c)
+
+    def parts(self) -> dict[str, tuple[float, Callable[[], object]]]:
+        """What is timed, by name: its share in an iteration, and how to run it."""
+        trainer = self.trainer
+        found = {'generator forward': (0.0, self.generate)}
+        for phase in trainer.phases:
+            found[phase.name] = 1 / phase.interval, lambda p=phase: trainer.run_phase(p, self.real)
+        found['moving average'] = 1.0, lambda: misc.update_ema(trainer.G_ema, trainer.networks.G, 0.99)
+        return found
+
+    def measure(self, run: Callable[[], object]) -> tuple[float, int]:
+        """Returns the seconds that `run` takes and the peak of memory in bytes."""
+        common.reset_peak(self.device)
+        start = time.perf_counter()
+        run()
+        common.synchronize(self.device)
+        return time.perf_counter() - start, common.peak(self.device)
+
+
+def write_noise(folder: str, resolution: int) -> None:
+    """Writes a data set of two clips of random cameras and noise."""
+    from PIL import Image
+
+    from preprocessing.archive import dataset_json
+    from preprocessing.synthetic import sample_camera_path
+
+    g = torch.Generator().manual_seed(0)
+    labels = []
+    for clip in range(2):
+        Path(folder, f'{clip:06d}').mkdir(parents=True)
+        for i, c in enumerate(sample_camera_path(clip, 16)):
+            name = f'{clip:06d}/{i:05d}.jpg'
+            pixels = torch.randint(256, (resolution, resolution, 3), dtype=torch.uint8, generator=g)
+            Image.fromarray(pixels.numpy()).save(Path(folder, name))
+            labels.append([name, c.tolist()])
+    Path(folder, 'dataset.json').write_bytes(dataset_json(resolution, 25.0, labels, {}))
+
+
+def compare(bench: Bench, ways: list[str], repeats: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns {way: {part: seconds and bytes}}; the first turn of each warms up."""
+    found = {way: {} for way in ways}
+    for turn in range(repeats + 1):
+        for way in ways:
+            os.environ[custom_ops.ENVIRONMENT] = way
+            for name, (_, run) in bench.parts().items():
+                seconds, bytes_ = bench.measure(run)
+                best = found[way].setdefault(name, {'seconds': seconds, 'peak_bytes': bytes_})
+                if turn > 0:  # a warm-up counts for memory alone
+                    best['seconds'] = seconds if turn == 1 else min(best['seconds'], seconds)
+                best['peak_bytes'] = max(best['peak_bytes'], bytes_)
+    for parts in found.values():
+        shares = {name: share for name, (share, _) in bench.parts().items()}
+        parts['iteration'] = {
+            'seconds': sum(shares[name] * part['seconds'] for name, part in parts.items()),
+            'peak_bytes': max(part['peak_bytes'] for part in parts.values()),
+        }
+    return found
+
+
+def _show(found: dict[str, dict[str, dict[str, float]]]) -> None:
+    for name in found['auto']:
+        line = f'{name:18}'
+        for way, parts in found.items():
+            line += f'  {way} {parts[name]["seconds"]:8.3f} s {parts[name]["peak_bytes"] / 2**30:6.2f} GiB'
+        if 'ref' in found:
+            line += f'  {found["ref"][name]["seconds"] / found["auto"][name]["seconds"]:5.2f}x faster'
+        click.echo(line)
+
+
+@click.command()
+@click.option('--cfg', type=click.Choice(_CONFIGS), default='pv3d-128', show_default=True)
+@click.option('--batch', type=click.IntRange(1), default=1, show_default=True, help='clips')
+@click.option('--device', type=click.Choice(['cpu', 'cuda']), default='cpu', show_default=True)
+@click.option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), default='fp32', show_default=True)
+@click.option('--repeats', type=click.IntRange(1), default=1, show_default=True)
+@click.option('--threads', type=click.IntRange(1), default=None, help='[default: all cores]')
+@click.option('--reference/--no-reference', default=True, help='plain PyTorch as well')
+@click.option('--json', 'file', type=click.Path(dir_okay=False), help='where to write the figures')
+def main(
+    cfg: str,
+    batch: int,
+    device: str,
+    precision: str,
+    repeats: int,
+    threads: int | None,
+    reference: bool,
+    file: str | None,
+) -> None:
+    """Times a training iteration."""
+    if threads:
+        torch.set_num_threads(threads)
+    misc.set_float32_precision()
+    misc.keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(cfg, batch, device, precision, folder)
+        found = compare(bench, ['auto', 'ref'] if reference else ['auto'], repeats)
+    _show(found)
+    report = common.machine(device) | {'cfg': cfg, 'batch': batch, 'precision': precision}
+    common.write_report(file, report | {'ways': found})
+
+
+if __name__ == '__main__':
+    main()
