@@ -96,71 +96,115 @@ template <class T> struct HostForward {
     }
 };
 
-// One pass of the backward: dx, and the sums over pixels of d, d x and d noise, where d = dy derivative.
-// An item is a part of a row (n, c); with channels last a part of the pixels of a sample, lanes being channels.
-template <class T> struct Backward {
+// One pass of the backward: dx, and the sums over pixels of d, d z and d noise, where d = dy derivative and
+// z = x scale + noise strength + bias, which the result y tells: x need not be kept.
+template <class T> struct Gradients {
     using A = wide_t<T>;
     Args<T> a;
-    const T *dy, *y, *x;  // x: null when there is no scale
+    const T *dy, *y;
     T* dx;
     A* sums;  // [N, parts, C, 3], or [N, C, parts, 3]
     int64_t part, parts;
 
-    PV3D_FN void operator()(int64_t item, int lane) const {
-        const int64_t first = item % parts * part, end = first + part, stop = end < a.inner ? end : a.inner;
-        if (!a.last) {
-            A sum[3] = {0, 0, 0};
-            const int64_t r = item / parts;
-            pick(r, r * a.inner, 1, first + lane, stop, kLanes, sum);
-            for (int k = 0; k < 3; ++k) sum[k] = lane_sum(sum[k]);
-            if (lane == 0) store(item, sum);
-            return;
-        }
-        const int64_t sample = item / parts;
-        for (int64_t c = lane; c < a.channels; c += kLanes) {
-            A sum[3] = {0, 0, 0};
-            pick(sample * a.channels + c, sample * a.inner * a.channels + c, a.channels, first, stop, 1, sum);
-            store(item * a.channels + c, sum);
-        }
+    PV3D_FN const A* noise_of(int64_t row) const {
+        return a.noise ? a.noise + (a.noise_n > 1 ? row / a.channels * a.inner : 0) : nullptr;
     }
 
-    PV3D_FN void store(int64_t i, const A* sum) const {
-        for (int k = 0; k < 3; ++k) sums[i * 3 + k] = sum[k];
+    // z where the result was y; wrong where it was clamped, but there d is 0.
+    PV3D_FN A before(A y) const { return y > 0 ? y * (1 / a.gain) : y * (1 / (a.gain * a.slope)); }
+
+    // Past the last pixel of an item.
+    PV3D_FN int64_t stop(int64_t first) const { return first + part < a.inner ? first + part : a.inner; }
+
+    PV3D_FN void store(int64_t i, A s0, A s1, A s2) const { sums[i * 3] = s0, sums[i * 3 + 1] = s1, sums[i * 3 + 2] = s2; }
+};
+
+// An item is a part of a row (n, c); with channels last a part of the pixels of a sample, lanes being channels.
+template <class T> struct Backward {
+    using A = wide_t<T>;
+    Gradients<T> g;
+
+    PV3D_FN void operator()(int64_t item, int lane) const {
+        const int64_t first = item % g.parts * g.part, i = item / g.parts, channels = g.a.channels;
+        A sum[3] = {0, 0, 0};
+        if (!g.a.last) {
+            walk(i, i * g.a.inner, 1, first + lane, g.stop(first), kLanes, sum);
+            for (int k = 0; k < 3; ++k) sum[k] = lane_sum(sum[k]);
+            if (lane == 0) g.store(item, sum[0], sum[1], sum[2]);
+            return;
+        }
+        for (int64_t c = lane; c < channels; c += kLanes) {
+            sum[0] = sum[1] = sum[2] = 0;
+            walk(i * channels + c, i * g.a.inner * channels + c, channels, first, g.stop(first), 1, sum);
+            g.store(item * channels + c, sum[0], sum[1], sum[2]);
+        }
     }
 
     // The pixels first, first + step, ... of a row whose pixel p lies at start + p * stride in memory.
-    PV3D_FN void pick(int64_t row, int64_t start, int64_t stride, int64_t first, int64_t stop, int64_t step,
+    PV3D_FN void walk(int64_t row, int64_t start, int64_t stride, int64_t first, int64_t stop, int64_t step,
                       A* sum) const {
-        if (kLanes == 1 && stride == 1)
-            walk<true>(row, start, 1, first, stop, 1, sum);
-        else
-            walk<false>(row, start, stride, first, stop, step, sum);
+        const A *noise = g.noise_of(row), scale = g.a.scale ? g.a.scale[row] : A(1);
+        for (int64_t p = first; p < stop; p += step) {
+            const int64_t i = start + p * stride;
+            const A y = A(g.y[i]), d = A(g.dy[i]) * g.a.factor(y);
+            g.dx[i] = T(d * scale);
+            sum[0] += d;
+            sum[1] += d * g.before(y);
+            if (noise) sum[2] += d * noise[p];
+        }
+    }
+};
+
+// Host: the same in loops over memory that compilers vectorise.
+template <class T> struct HostBackward {
+    Gradients<T> g;
+    static constexpr int kLanes = 256;  // at a time: channels, or pixels of a row
+
+    void operator()(int64_t item, int) const {
+        const int64_t first = item % g.parts * g.part, i = item / g.parts;
+        if (!g.a.last) return row(item, i, first, g.stop(first) - first);
+        for (int64_t c = 0; c < g.a.channels; c += kLanes) columns(item, i, first, g.stop(first), c);
     }
 
-    // DENSE: stride and step are 1, which the compiler has to know to vectorise.
-    template <bool DENSE>
-    PV3D_FN void walk(int64_t row, int64_t start, int64_t any_stride, int64_t first, int64_t stop, int64_t any_step,
-                      A* sum) const {
-        const int64_t stride = DENSE ? 1 : any_stride, step = DENSE ? 1 : any_step;
-        const Args<T> args = a;
-        const T *from = dy + start, *result = y + start, *in = x ? x + start : from;
-        const A* noise = args.noise ? args.noise + (args.noise_n > 1 ? row / args.channels * args.inner : 0) : nullptr;
-        const A scale = args.scale ? args.scale[row] : A(1);
-        T* to = dx + start;
-        A d0 = 0, d1 = 0, d2 = 0;
-#pragma omp simd reduction(+ : d0, d1)
-        for (int64_t p = first; p < stop; p += step) {
-            const A d = A(from[p * stride]) * args.factor(A(result[p * stride]));
-            to[p * stride] = T(d * scale);
-            d0 += d;
-            d1 += d * A(in[p * stride]);
-            if (!DENSE && noise) d2 += d * noise[p];
+    // Sums are taken in kLanes lanes: a single one would not vectorise.
+    void row(int64_t item, int64_t r, int64_t first, int64_t length) const {
+        const Gradients<T> copy = g;  // a local one, so that the compiler knows its numbers do not change
+        const Args<T>& args = copy.a;
+        const T *noise = g.noise_of(r), scale = args.scale ? args.scale[r] : T(1);
+        T s0[kLanes] = {}, s1[kLanes] = {}, s2[kLanes] = {};
+        for (int64_t p = 0; p < length; p += kLanes) {
+            const int n = int(length - p < kLanes ? length - p : kLanes);
+            const int64_t start = r * args.inner + first + p;
+            const T *dy = g.dy + start, *y = g.y + start, *m = noise ? noise + first + p : dy;
+            T* dx = g.dx + start;
+#pragma omp simd
+            for (int k = 0; k < n; ++k) {
+                const T d = dy[k] * args.factor(y[k]);
+                dx[k] = d * scale, s0[k] += d, s1[k] += d * copy.before(y[k]), s2[k] += d * m[k];
+            }
         }
-        if (DENSE && noise) {
-#pragma omp simd reduction(+ : d2)
-            for (int64_t p = first; p < stop; ++p) d2 += A(from[p]) * args.factor(A(result[p])) * noise[p];
+        for (int k = 1; k < kLanes && k < length; ++k) s0[0] += s0[k], s1[0] += s1[k], s2[0] += s2[k];
+        g.store(item, s0[0], s1[0], s2[0]);
+    }
+
+    void columns(int64_t item, int64_t sample, int64_t first, int64_t stop, int64_t c) const {
+        const Gradients<T> copy = g;  // a local one, so that the compiler knows its numbers do not change
+        const Args<T>& args = copy.a;
+        const int n = int(args.channels - c < kLanes ? args.channels - c : kLanes);
+        const T* noise = g.noise_of(sample * args.channels);
+        T scale[kLanes], s0[kLanes] = {}, s1[kLanes] = {}, s2[kLanes] = {};
+        for (int k = 0; k < n; ++k) scale[k] = args.scale ? args.scale[sample * args.channels + c + k] : T(1);
+        for (int64_t p = first; p < stop; ++p) {
+            const int64_t start = (sample * args.inner + p) * args.channels + c;
+            const T *dy = g.dy + start, *y = g.y + start, m = noise ? noise[p] : T(0);
+            T* dx = g.dx + start;
+#pragma omp simd
+            for (int k = 0; k < n; ++k) {
+                const T d = dy[k] * args.factor(y[k]);
+                dx[k] = d * scale[k], s0[k] += d, s1[k] += d * copy.before(y[k]), s2[k] += d * m;
+            }
         }
-        sum[0] += d0, sum[1] += d1, sum[2] += d2;
+        for (int k = 0; k < n; ++k) g.store(item * args.channels + c + k, s0[k], s1[k], s2[k]);
     }
 };
 
@@ -202,13 +246,22 @@ struct RunBackward {
     const void* dy;
     void *dx, *sums;
     int64_t part, parts;
+    bool device_body;
     Launch where;
 
     template <class T> int run() {
-        const Backward<T> body{o.args<T>(),          static_cast<const T*>(dy), static_cast<const T*>(o.y),
-                               static_cast<const T*>(o.x), static_cast<T*>(dx), static_cast<wide_t<T>*>(sums),
-                               part,                 parts};
-        return for_each_row(body, (o.last ? o.n : o.n * o.channels) * parts, where);
+        const Gradients<T> g{o.args<T>(),
+                             static_cast<const T*>(dy),
+                             static_cast<const T*>(o.y),
+                             static_cast<T*>(dx),
+                             static_cast<wide_t<T>*>(sums),
+                             part,
+                             parts};
+        const int64_t items = (o.last ? o.n : o.n * o.channels) * parts;
+#ifndef __CUDACC__
+        if (!device_body) return for_each_row(HostBackward<T>{g}, items, where);
+#endif
+        return for_each_row(Backward<T>{g}, items, where);
     }
 };
 
@@ -220,11 +273,11 @@ PV3D_API int pv3d_bias_act(const void* x, const void* y, const void* scale, cons
     return dispatch(type, RunForward{o, out, device_body != 0, Launch{threads, stream}});
 }
 
-PV3D_API int pv3d_bias_act_grad(const void* dy, const void* y, const void* x, const void* scale, const void* noise,
-                                void* dx, void* sums, int64_t n, int64_t channels, int64_t inner, int64_t last,
+PV3D_API int pv3d_bias_act_grad(const void* dy, const void* y, const void* scale, const void* noise, void* dx, void* sums,
+                                int64_t n, int64_t channels, int64_t inner, int64_t last,
                                 int64_t noise_n, int64_t part, int64_t parts, double slope, double gain,
-                                double limit, int64_t type, int64_t, int64_t threads, void* stream) {
-    const Operands o{x,    y, scale, noise, nullptr, nullptr, n, channels, inner, last, noise_n, slope,
+                                double limit, int64_t type, int64_t device_body, int64_t threads, void* stream) {
+    const Operands o{nullptr, y, scale, noise, nullptr, nullptr, n, channels, inner, last, noise_n, slope,
                      gain, limit};
-    return dispatch(type, RunBackward{o, dy, dx, sums, part, parts, Launch{threads, stream}});
+    return dispatch(type, RunBackward{o, dy, dx, sums, part, parts, device_body != 0, Launch{threads, stream}});
 }

@@ -56,7 +56,7 @@ def bias_act(
         act: `linear`, `softplus` (gain 1) or `lrelu` (slope 0.2, gain sqrt 2).
         gain: further factor on the output.
         clamp: limit of the absolute output, or None; scaled by `gain` too.
-        modulation: scale and noise.
+        modulation: scale and noise. Kernels divide by the scale, which must not be 0, in the backward.
         impl: `auto`, `ref`, `cuda` or `cpu`; see custom_ops.has_kernels.
 
     Returns:
@@ -125,7 +125,7 @@ def _per_channel(v: Tensor, x: Tensor) -> Tensor:
 
 
 class _BiasAct(torch.autograd.Function):
-    """The kernel. Of the activation its result is kept, which the next layer keeps anyway."""
+    """The kernel. Only its result is kept, which the next layer keeps anyway: the activation can be inverted."""
 
     @staticmethod
     def forward(
@@ -138,20 +138,23 @@ class _BiasAct(torch.autograd.Function):
         numbers: tuple[float, float, float],
     ) -> Tensor:
         y = torch.ops.pv3d.bias_act(x, scale, noise, strength, bias, *numbers)
-        ctx.save_for_backward(y, None if scale is None else x, scale, noise, strength)
-        ctx.numbers, ctx.has_bias = numbers, bias is not None
+        ctx.save_for_backward(y, scale, noise, strength, bias)
+        ctx.numbers = numbers
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        y, x, scale, noise, strength = ctx.saved_tensors
+        y, scale, noise, strength, bias = ctx.saved_tensors
         if scale is None and not any(ctx.needs_input_grad[1:]):
             return _Derivative.apply(dy, y, ctx.numbers), None, None, None, None, None
-        dx, sums = _Backward.apply(dy, y, x, scale, noise, ctx.numbers)
-        d_scale = None if scale is None else sums[:, :, 1]
-        d_strength = None if noise is None else sums[:, :, 2].sum()
-        d_bias = sums[:, :, 0].sum(dim=0) if ctx.has_bias else None
-        return dx, d_scale, None, d_strength, d_bias, None
+        dx, sums = _Backward.apply(dy, y, scale, noise, ctx.numbers)
+        d, d_z, d_noise = sums.unbind(dim=2)  # [N, C]
+        d_scale = None
+        if scale is not None:  # sum of d x, where x = (z - noise strength - bias) / scale
+            offset = (0 if noise is None else d_noise * strength) + (0 if bias is None else d * bias)
+            d_scale = (d_z - offset) / scale
+        d_strength = None if noise is None else d_noise.sum()
+        return dx, d_scale, None, d_strength, None if bias is None else d.sum(dim=0), None
 
 
 class _Derivative(torch.autograd.Function):
@@ -169,43 +172,44 @@ class _Derivative(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """Of d = dy * derivative: returns d * scale and the sums over pixels of d, d * x, d * noise [N, C, 3]."""
+    """Of d = dy * derivative: returns d * scale and the sums over pixels of d, d * z, d * noise [N, C, 3].
+
+    z is what the activation got: y / gain where y > 0, y / (gain * slope) elsewhere.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         dy: Tensor,
         y: Tensor,
-        x: Tensor | None,
         scale: Tensor | None,
         noise: Tensor | None,
         numbers: tuple[float, float, float],
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(dy, y, x, scale, noise)
+        ctx.save_for_backward(dy, y, scale, noise)
         ctx.numbers = numbers
-        return torch.ops.pv3d.bias_act_backward(dy, y, x, scale, noise, *numbers)
+        return torch.ops.pv3d.bias_act_backward(dy, y, scale, noise, *numbers)
 
     @staticmethod
     def backward(ctx: Any, g_dx: Tensor | None, g_sums: Tensor | None) -> tuple[Tensor | None, ...]:
-        dy, y, x, scale, noise = ctx.saved_tensors
-        d_x = d_scale = total = None
+        dy, y, scale, noise = ctx.saved_tensors
+        slope, gain, _ = ctx.numbers
+        total = d_y = d_scale = None
         if g_dx is None and g_sums is None:
-            return None, None, None, None, None, None
+            return None, None, None, None, None
         if g_dx is not None:
             total = g_dx if scale is None else g_dx * _per_channel(scale, y).to(y.dtype)
         if g_sums is not None:
-            g_d, g_dot, g_noise = (_per_channel(g, y) for g in g_sums.unbind(dim=2))
-            more = g_d + (0 if x is None else g_dot * x) + (0 if noise is None else g_noise * noise)
-            more = more.to(y.dtype).expand_as(y)
+            g_d, g_z, g_noise = (_per_channel(g, y) for g in g_sums.unbind(dim=2))
+            z = torch.where(y > 0, y / gain, y / (gain * slope))
+            more = (g_d + g_z * z + (0 if noise is None else g_noise * noise)).to(y.dtype)
             total = more if total is None else total + more
-        if scale is not None:
+            d_y = (g_z * dy).to(y.dtype)  # d * dz / dy; not 0 where y is clamped, but there y passes nothing on
+        if scale is not None and g_dx is not None:
             d = _Derivative.apply(dy, y, ctx.numbers)
-            d_x = None if g_sums is None else (d * g_dot).to(x.dtype)
-            d_scale = (
-                None if g_dx is None else (d.to(scale.dtype) * g_dx).reshape(*scale.shape, -1).sum(dim=2)
-            )
-        return _Derivative.apply(total, y, ctx.numbers), None, d_x, d_scale, None, None
+            d_scale = (d.to(scale.dtype) * g_dx).reshape(*scale.shape, -1).sum(dim=2)
+        return _Derivative.apply(total, y, ctx.numbers), d_y, d_scale, None, None
 
 
 def _layout(x: Tensor) -> tuple[int, ...]:
@@ -248,9 +252,9 @@ def _derivative_kernel(dy: Tensor, y: Tensor, *numbers: float) -> Tensor:
 
 
 def _backward_kernel(
-    dy: Tensor, y: Tensor, x: Tensor | None, scale: Tensor | None, noise: Tensor | None, *numbers: float
+    dy: Tensor, y: Tensor, scale: Tensor | None, noise: Tensor | None, *numbers: float
 ) -> tuple[Tensor, Tensor]:
-    y, dy, x, *small = _pack(y, dy, x, scale, noise)
+    y, dy, *small = _pack(y, dy, scale, noise)
     n, c, pixels, last = _layout(y)
     parts = -(-pixels // _PART)
     wide = torch.float64 if y.dtype == torch.float64 else torch.float32
@@ -258,7 +262,7 @@ def _backward_kernel(
     dx = torch.empty_like(y)
     noise_n = 0 if noise is None else len(noise)
     sizes = (n, c, pixels, last, noise_n, _PART, parts)
-    custom_ops.call('bias_act_grad', y, dy, y, x, *small, dx, sums, *sizes, *numbers)
+    custom_ops.call('bias_act_grad', y, dy, y, *small, dx, sums, *sizes, *numbers)
     return dx, sums.reshape(n, c, 3) if parts == 1 else sums.sum(dim=1 if last else 2)
 
 
@@ -283,7 +287,7 @@ custom_ops.register(
     lambda dy, y, *_: _same(y),
 )
 custom_ops.register(
-    f'bias_act_backward(Tensor dy, Tensor y, Tensor? x, Tensor? scale, Tensor? noise, {_NUMBERS})'
+    f'bias_act_backward(Tensor dy, Tensor y, Tensor? scale, Tensor? noise, {_NUMBERS})'
     ' -> (Tensor, Tensor)',
     _backward_kernel,
     _same_and_sums,

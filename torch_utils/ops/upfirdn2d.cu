@@ -46,33 +46,32 @@ template <class T> struct Pixels {
     static PV3D_FN int first_tap(int start, int up) { return start < 0 ? -start : (up - start % up) % up; }
 };
 
-// Host: one plane, or one sample of all channels when these lie together. Strips of the enlarged and padded
-// input are laid out in a buffer that stays in the cache; filtering it then needs no case of an edge.
-template <class T> struct Planes {
+// Host: a strip of output rows of one plane, or of one sample of all channels when these lie together. The part of
+// the enlarged and padded input under it is laid out in a buffer that stays in the cache; filtering that needs no
+// case of an edge.
+template <class T> struct Strips {
     const T *x, *f;
     T* y;
     Shape s;
-    static constexpr int64_t kStrip = 16;  // output rows at a time
+    static constexpr int64_t kRows = 16;  // of a strip
 
-    void operator()(int64_t p) const {
-        const int64_t step = s.channels_last ? s.c : 1;
-        const int64_t wide = ((s.out_w - 1) * s.down + s.fw) * step;
-        const int64_t tall = (std::min(kStrip, s.out_h) - 1) * s.down + s.fh;
+    int64_t count() const { return (s.out_h + kRows - 1) / kRows * (s.channels_last ? s.n : s.n * s.c); }
+
+    void operator()(int64_t item) const {
+        const int64_t step = s.channels_last ? s.c : 1, strips = (s.out_h + kRows - 1) / kRows;
+        const int64_t plane = item / strips, y0 = item % strips * kRows;
+        const int64_t rows = std::min(kRows, s.out_h - y0), wide = ((s.out_w - 1) * s.down + s.fw) * step;
+        const int64_t tall = (rows - 1) * s.down + s.fh;
         std::vector<T> buffer(tall * wide);
-        const T* in = x + p * s.h * s.w * step;
-        T* out = y + p * s.out_h * s.out_w * step;
-        for (int64_t y0 = 0; y0 < s.out_h; y0 += kStrip) {
-            const int64_t rows = std::min(kStrip, s.out_h - y0);
-            const int64_t used = (rows - 1) * s.down + s.fh;
-            for (int64_t r = 0; r < used; ++r) fill(in, y0 * s.down + r - s.top, buffer.data() + r * wide, wide, step);
-            for (int64_t r = 0; r < rows; ++r)
-                filter(buffer.data() + r * s.down * wide, wide, out + (y0 + r) * s.out_w * step, step);
-        }
+        const T* in = x + plane * s.h * s.w * step;
+        T* out = y + (plane * s.out_h + y0) * s.out_w * step;
+        for (int64_t r = 0; r < tall; ++r) fill(in, y0 * s.down + r - s.top, buffer.data() + r * wide, wide, step);
+        for (int64_t r = 0; r < rows; ++r)
+            filter(buffer.data() + r * s.down * wide, wide, out + r * s.out_w * step, step);
     }
 
     // Lays out row v of the enlarged input, which may lie outside.
     void fill(const T* in, int64_t v, T* row, int64_t wide, int64_t step) const {
-        std::fill(row, row + wide, T(0));
         if (v < 0 || v % s.up || v / s.up >= s.h) return;
         const T* from = in + v / s.up * s.w * step;
         int64_t first = 0;  // input column
@@ -87,17 +86,21 @@ template <class T> struct Planes {
 
     void filter(const T* rows, int64_t wide, T* out, int64_t step) const {
         if (s.fh == 4 && s.fw == 4 && s.down == 1)
-            correlate<4, 4, 1>(rows, wide, out, step);
+            correlate<4, 4, 1>(rows, wide, out, step, s.out_w);
         else if (s.fh == 4 && s.fw == 4 && s.down == 2 && step == 1)
-            correlate<4, 4, 2>(rows, wide, out, step);
+            correlate<4, 4, 2>(rows, wide, out, step, s.out_w);
+        else if (s.fh == 4 && s.fw == 4 && s.down == 2)
+            for (int64_t i = 0; i < s.out_w; ++i) correlate<4, 4, 1>(rows + 2 * i * step, wide, out + i * step, step, 1);
         else
             correlate(rows, wide, out, step);
     }
 
-    template <int FH, int FW, int DOWN> void correlate(const T* rows, int64_t wide, T* out, int64_t step) const {
+    // `pixels` neighbouring results of a row.
+    template <int FH, int FW, int DOWN>
+    void correlate(const T* rows, int64_t wide, T* out, int64_t step, int64_t pixels) const {
         T g[FH * FW];
         for (int i = 0; i < FH * FW; ++i) g[i] = f[s.tap(i)] * T(s.gain);
-        const int64_t length = s.out_w * step;
+        const int64_t length = pixels * step;
 #pragma omp simd
         for (int64_t i = 0; i < length; ++i) {
             T sum = 0;
@@ -134,7 +137,8 @@ struct Run {
         const auto out = static_cast<T*>(y);
         if (device_body) return for_each(Pixels<T>{in, taps, out, s}, s.n * s.c * s.out_h * s.out_w, where);
 #ifndef __CUDACC__
-        return for_each(Planes<T>{in, taps, out, s}, s.channels_last ? s.n : s.n * s.c, where);
+        const Strips<T> strips{in, taps, out, s};
+        return for_each(strips, strips.count(), where);
 #else
         return -1;
 #endif

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_utils.ops.upfirdn2d import make_filter, upsample2d
-from training.networks.layers import SynthesisLayer, ToRGB
+from training.networks.layers import SynthesisLayer, ToRGB, cast
 from training.networks.motion import MotionConfig, MotionLayer
 
 
@@ -55,7 +55,7 @@ class SynthesisBlock(nn.Module):
             noise: mode and generator, as in SynthesisLayer.
         """
         if self.is_first:
-            x = self.const.expand(len(ws), *self.const.shape)
+            x = cast(self.const.expand(len(ws), *self.const.shape), 'fp32', self.const)
             x = self._move(
                 self.conv1(x, ws[:, 0], *noise), motion, noise
             )  # the only convolution comes first here
