@@ -137,7 +137,8 @@ def test_gmain_and_dmain_are_their_formulas():
     c_map = torch.stack([fake.c[1], fake.c[1]])
     image, raw = render(nets, fake, c_map)
     fakes = judge(nets, blur(image, sigma), raw, fake.t, fake.c)
-    (term,) = loss.terms('Gmain', nets, real, fake, nimg, None)
+    with torch.enable_grad():
+        (term,) = loss.terms('Gmain', nets, real, fake, nimg, None)
     expected = 0.8 * softplus(-fakes[0]).mean() + 0.65 * softplus(-fakes[1]).mean()
     assert term.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     terms = list(loss.terms('Dmain', nets, real, fake, nimg, None))
@@ -159,8 +160,21 @@ def test_gmain_and_dmain_are_their_formulas():
     assert all(term.w_mean is None for term in terms[1:])
 
 
+def test_gradient_of_gmain_is_that_of_its_formula():
+    """The discriminators' graphs are freed one by one, which must not change what reaches the generator."""
+    nets, real, fake = networks(), real_batch(), fake_batch()
+    loss = PV3DLoss.Config(swap_end=0.0, swap_fade_nimg=1).build()
+    (term,) = loss.terms('Gmain', nets, real, fake, LATE, None)
+    params = [nets.G.to_image_raw.weight, nets.G.synthesis.b4.const]
+    ours = torch.autograd.grad(term.loss, params)
+    image, raw = render(nets, fake, fake.c)
+    logits = judge(nets, image, raw, fake.t, fake.c)
+    expected = softplus(-logits[0]).mean() + 0.65 * softplus(-logits[1]).mean()
+    for a, b in zip(ours, torch.autograd.grad(expected, params), strict=True):
+        same(a, b, 1e-4)
+
+
 @pytest.mark.parametrize('missing', ['image', 'video'])
-@torch.no_grad()
 def test_a_weight_of_zero_leaves_the_other_discriminator(missing):
     nets = networks(**{missing: False})
     loss = PV3DLoss.Config(**{f'{missing}_weight': 0.0}).build()

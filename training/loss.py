@@ -196,12 +196,18 @@ class PV3DLoss(Configurable):
         self, networks: Networks, fake: FakeBatch, nimg: int, sigma: float, generator: torch.Generator | None
     ) -> Term:
         out, c, _ = self._generate(networks.G, fake, nimg, generator)
-        loss, stats = 0, {}
-        for name, weight, logits in self._logits(networks, blur(out.image, sigma), out.image_raw, fake.t, c):
+        pictures = [blur(out.image, sigma), out.image_raw]
+        leaves = [picture.detach().requires_grad_() for picture in pictures]
+        loss, slopes, stats = 0, [torch.zeros_like(leaf) for leaf in leaves], {}
+        for name, weight, logits in self._logits(networks, *leaves, fake.t, c):
             value = softplus(-logits).mean()
-            loss = loss + weight * value
-            stats |= {f'Loss/G/{name}': value, f'Loss/scores/{name}/fake': logits}
-        return Term(loss, stats)
+            stats |= {f'Loss/G/{name}': value.detach(), f'Loss/scores/{name}/fake': logits.detach()}
+            loss = loss + weight * value.detach()
+            # frees the graph of this discriminator before the next one needs memory
+            found = torch.autograd.grad(weight * value, leaves, allow_unused=True)
+            slopes = [s if g is None else s + g for s, g in zip(slopes, found, strict=True)]
+        linear = sum((s * p).sum() for s, p in zip(slopes, pictures, strict=True))
+        return Term(linear + (loss - linear.detach()), stats)  # value of the loss, gradient of the pictures
 
     def _density(self, G: Generator, fake: FakeBatch, nimg: int, generator: torch.Generator | None) -> Term:
         config = self.config
