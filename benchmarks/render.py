@@ -6,16 +6,14 @@ CPU it is the time of the processor, so that other load on the machine disturbs 
 """
 
 import dataclasses
-import json
 import multiprocessing
-import platform
 import time
-from pathlib import Path
 
 import click
 import torch
 from torch import Tensor
 
+from benchmarks import common
 from training.camera import orbit_label, unpack_label
 from training.networks.decoder import MARGIN, Decoder
 from training.volumetric_rendering.fused import Spec, fused_field
@@ -71,8 +69,7 @@ class Scene:
             if self.sizes.backward:
                 loss = out.features.square().mean() + out.depth.mean() + out.opacity.mean()
                 torch.autograd.grad(loss, [planes, *self.decoder.parameters()])
-        if self.sizes.device == 'cuda':
-            torch.cuda.synchronize()
+        common.synchronize(self.sizes.device)
 
 
 def peak_memory(sizes: Sizes, fused: bool, threads: int) -> int:
@@ -80,22 +77,9 @@ def peak_memory(sizes: Sizes, fused: bool, threads: int) -> int:
     torch.set_num_threads(threads)
     Scene(dataclasses.replace(sizes, rays=2, planes=8)).render(fused)  # libraries, threads
     scene = Scene(sizes)
-    if sizes.device == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        scene.render(fused)
-        return torch.cuda.max_memory_allocated() - before
-    Path('/proc/self/clear_refs').write_text('5')  # the peak is that from here on
-    before = _status('VmRSS')
+    before = common.reset_peak(sizes.device)
     scene.render(fused)
-    return _status('VmHWM') - before
-
-
-def _status(name: str) -> int:
-    for line in Path('/proc/self/status').read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise click.ClickException(f'/proc/self/status has no {name}: memory is measured on Linux alone')
+    return common.peak(sizes.device) - before
 
 
 def fastest(sizes: Sizes, repeats: int) -> dict[bool, float]:
@@ -142,14 +126,7 @@ def measure(sizes: Sizes, repeats: int, threads: int) -> dict[str, float]:
 def main(device: str, repeats: int, threads: int, file: str | None, **options: int) -> None:
     """Compares the fused renderer with the plain one."""
     torch.set_num_threads(threads)
-    report = {
-        'torch': torch.__version__,
-        'device': torch.cuda.get_device_name()
-        if device == 'cuda'
-        else platform.processor() or platform.machine(),
-        'threads': threads,
-        **options,
-    }
+    report = common.machine(device) | options
     for name, backward in (('forward', False), ('forward and backward', True)):
         found = measure(Sizes(**options, device=device, backward=backward), repeats, threads)
         report[name] = found
@@ -158,8 +135,7 @@ def main(device: str, repeats: int, threads: int, file: str | None, **options: i
             f'{found["fused_seconds"]:.3f} s), {found["memory_ratio"]:.2f}x less memory '
             f'({found["plain_bytes"] / 2**20:.0f} MiB -> {found["fused_bytes"] / 2**20:.0f} MiB)'
         )
-    if file:
-        Path(file).write_text(json.dumps(report, indent=1) + '\n')
+    common.write_report(file, report)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
-"""Time and memory of a training iteration, phase by phase, with our kernels and with plain PyTorch, in one run.
+"""Time and memory of a training iteration by phases, with our kernels and with plain PyTorch, in one run.
 
-`python -m benchmarks.step --cfg pv3d-voxceleb --batch 1`. An amortised iteration is Gmain + Greg / 4 + Dmain +
-Dreg / 16, each with its optimizer step, and the moving average. Both ways take turns; the fastest run counts.
+`python -m benchmarks.step --cfg pv3d-voxceleb --batch 1`. An amortised iteration is Gmain + Greg / 4 +
+Dmain + Dreg / 16, each with its optimizer step, and the moving average. Both ways take turns and the
+fastest run counts.
 """
 
 import dataclasses
@@ -33,9 +34,7 @@ def build_config(cfg: str, data: str, batch: int, precision: str) -> TrainConfig
         widths = {'channel_base': 4096, 'channel_max': 64}
         parts = {name: dataclasses.replace(part, **widths) for name, part in parts.items()}
         renderer = RendererConfig(resolution=16, depth_samples=12, importance_samples=12)
-        parts['generator'] = dataclasses.replace(
-            parts['generator'], plane_resolution=256, renderer=renderer
-        )
+        parts['generator'] = dataclasses.replace(parts['generator'], plane_resolution=256, renderer=renderer)
     parts = {name: dataclasses.replace(part, precision=precision) for name, part in parts.items()}
     return dataclasses.replace(config, batch=batch, workers=0, **parts)
 

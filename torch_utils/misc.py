@@ -46,8 +46,8 @@ def set_float32_precision() -> None:
 def keep_freed_memory() -> bool:
     """Makes glibc keep freed memory for the next tensor; returns False where there is no glibc.
 
-    By default it gives large tensors fresh pages and hands them back at once. To clear them over and over is up to
-    half of a training step on a CPU. The process then holds on to the most that it ever used.
+    By default it gives large tensors fresh pages and hands them back at once. Clearing pages over and over
+    is up to half of a training step on a CPU. The process then holds on to the most that it ever used.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -9,12 +9,20 @@ template <class T> struct Args {
     int64_t n, channels, inner, last, noise_n;  // last: channels come last, 1 or 0
     A slope, gain, limit;                       // a limit below 0 means none
 
-    // Where element i of memory lies.
+    // Where element i of memory lies. Divisions of 32 bits are several times faster on a GPU.
     PV3D_FN void locate(int64_t i, int64_t* row, int64_t* pixel) const {
-        const int64_t sample = i / (channels * inner), rest = i - sample * (channels * inner);
-        const int64_t c = last ? rest % channels : rest / inner;
-        *row = sample * channels + c;
-        *pixel = last ? rest / channels : rest % inner;
+        if (n * channels * inner < (int64_t(1) << 31))
+            locate_as(uint32_t(i), row, pixel);
+        else
+            locate_as(uint64_t(i), row, pixel);
+    }
+
+    template <class I> PV3D_FN void locate_as(I i, int64_t* row, int64_t* pixel) const {
+        const I c_count = I(channels), p_count = I(inner), per_row = last ? c_count : p_count;
+        const I outer = i / per_row, within = i - outer * per_row;  // (n, pixel) and channel, or (n, channel) and pixel
+        const I sample = outer / (last ? p_count : c_count);
+        *row = last ? int64_t(sample * c_count + within) : int64_t(outer);
+        *pixel = last ? int64_t(outer - sample * p_count) : int64_t(within);
     }
 
     PV3D_FN A noise_at(int64_t row, int64_t pixel) const {

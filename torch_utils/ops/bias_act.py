@@ -13,7 +13,8 @@ from torch import Tensor
 
 from torch_utils import custom_ops
 
-_PART = 4096  # pixels that a lane group of the kernel sums up at a time
+# pixels that a lane group of the kernel sums up at a time; with channels last pixels alone give groups
+_PART, _PART_LAST = 4096, 128
 
 
 class _Activation(NamedTuple):
@@ -125,7 +126,7 @@ def _per_channel(v: Tensor, x: Tensor) -> Tensor:
 
 
 class _BiasAct(torch.autograd.Function):
-    """The kernel. Only its result is kept, which the next layer keeps anyway: the activation can be inverted."""
+    """The kernel. Only its result is kept, which the next layer keeps too: activations can be inverted."""
 
     @staticmethod
     def forward(
@@ -205,7 +206,9 @@ class _Backward(torch.autograd.Function):
             z = torch.where(y > 0, y / gain, y / (gain * slope))
             more = (g_d + g_z * z + (0 if noise is None else g_noise * noise)).to(y.dtype)
             total = more if total is None else total + more
-            d_y = (g_z * dy).to(y.dtype)  # d * dz / dy; not 0 where y is clamped, but there y passes nothing on
+            d_y = (g_z * dy).to(
+                y.dtype
+            )  # d * dz / dy; not 0 where y is clamped, but there y passes nothing on
         if scale is not None and g_dx is not None:
             d = _Derivative.apply(dy, y, ctx.numbers)
             d_scale = (d.to(scale.dtype) * g_dx).reshape(*scale.shape, -1).sum(dim=2)
@@ -256,12 +259,13 @@ def _backward_kernel(
 ) -> tuple[Tensor, Tensor]:
     y, dy, *small = _pack(y, dy, scale, noise)
     n, c, pixels, last = _layout(y)
-    parts = -(-pixels // _PART)
+    part = _PART_LAST if last else _PART
+    parts = -(-pixels // part)
     wide = torch.float64 if y.dtype == torch.float64 else torch.float32
     sums = y.new_empty((n, parts, c, 3) if last else (n, c, parts, 3), dtype=wide)
     dx = torch.empty_like(y)
     noise_n = 0 if noise is None else len(noise)
-    sizes = (n, c, pixels, last, noise_n, _PART, parts)
+    sizes = (n, c, pixels, last, noise_n, part, parts)
     custom_ops.call('bias_act_grad', y, dy, y, *small, dx, sums, *sizes, *numbers)
     return dx, sums.reshape(n, c, 3) if parts == 1 else sums.sum(dim=1 if last else 2)
 
@@ -287,8 +291,7 @@ custom_ops.register(
     lambda dy, y, *_: _same(y),
 )
 custom_ops.register(
-    f'bias_act_backward(Tensor dy, Tensor y, Tensor? scale, Tensor? noise, {_NUMBERS})'
-    ' -> (Tensor, Tensor)',
+    f'bias_act_backward(Tensor dy, Tensor y, Tensor? scale, Tensor? noise, {_NUMBERS}) -> (Tensor, Tensor)',
     _backward_kernel,
     _same_and_sums,
 )

@@ -25,14 +25,19 @@ template <class T> struct Pixels {
     Shape s;
 
     PV3D_FN void operator()(int64_t i) const {
-        int64_t j = i, c = 0;
-        if (s.channels_last) c = j % s.c, j /= s.c;
-        const int ox = int(j % s.out_w);
-        j /= s.out_w;
-        const int oy = int(j % s.out_h);
-        j /= s.out_h;  // plane (contiguous) or sample (channels last)
+        if (s.n * s.c * s.out_h * s.out_w < (int64_t(1) << 31))
+            pixel(uint32_t(i));  // divisions of 32 bits are several times faster on a GPU
+        else
+            pixel(uint64_t(i));
+    }
+
+    template <class I> PV3D_FN void pixel(I i) const {
+        I j = i, c = 0;
+        if (s.channels_last) j = i / I(s.c), c = i - j * I(s.c);
+        const I line = j / I(s.out_w), outer = line / I(s.out_h);  // outer: plane (contiguous) or sample (channels last)
+        const int ox = int(j - line * I(s.out_w)), oy = int(line - outer * I(s.out_h));
         const int64_t step = s.channels_last ? s.c : 1;
-        const T* plane = x + j * s.h * s.w * step + c;
+        const T* plane = x + int64_t(outer) * s.h * s.w * step + c;
         const int up = int(s.up), y0 = int(oy * s.down - s.top), x0 = int(ox * s.down - s.left);
         const int a0 = first_tap(y0, up), b0 = first_tap(x0, up);
         wide_t<T> sum = 0;
