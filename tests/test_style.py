@@ -50,12 +50,10 @@ def import_arrows(files: Sources) -> list[str]:
     found = []
     for path, tree in files.items():
         room = path.split('/')[0]
-        banned = [*scripts, 'benchmarks', 'tests']
-        if room == 'tests':
-            banned = []
-        elif room in ROOMS:
-            banned += ROOMS[ROOMS.index(room) + 1 :]
-        banned += ['torch', 'torchvision'] if room == 'dnnlib' else []
+        banned = {'tests': [], 'benchmarks': [*scripts, 'tests']}.get(room, [*scripts, 'benchmarks', 'tests'])
+        if room in ROOMS:
+            banned = banned + ROOMS[ROOMS.index(room) + 1 :]
+        banned = banned + (['torch', 'torchvision'] if room == 'dnnlib' else [])
         found += [
             f'{path}:{line} imports {name}' for line, name in imports(path, tree) if within(name, *banned)
         ]
