@@ -83,6 +83,7 @@ class Options:
     video_format: str
     crf: int
     upscale: int
+    compile: bool
     device: str
 
 
@@ -207,6 +208,11 @@ positive = click.IntRange(min=1)
     default=1,
     help='Enlarges small pictures for viewing, this many times.',
 )
+@option(
+    '--compile',
+    is_flag=True,
+    help='torch.compile the networks first: takes minutes and gains little; for thousands of frames.',
+)
 @option('--device', default='auto', help='cpu, cuda, cuda:1, ...; auto = cuda when there is one.')
 def main(**flags: Any) -> None:
     """Makes videos, contact sheets and meshes of talking heads from a network snapshot."""
@@ -229,6 +235,9 @@ def run(options: Options, say: Callable[[str], None]) -> None:
     keep_freed_memory()
     snapshot = read_snapshot(options.network)
     G = build_network(snapshot, 'G_ema', Generator, _device(options.device))
+    if options.compile:
+        for part in (G.mapping_network, G.synthesis, G.superresolution):
+            part.compile()
     clips = _plan(G, snapshot, options)
     _make_outdir(options.outdir)
     sheet_frames = SHEET_COLUMNS * len(trajectories.VIEW_YAWS_DEG) if options.sheet else 0

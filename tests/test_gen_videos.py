@@ -248,6 +248,24 @@ def test_a_snapshot_without_cameras_says_what_to_do(tmp_path, G):
         assert '--data' in result.output
 
 
+def test_compiled_networks_make_the_same_video(snapshot, tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_eagerly(function, **options):
+        compiled.append(function)
+        return torch_compile(function, backend='aot_eager', **options)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, 'compile', compile_eagerly)
+    args = ['--seeds', '1', '--frames', '2', '--no-sheet']
+    call(snapshot, tmp_path / 'plain', *args)
+    assert not compiled
+    call(snapshot, tmp_path / 'compiled', *args, '--compile')
+    assert len(compiled) == 3
+    files = [tmp_path / name / 'seed0001.mp4' for name in ('plain', 'compiled')]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_help_teaches():
     text = CliRunner().invoke(gen_videos.main, ['--help']).output
     assert text.count('python gen_videos.py') == 4
