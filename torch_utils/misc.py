@@ -105,12 +105,14 @@ def nonfinite_names(named: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Returns the names of the tensors that hold a nan or an infinity; waits for the device once.
 
     Args:
-        named: (name, tensor) pairs, all on one device.
+        named: (name, tensor) pairs, all on one device. One whose absolute values add up to more than its type
+            can hold counts as not finite.
     """
     pairs = list(named)
     if not pairs:
         return []
-    flags = torch.stack([t.detach().isfinite().all() for _, t in pairs]).tolist()
+    sums = torch._foreach_norm([t.detach() for _, t in pairs], 1)  # one pass; nan and infinity stay
+    flags = torch.stack(sums).isfinite().tolist()
     return [name for (name, _), finite in zip(pairs, flags, strict=True) if not finite]
 
 

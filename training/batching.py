@@ -70,7 +70,8 @@ def _adam(config: AdamConfig, modules: tuple[nn.Module, ...], interval: int) -> 
     # k main steps and one of regularisation share the moments: correct for k + 1 steps [StyleGAN2]
     ratio = interval / (interval + 1)
     params = [p for module in modules for p in module.parameters()]
-    return torch.optim.Adam(params, lr=config.lr * ratio, betas=(0.0, config.beta2**ratio), eps=config.eps)
+    betas = (0.0, config.beta2**ratio)
+    return torch.optim.Adam(params, lr=config.lr * ratio, betas=betas, eps=config.eps, fused=True)
 
 
 def real_batch(pair: Pair, device: torch.device) -> RealBatch:
