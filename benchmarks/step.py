@@ -23,6 +23,7 @@ from training.dataset import batches
 from training.training_loop import Trainer
 from training.volumetric_rendering.renderer import RendererConfig
 
+_SHOWN = 8  # operators of a profile
 _CONFIGS = ('golden-small', *PRESETS)
 
 
@@ -121,6 +122,21 @@ def compare(bench: Bench, ways: list[str], repeats: int) -> dict[str, dict[str, 
     return found
 
 
+def profile(bench: Bench) -> None:
+    """Prints which operators a phase spends its time in."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if bench.device == 'cuda' else []
+    time_of = 'self_device_time_total' if bench.device == 'cuda' else 'self_cpu_time_total'
+    for name, (share, run) in bench.parts().items():
+        with torch.profiler.profile(activities=activities) as profiler:
+            run()
+            common.synchronize(bench.device)
+        events = sorted(profiler.key_averages(), key=lambda e: getattr(e, time_of), reverse=True)
+        total = sum(getattr(e, time_of) for e in events)
+        top = ', '.join(f'{e.key} {getattr(e, time_of) / total:.0%}' for e in events[:_SHOWN])
+        click.echo(f'{name} ({share:.3g} an iteration): {top}')
+
+
 def _show(found: dict[str, dict[str, dict[str, float]]]) -> None:
     for name in found['auto']:
         line = f'{name:18}'
@@ -137,8 +153,8 @@ def _show(found: dict[str, dict[str, dict[str, float]]]) -> None:
 @click.option('--device', type=click.Choice(['cpu', 'cuda']), default='cpu', show_default=True)
 @click.option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), default='fp32', show_default=True)
 @click.option('--repeats', type=click.IntRange(1), default=1, show_default=True)
-@click.option('--threads', type=click.IntRange(1), default=None, help='[default: all cores]')
 @click.option('--reference/--no-reference', default=True, help='plain PyTorch as well')
+@click.option('--profile', 'profiling', is_flag=True, help='which operators the time goes into')
 @click.option('--json', 'file', type=click.Path(dir_okay=False), help='where to write the figures')
 def main(
     cfg: str,
@@ -146,18 +162,18 @@ def main(
     device: str,
     precision: str,
     repeats: int,
-    threads: int | None,
     reference: bool,
+    profiling: bool,
     file: str | None,
 ) -> None:
-    """Times a training iteration."""
-    if threads:
-        torch.set_num_threads(threads)
+    """Times a training iteration; OMP_NUM_THREADS=1 uses one thread, and so on."""
     misc.set_float32_precision()
     misc.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(cfg, batch, device, precision, folder)
         found = compare(bench, ['auto', 'ref'] if reference else ['auto'], repeats)
+        if profiling:
+            profile(bench)
     _show(found)
     report = common.machine(device) | {'cfg': cfg, 'batch': batch, 'precision': precision}
     common.write_report(file, report | {'ways': found})
