@@ -1,5 +1,7 @@
 """What the benchmarks share: the name of the machine, peaks of memory, reports."""
 
+import contextlib
+import ctypes
 import json
 import platform
 from pathlib import Path
@@ -27,6 +29,8 @@ def reset_peak(device: str) -> int:
     if device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
+    with contextlib.suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)  # memory that is kept is not in use
     Path('/proc/self/clear_refs').write_text('5')
     return _status('VmRSS')
 

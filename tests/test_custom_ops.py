@@ -255,7 +255,8 @@ def nvcc(tmp_path, monkeypatch):
 case "$1" in --list-gpu-code) echo sm_80; echo sm_90;; *) echo Cuda compilation tools, release 12.9, V1;; esac
 """)
     path.chmod(0o755)
-    monkeypatch.setattr(sys, 'path', [*sys.path, str(tmp_path / 'site')])
+    monkeypatch.setattr(sys, 'path', [p for p in sys.path if not [*Path(p).glob('nvidia/*/bin/nvcc')]])
+    sys.path.append(str(tmp_path / 'site'))
     for name in ('CUDA_HOME', 'CUDA_PATH'):
         monkeypatch.delenv(name, raising=False)
     return path

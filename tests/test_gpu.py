@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from torch_utils import custom_ops, doctor
+from torch_utils.ops.bias_act import bias_act
 from training.config import PRESETS
 from training.training_loop import Trainer
 from training.volumetric_rendering.fused import DecoderWeights, Rays, Spec, integrate
@@ -94,6 +95,15 @@ def test_networks_agree_with_the_cpu():
         assert (
             ours - reference
         ).abs().max() < 2e-2 * reference.abs().max()  # discriminators in half precision
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_clamped_elements_pass_no_gradient_in_half_precision(dtype):
+    """The limit of a residual block, 256 / sqrt(2), is not a number of these types."""
+    x = torch.tensor([[100.0, 300.0, 1000.0, -5000.0]], device='cuda', dtype=dtype, requires_grad=True)
+    y = bias_act(x, act='lrelu', gain=0.5**0.5, clamp=256.0)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(grad.float().cpu(), torch.tensor([[1.0, 0.0, 0.0, 0.0]]), rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'fp16', 'bf16'])

@@ -228,7 +228,7 @@ def demo(data: str) -> TrainConfig:
     return dataclasses.replace(
         config,
         loss=PV3DLoss.Config(
-            video_weight=1.5,  # motion sooner
+            video_weight=3.0,  # motion sooner
             r1_gamma=0.2,
             density_weight=0.25,
             blur_sigma=1.5,

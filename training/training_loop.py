@@ -272,7 +272,10 @@ class Trainer:
             self._saved_nimg = self.progress.cur_nimg
             for phase in self.phases:
                 if phase.interval == 1:
-                    phase.optimizer.load_state_dict(state['optimizers'][phase.name])
+                    saved = state['optimizers'][phase.name]
+                    for group in saved['param_groups']:
+                        group['fused'] = True  # states of older versions say nothing
+                    phase.optimizer.load_state_dict(saved)
             dist.print0(f'continuing {self.run_dir} at {self.progress.cur_nimg} clips')
         elif self.config.resume is not None:
             snapshot = checkpoint.read_snapshot(self.config.resume)

@@ -223,8 +223,9 @@ struct Operands {
 
     template <class T> Args<T> args() const {
         using A = wide_t<T>;
+        const A bound = A(T(limit));  // as results of this type are stored, so that clamped ones compare equal
         return {static_cast<const A*>(scale), static_cast<const A*>(noise), static_cast<const A*>(strength),
-                static_cast<const A*>(bias),  n, channels, inner, last, noise_n, A(slope), A(gain), A(limit)};
+                static_cast<const A*>(bias),  n, channels, inner, last, noise_n, A(slope), A(gain), bound};
     }
 };
 

@@ -57,7 +57,8 @@ def bias_act(
         act: `linear`, `softplus` (gain 1) or `lrelu` (slope 0.2, gain sqrt 2).
         gain: further factor on the output.
         clamp: limit of the absolute output, or None; scaled by `gain` too.
-        modulation: scale and noise. Kernels divide by the scale, which must not be 0, in the backward.
+        modulation: scale and noise. The backward of kernels finds x again from the result: the scale must not
+            be 0, and its gradient loses digits when noise and bias are much larger than x * scale.
         impl: `auto`, `ref`, `cuda` or `cpu`; see custom_ops.has_kernels.
 
     Returns:
@@ -211,7 +212,7 @@ class _Backward(torch.autograd.Function):
             )  # d * dz / dy; not 0 where y is clamped, but there y passes nothing on
         if scale is not None and g_dx is not None:
             d = _Derivative.apply(dy, y, ctx.numbers)
-            d_scale = (d.to(scale.dtype) * g_dx).reshape(*scale.shape, -1).sum(dim=2)
+            d_scale = (d.to(scale.dtype) * g_dx).reshape(*scale.shape, math.prod(y.shape[2:])).sum(dim=2)
         return _Derivative.apply(total, y, ctx.numbers), d_y, d_scale, None, None
 
 
