@@ -96,3 +96,13 @@ def test_synthesis_layer_uses_the_kernels(noise_mode, up, monkeypatch):
     layer = SynthesisLayer(4, 6, 8, 8, up=up)
     x, w = torch.randn(2, 4, 8 // up, 8 // up), torch.randn(2, 8)
     assert layer(x, w, noise_mode, seeded(0)).shape == (2, 6, 8, 8)
+
+
+@pytest.mark.parametrize('shape', [(0, 3, 4, 4), (0, 3)])
+def test_an_empty_batch_has_second_derivatives(shape):
+    x, scale = torch.zeros(shape, requires_grad=True), torch.ones(0, 3, requires_grad=True)
+    modulation = bias_act_module.Modulation(scale)
+    y = bias_act_module.bias_act(x, act='lrelu', modulation=modulation)
+    grads = torch.autograd.grad(y.sum(), [x, scale], create_graph=True)
+    again = torch.autograd.grad(sum(g.square().sum() for g in grads), [x, scale], allow_unused=True)
+    assert all(g is None or g.numel() == 0 for g in again)
