@@ -28,7 +28,8 @@ $(STAMP): pyproject.toml
 	@rm $(VENV)/.installing && touch $(STAMP)
 
 DATA := $(DEMO)/heads.zip
-TRAIN := $(PY) train.py --outdir $(DEMO)/runs --cfg demo --data $(DATA) --resume assets/demo.pkl --max-minutes $(MINUTES)
+# small steps: optimizers start afresh, and full ones would undo motion, which is learned last
+TRAIN := $(PY) train.py --outdir $(DEMO)/runs --cfg demo --data $(DATA) --resume assets/demo.pkl --glr 0.0005 --dlr 0.0004 --max-minutes $(MINUTES)
 LATEST = $$(ls $(DEMO)/runs/*/network-snapshot-*.pkl | tail -n 1)
 
 demo: $(STAMP)  ## data, training (stopped and resumed once), videos, a contact sheet and a mesh in demo/
