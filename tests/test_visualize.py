@@ -1,5 +1,9 @@
 """Pictures and videos: grids, colours, normals of known surfaces, files whole or not at all."""
 
+import os
+import subprocess
+from unittest import mock
+
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -190,3 +194,17 @@ def test_training_sheets():
     assert (strip[:32, :32] == video[0, :32, :32]).all()  # t = 0
     assert (strip[:32, -32:] == video[-1, :32, :32]).all()  # t = 1
     assert (strip[:32, :32] != strip[:32, -32:]).any()
+
+
+def test_an_interrupt_in_the_terminal_does_not_reach_the_encoder(tmp_path):
+    """Ctrl-C goes to a whole process group; whoever writes a video decides what becomes of it."""
+    groups = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            groups.append(os.getpgid(self.pid))
+
+    with mock.patch.object(visualize.subprocess, 'Popen', Recorded):
+        visualize.write_video(tmp_path / 'a.mp4', [np.zeros((16, 16, 3), np.uint8)] * 2)
+    assert groups and os.getpgrp() not in groups

@@ -179,7 +179,10 @@ def open_video(path: Path | str, fps: float = 25, crf: int = 15) -> Iterator[Cal
         if not encoder:
             command = _encoder_command(frame.shape[1], frame.shape[0], Path(path).suffix, fps, crf)
             pipe = subprocess.PIPE
-            encoder.append(subprocess.Popen([*command, file.name], stdin=pipe, stderr=pipe))
+            command.append(file.name)
+            # a session of its own: Ctrl-C in a terminal is for us, who then finish the file
+            process = subprocess.Popen(command, stdin=pipe, stderr=pipe, start_new_session=True)
+            encoder.append(process)
         try:
             encoder[0].stdin.write(np.ascontiguousarray(frame))
         except BrokenPipeError:
