@@ -22,7 +22,7 @@ from torch_utils import distributed as dist
 from torch_utils.misc import keep_freed_memory, set_float32_precision
 from training.config import PRESETS, TrainConfig, with_resolution
 from training.run_folder import choose_run_dir, exclusive, run_name
-from training.training_loop import Trainer
+from training.training_loop import Evaluate, Trainer
 
 # Options that follow others.
 _FOLLOWERS = {
@@ -86,6 +86,11 @@ first).
 @click.option(
     '--snap', type=int, metavar='TICKS', help='Ticks between checkpoints and sheets.  [default: preset]'
 )
+@click.option(
+    '--metrics',
+    metavar='LIST',
+    help='Measured at every checkpoint, e.g. fvd2048_16f,id,cd,we; names as for calc_metrics.py.',
+)
 @click.option('--seed', type=int, default=0, metavar='INT', help='Seed of everything random.')
 @click.option(
     '--workers', type=int, metavar='INT', help='Data loading processes per rank.  [default: preset]'
@@ -146,7 +151,7 @@ def run(options: dict, device: torch.device) -> None:
         dist.print0(f'run folder: {run_dir}')
         try:
             with refusals():
-                trainer = Trainer(config, run_dir, device, should_stop)
+                trainer = Trainer(config, run_dir, device, should_stop, callback(config, run_dir, device))
         except (UserError, OSError):
             if is_new and dist.is_leader():
                 shutil.rmtree(run_dir)  # there is nothing to continue in it
@@ -181,6 +186,8 @@ def build_config(options: dict) -> TrainConfig:
     changes = [(path, options[flag]) for flag, path in flags.items() if options[flag] is not None]
     if options['snap'] is not None:
         changes.append(('output.image_ticks', options['snap']))
+    if options['metrics'] is not None:
+        changes.append(('output.metrics', options['metrics']))
     if options['kimg'] is not None:
         changes.append(('total_nimg', to_clips(options['kimg'])))
     if options['tick'] is not None:
@@ -218,6 +225,15 @@ def with_facts_of_data(config: TrainConfig) -> TrainConfig:
     config = with_resolution(dataclasses.replace(config, dataset=dataset), expected)
     dist.print0(f'data: {dataset.build().describe()}')
     return config
+
+
+def callback(config: TrainConfig, run_dir: Path, device: torch.device) -> Evaluate | None:
+    """Returns what measures the metrics of a run at its checkpoints; None when there are none."""
+    if not config.output.metrics:
+        return None
+    from metrics.training_callback import make_evaluate  # noqa: PLC0415 - not needed otherwise
+
+    return make_evaluate(config.output.metrics, config.dataset.build(), run_dir, device)
 
 
 def pick_device(name: str) -> torch.device:

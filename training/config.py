@@ -57,6 +57,7 @@ class OutputConfig:
     image_ticks: int = 50  # ticks between sample sheets; 0 = none [EG3D]
     keep_states: int = 2  # training states kept; snapshots all stay
     sheet_seeds: int = 16  # heads on a sample sheet
+    metrics: tuple[str, ...] = ()  # measured at every checkpoint, names as for calc_metrics.py
 
     def __post_init__(self) -> None:
         for name, least in (('tick_nimg', 1), ('snapshot_ticks', 0), ('image_ticks', 0), ('keep_states', 1)):

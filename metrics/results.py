@@ -1,0 +1,104 @@
+"""Results on the screen and in `metric-NAME.jsonl`, one line a measurement, with all that it depends on."""
+
+import math
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnnlib.util import append_json_line
+from metrics.base import Outcome, Settings
+from metrics.metric_main import METRICS, Result
+from torch_utils import distributed as dist
+
+_NAMED = 100  # failed videos named for a reason in a line of JSON
+_SHOWN = 3  # on the screen
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def append_results(
+    folder: Path, results: Sequence[Result], settings: Settings, facts: Mapping[str, Any], seconds: float
+) -> list[Path]:
+    """Appends each result to `folder`/metric-NAME.jsonl and returns the files.
+
+    Args:
+        folder: of the run, or wherever results are kept; it must exist.
+        results: from Metrics.measure.
+        settings: that they were computed with.
+        facts: of the subject: files, checksums, kimg.
+        seconds: that all of them took.
+    """
+    revision, paths = git_revision(_ROOT), []
+    for result in results:
+        path = Path(folder, f'metric-{result.name}.jsonl')
+        append_json_line(path, _line(result, settings, revision) | dict(facts) | {'seconds': round(seconds, 1)})
+        paths.append(path)
+    return paths
+
+
+def _line(result: Result, settings: Settings, revision: str | None) -> dict[str, Any]:
+    detector = result.detector
+    videos = METRICS[result.request.metric].stage == 'clips'
+    return {
+        'metric': result.name,
+        'value': result.outcome.value,
+        'standard_error': result.outcome.error,
+        **result.outcome.details,
+        'controls': dict(result.controls),
+        'videos': result.count,
+        'failures': sum(map(len, result.failures.values())),
+        'failure_reasons': {reason: names[:_NAMED] for reason, names in result.failures.items()},
+        'real_videos': result.real_count,
+        'real_failures': sum(map(len, result.real_failures.values())),
+        'real_failure_reasons': {reason: names[:_NAMED] for reason, names in result.real_failures.items()},
+        'detector': detector.info.name if detector else None,
+        'detector_sha256': detector.sha256 if detector else None,
+        'protocol': settings.protocol,
+        'seed': settings.seed,
+        **({'codec': settings.codec, 'crf': settings.crf} if videos else {}),
+        **({'landmarks': settings.landmarks} if result.request.metric == 'id' else {}),
+        'git': revision,
+        'torch': str(torch.__version__),
+        'device': str(settings.device.type),
+        'processes': dist.world_size(),
+        'timestamp': time.time(),
+    }
+
+
+def git_revision(folder: Path) -> str | None:
+    """Returns the commit of a checkout, with `-changed` when files differ from it; None without git."""
+    try:
+        run = [
+            subprocess.run(['git', '-C', str(folder), *args], capture_output=True, text=True, check=True).stdout
+            for args in (('rev-parse', 'HEAD'), ('status', '--porcelain', '--untracked-files=no'))
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run[0].strip() + ('-changed' if run[1].strip() else '')
+
+
+def describe(result: Result) -> str:
+    """Returns a line for people: the value, its error, what it is measured against, what failed."""
+    outcome, metric = result.outcome, METRICS[result.request.metric]
+    lines = [f'{result.name:<24s} {_with_error(outcome)}  {metric.title}, {result.count} videos ({_goal(metric.goal)})']
+    details = [f'{name} {value:.4g}' for name, value in outcome.details.items() if isinstance(value, float)]
+    details += [f'{name} control {value:.4g}' for name, value in result.controls.items()]
+    lines += [f'  {", ".join(details)}'] if details else []
+    for side, failures in (('generated', result.failures), ('real', result.real_failures)):
+        for reason, names in failures.items():
+            more = ', ...' if len(names) > _SHOWN else ''
+            lines.append(f'  {len(names)} {side} failed, {reason}: {", ".join(names[:_SHOWN])}{more}')
+    return '\n'.join(lines)
+
+
+def _goal(goal: str) -> str:
+    return 'should be as of real videos' if goal == 'as real' else f'{goal} is better'
+
+
+def _with_error(outcome: Outcome) -> str:
+    if math.isnan(outcome.value):
+        return 'no value'
+    return f'{outcome.value:.5g}' + ('' if math.isnan(outcome.error) else f' +- {outcome.error:.2g}')

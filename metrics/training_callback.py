@@ -1,0 +1,50 @@
+"""Metrics during training: what train.py hands to the loop, which knows nothing of metrics itself."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from metrics.base import Settings
+from metrics.metric_main import Metrics, parse_metrics
+from metrics.results import append_results, describe
+from metrics.subjects import network_subject
+from torch_utils import distributed as dist
+from torch_utils.checkpoint import snapshot_path
+from torch_utils.kernel_build import cache_folder
+from training.dataset import VideoDataset
+
+
+def make_evaluate(
+    names: Sequence[str], data: VideoDataset, run_dir: Path, device: torch.device
+) -> Callable[[nn.Module, float], dict[str, float]]:
+    """Returns evaluate(G_ema, kimg) -> {name: value}, which also appends to metric-*.jsonl of the run.
+
+    The values are those that calc_metrics.py gives for the snapshot. Every process must call it.
+
+    Args:
+        names: of metrics, see metric_main.parse_metrics.
+        data: the training data.
+        run_dir: folder of the run.
+        device: of G_ema.
+
+    Raises:
+        UserError: for an unknown name or a missing feature network; now, not after hours of training.
+    """
+    settings = Settings(cache=cache_folder(), device=device)
+    metrics = Metrics(parse_metrics(','.join(names)), settings)
+
+    def evaluate(G_ema: nn.Module, kimg: float) -> dict[str, float]:
+        start = time.time()
+        snapshot = snapshot_path(run_dir, round(kimg * 1000)).name
+        subject = network_subject(G_ema, data, settings, snapshot, kimg)
+        results = metrics.measure(subject)
+        if dist.is_leader():
+            append_results(run_dir, results, settings, subject.facts, time.time() - start)
+        for result in results:
+            dist.print0(describe(result))
+        return {result.name: result.outcome.value for result in results}
+
+    return evaluate

@@ -1,0 +1,140 @@
+"""Metrics of generated clips seen at two times from two yaws: ID, CD, WE, depth variance, geometry."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metrics.base import Context, Feature, Metric, Outcome, mean_outcome, part_means, stack
+from metrics.consistency import Degenerate, MultiView, chamfer_distance, identity_similarity, warping_error
+from metrics.detectors.face_alignment import align_faces, project_face_points
+from metrics.feature_store import Record
+from metrics.geometry import geometry_errors
+from metrics.motion import depth_variance
+
+NO_FACE = 'no face found'
+_CROP = 112  # pixels of what identity networks see
+
+Measure = Callable[[MultiView], Mapping[str, float]]  # the entry 'value' is the metric, others are details
+
+
+def _feature(key: Mapping[str, Any], measure: Measure) -> Feature:
+    def compute(_: int, views: MultiView) -> Record:
+        try:
+            values = measure(views)
+        except Degenerate as reason:
+            return str(reason)
+        return {name: np.float64(value) for name, value in values.items()}
+
+    return Feature(key, compute)
+
+
+def _reduce(context: Context, fakes: list[Record], _: list[Record]) -> Outcome:
+    names = sorted({name for record in fakes if not isinstance(record, str) for name in record} - {'value'})
+    return mean_outcome(stack(fakes, 'value'), part_means(fakes, names))
+
+
+def _reduce_chamfer(context: Context, fakes: list[Record], reals: list[Record]) -> Outcome:
+    outcome = _reduce(context, fakes, reals)
+    if context.settings.protocol == 'paper':
+        return outcome
+    count = len(stack(fakes, 'value'))  # the released script prints the sum over all videos
+    return Outcome(outcome.value * count, outcome.error * count, {**outcome.details, 'mean': outcome.value})
+
+
+def _identity(context: Context) -> Feature:
+    detector, settings = context.detector, context.settings
+
+    def measure(views: MultiView) -> Mapping[str, float]:
+        crops = _crops(context, views).to(settings.device)
+        with torch.no_grad():
+            return identity_similarity(detector.network(crops).float().cpu())
+
+    key = {'detector': detector.info.name, 'sha256': detector.sha256, 'protocol': settings.protocol}
+    return _feature(key | {'landmarks': settings.landmarks}, measure)
+
+
+def _crops(context: Context, views: MultiView) -> Tensor:
+    """Returns what the identity network sees of four views, float32 [4, 3, 112, 112] in [0, 255]."""
+    if context.settings.protocol == 'released':  # the whole frame, no alignment
+        size = (_CROP, _CROP)
+        return torch.nn.functional.interpolate(views.image.float(), size, mode='bilinear', antialias=True)
+    if context.settings.landmarks == 'camera':
+        points = project_face_points(views.cameras, views.image.shape[-1])
+    else:
+        found = context.find_faces(views.image)
+        if any(face is None for face in found):
+            raise Degenerate(NO_FACE)
+        points = torch.stack(found)
+    return align_faces(views.image, points)
+
+
+def _chamfer(context: Context) -> Feature:
+    protocol, size = context.settings.protocol, context.bin_size
+    key = {'metric': 'cd', 'protocol': protocol, 'bin_size': size}
+    return _feature(key, lambda views: chamfer_distance(views, size, protocol))
+
+
+def _warping(context: Context) -> Feature:
+    protocol = context.settings.protocol
+    return _feature({'metric': 'we', 'protocol': protocol}, lambda views: warping_error(views, protocol))
+
+
+def _depth_variance(context: Context) -> Feature:
+    def measure(views: MultiView) -> Mapping[str, float]:
+        return {'value': depth_variance(views.depth, views.opacity)}
+
+    return _feature({'metric': 'depthvar'}, measure)
+
+
+def _geometry(context: Context) -> Feature:
+    estimator = context.estimator()
+
+    def measure(views: MultiView) -> Mapping[str, float]:
+        errors = geometry_errors(estimator, *views[:5])
+        return {'value': errors.pop('depth_error'), **errors}
+
+    return _feature({'metric': 'geometry', 'estimator': estimator.identity}, measure)
+
+
+VIEW_METRICS: Mapping[str, Metric] = {
+    'id': Metric(
+        stage='views',
+        title='identity similarity over times and views',
+        goal='higher',
+        feature=_identity,
+        reduce=_reduce,
+        detector=('identity', 'arcface'),
+    ),
+    'cd': Metric(
+        stage='views',
+        title='Chamfer distance of point clouds, squared bins',
+        goal='lower',
+        feature=_chamfer,
+        reduce=_reduce_chamfer,
+    ),
+    'we': Metric(
+        stage='views',
+        title='warping error, gray levels of 255',
+        goal='lower',
+        feature=_warping,
+        reduce=_reduce,
+    ),
+    'depthvar': Metric(
+        stage='views',
+        title='variance of depth about the best plane, squared scene units',
+        goal='as real',
+        feature=_depth_variance,
+        reduce=_reduce,
+    ),
+    'geometry': Metric(
+        stage='views',
+        title='depth error against synthetic truth, scene units',
+        goal='lower',
+        feature=_geometry,
+        reduce=_reduce,
+    ),
+}
