@@ -228,7 +228,7 @@ def _read(path: str | Path) -> tuple[Any, dict[str, Tensor]]:
             f'to read {path} needs the package onnx; install it with `pip install .[metrics]`'
         ) from error
     try:
-        graph = onnx.load(str(path)).graph
+        graph = onnx.load(str(path), load_external_data=False).graph
         arrays = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     except OSError as error:
         raise UserError(explain_os_error(error, path)) from error
