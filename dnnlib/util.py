@@ -275,8 +275,8 @@ def download(url: str, cache_dir: str | os.PathLike[str], sha256: str) -> Path:
     Args:
         url: https, http or file.
         cache_dir: made when it is missing.
-        sha256: expected checksum, 64 hexadecimal digits or as many of the first as are known, 8 at least; also
-            part of the name in the cache.
+        sha256: expected checksum, 64 hexadecimal digits, or those of the first that are known, 8 at least;
+            also part of the name in the cache.
 
     Raises:
         UserError: if the address cannot be read or the checksum is another; the cache is then left as it was.

@@ -1,7 +1,7 @@
 """Inception-I3D for Kinetics-400 [Carreira & Zisserman 2017], the network of FVD.
 
-Tensors are named as in the public files of PyTorch (`Mixed_3b.b1a.conv3d.weight`), so that those load. Padding is
-that of TensorFlow ("SAME"): it depends on the size of what comes in, and the odd cell goes to the end.
+Tensors are named as in the public files of PyTorch (`Mixed_3b.b1a.conv3d.weight`), so that those load.
+Padding is that of TensorFlow ("SAME"): it depends on the size of what comes in; the odd cell goes to the end.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """Inception-v3 of the FID [Heusel et al. 2017]: TensorFlow's graph of 2015-12-05 in PyTorch.
 
-torchvision's blocks and tensor names, with the pools of that graph: averages do not count the padding, and the very
-last block takes the maximum. Pictures are resized as TensorFlow 1 did.
+torchvision's blocks and tensor names, with the pools of that graph: averages do not count the padding, and
+the very last block takes the maximum. Pictures are resized as TensorFlow 1 did.
 """
 
 import torch

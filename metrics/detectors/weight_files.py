@@ -1,7 +1,7 @@
 """Opens files of weights that came from somewhere: checked by hash, and nothing in them is executed.
 
-A file is read once; what is hashed is what is opened. TorchScript files carry code, so those are opened only when
-their SHA-256 is the expected one; tensors are read with `weights_only=True`.
+A file is read once; what is hashed is what is opened. TorchScript files carry code, so those are opened only
+when their SHA-256 is the expected one; tensors are read with `weights_only=True`.
 """
 
 import hashlib
@@ -53,8 +53,8 @@ def read_file(path: Path) -> tuple[bytes, str]:
 def load_state(network: nn.Module, data: bytes, path: Path) -> None:
     """Loads a file of plain tensors, all of them, into a network.
 
-    Counters of batch normalisation (`num_batches_tracked`), which older files lack, may be absent: nothing uses
-    them once a network is trained.
+    Counters of batch normalisation (`num_batches_tracked`), which older files lack, may be absent: nothing
+    uses them once a network is trained.
 
     Args:
         network: whose tensors are named as in the file.
