@@ -7,6 +7,7 @@ when their SHA-256 is the expected one; tensors are read with `weights_only=True
 import hashlib
 import io
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -65,7 +66,9 @@ def load_state(network: nn.Module, data: bytes, path: Path) -> None:
         UserError: if it is no such file, or has other tensors than the network; some are named.
     """
     try:
-        state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # on TorchScript archives, which weights_only refuses
+            state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
     except Exception as err:  # the safe unpickler raises nearly anything on a bad file
         if is_out_of_memory(err):
             raise
@@ -120,7 +123,9 @@ def open_torchscript(data: bytes, path: Path) -> nn.Module:
         UserError: if it is no such file.
     """
     try:
-        return torch.jit.load(io.BytesIO(data), map_location='cpu')
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # that TorchScript is deprecated
+            return torch.jit.load(io.BytesIO(data), map_location='cpu')
     except Exception as err:  # nearly anything, among it RuntimeError and ValueError
         if is_out_of_memory(err):
             raise
