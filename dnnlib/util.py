@@ -263,28 +263,36 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def download_path(url: str, cache_dir: str | os.PathLike[str], sha256: str) -> Path:
+    """Returns where `download` keeps its copy of `url`."""
+    name = Path(urllib.parse.unquote(urllib.parse.urlparse(url).path)).name or 'download'
+    return Path(cache_dir, f'{sha256[:16]}-{name}')
+
+
 def download(url: str, cache_dir: str | os.PathLike[str], sha256: str) -> Path:
     """Returns the path of a checked copy of `url`, fetched only when the cache does not hold it.
 
     Args:
         url: https, http or file.
         cache_dir: made when it is missing.
-        sha256: expected checksum, 64 hexadecimal digits; also part of the name in the cache.
+        sha256: expected checksum, 64 hexadecimal digits, or those of the first that are known, 8 at least;
+            also part of the name in the cache.
 
     Raises:
         UserError: if the address cannot be read or the checksum is another; the cache is then left as it was.
     """
-    name = Path(urllib.parse.unquote(urllib.parse.urlparse(url).path)).name or 'download'
-    path = Path(cache_dir, f'{sha256[:16]}-{name}')
-    if path.is_file() and file_sha256(path) == sha256.lower():
+    if not re.fullmatch('[0-9A-Fa-f]{8,64}', sha256):
+        raise ValueError(f'sha256 {sha256!r} must be 8 to 64 hexadecimal digits')
+    path = download_path(url, cache_dir, sha256)
+    if path.is_file() and file_sha256(path).startswith(sha256.lower()):
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise UserError('cannot write ' + explain_os_error(err, cache_dir)) from err
     with atomic_write(path) as file:
-        actual = _fetch(url, file, name)
-        if actual != sha256.lower():
+        actual = _fetch(url, file, path.name)
+        if not actual.startswith(sha256.lower()):
             raise UserError(
                 f'{url}: the download has SHA-256 {actual}, expected {sha256}; try again, or fetch it by hand'
             )

@@ -16,6 +16,7 @@ from dnnlib.util import (
     append_json_line,
     atomic_write,
     download,
+    download_path,
     explain_os_error,
     format_count,
     format_time,
@@ -254,6 +255,29 @@ def test_download_refuses_another_checksum(tmp_path):
     with pytest.raises(UserError, match='SHA-256'):
         download(source.as_uri(), tmp_path / 'cache', '0' * 64)
     assert os.listdir(tmp_path / 'cache') == []
+
+
+def test_download_with_the_first_digits_of_a_checksum(tmp_path):
+    source = tmp_path / 'weights-12345678.pth'
+    source.write_bytes(b'data')
+    digest = hashlib.sha256(b'data').hexdigest()
+    for digits in (8, 20):
+        path = download(source.as_uri(), tmp_path / 'cache', digest[:digits].upper())
+        assert path == download_path(source.as_uri(), tmp_path / 'cache', digest[:digits].upper())
+        assert path.read_bytes() == b'data'
+    source.write_bytes(b'other')
+    assert download(source.as_uri(), tmp_path / 'cache', digest[:8].upper()).read_bytes() == b'data'  # cached
+    with pytest.raises(
+        UserError, match=f'SHA-256 {hashlib.sha256(b"other").hexdigest()}, expected {digest[:9]}'
+    ):
+        download(source.as_uri(), tmp_path / 'cache', digest[:9])
+
+
+@pytest.mark.parametrize('sha256', ['', '1234567', '0' * 65, '0' * 63 + 'g'])
+def test_download_without_a_checksum_is_refused(tmp_path, sha256):
+    with pytest.raises(ValueError, match='hexadecimal digits'):
+        download((tmp_path / 'a').as_uri(), tmp_path / 'cache', sha256)
+    assert not (tmp_path / 'cache').exists()
 
 
 def test_download_refuses_what_is_no_address(tmp_path):
