@@ -1,0 +1,1 @@
+"""Metrics: what is measured on videos and views, and the networks that measure."""
