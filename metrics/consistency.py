@@ -4,9 +4,10 @@ Each measure exists in two protocols. 'paper' is the text of appendix A.4 of PV3
 what the authors' scripts compute, traps included, so that their numbers can be compared. Where a view cannot
 be measured, `Degenerate` says why: a failure to be counted, never a number.
 
-A depth map is coarser than the picture, so values between its rays must be interpolated. What a value is made
-of decides: a point of a cloud takes only the rays around it that are opaque, each by its bilinear weight, and
-exists if they have more than half of the weight; foreground and background never mix.
+A depth map is coarser than the picture, so values between its rays must be interpolated, and foreground and
+background must never mix. A point of a resized cloud is made of those of the four rays around it that are
+opaque, by their bilinear weights, and exists if these are more than half. A depth between four rays exists
+only if all are opaque and of one surface.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -105,9 +106,10 @@ def chamfer_distance(views: MultiView, bin_size: float, protocol: Protocol) -> C
     'paper': clouds of 64 x 64 opaque points, in units of the renderer's bin; all six pairs; their mean. The
     distance to motion is part of it: four of the six pairs are of different times.
 
-    'released': clouds as they are, in scene units; the pairs (0,2), (3,1), (0,1), (3,2); their sum. Only opaque
-    points have a distance, but any point of the other cloud can be the nearest, opaque or not. Of an even
-    number of distances the lower middle one is the median. The script's total is the sum over clips too.
+    'released': clouds as they are, in scene units; the pairs (0,2), (3,1), (0,1), (3,2); their sum. Only
+    opaque points have a distance, but any point of the other cloud can be the nearest, opaque or not. Of an
+    even number of distances the lower middle one is the median. The script's total is the sum over clips too,
+    which is left to the caller.
 
     Args:
         views: the clip.
@@ -115,8 +117,8 @@ def chamfer_distance(views: MultiView, bin_size: float, protocol: Protocol) -> C
         protocol: 'paper' or 'released'.
 
     Raises:
-        Degenerate: if a view has too few opaque points (paper: 1 of 64; released: none), or points that are not
-            finite.
+        Degenerate: if a view has too few opaque points (paper: under 1 of 64; released: none), or points that
+            are not finite.
     """
     _check(views, protocol)
     if protocol == 'paper':
@@ -147,9 +149,9 @@ def warping_error(views: MultiView, protocol: Protocol) -> WarpingError:
     'paper': a side pixel takes part if the four depth rays around it are opaque and of one surface. It counts
     where the front camera sees it: inside the picture, not from its back, not behind another side point of
     the same front pixel (z-buffer), not behind the surface of the front view's own depth, by more than
-    SAME_SURFACE, and not on an outline of the front view's depth, but all the same on its background. Its colour
-    is compared with the front picture at the very place where it lands (bilinear), so that nothing is rounded,
-    overwritten, or dependent on an order.
+    SAME_SURFACE, and not on an outline of the front view's depth; on its background it counts. Its colour is
+    compared with the front picture at the very place where it lands (bilinear), so that nothing is rounded,
+    overwritten, or dependent on an order. What is behind by less than SAME_SURFACE counts as an error.
 
     'released': depth and colour of every side pixel, opaque or not, are carried to the pixel that holds the
     place (truncated); places outside of the picture are clamped to its border; later pixels, row by row,
@@ -161,12 +163,12 @@ def warping_error(views: MultiView, protocol: Protocol) -> WarpingError:
         protocol: 'paper' or 'released'.
 
     Raises:
-        Degenerate: if a pair has too few pixels to compare (paper: 1 of 64; released: none), or depths that are
-            not finite.
+        Degenerate: if a pair has too few pixels to compare (paper: under 1 of 64; released: none), or depths
+            that are not finite.
     """
     _check(views, protocol)
     size = (WARP_RESOLUTION, WARP_RESOLUTION)
-    # The protocol of the paper does not say how; released: as for the depth, bilinear [inferred: no antialias].
+    # The paper does not say how to resize; released, inferred: as the depth, bilinear without antialias.
     images = functional.interpolate(
         views.image.double(), size=size, mode='bilinear', antialias=protocol == 'paper'
     )
@@ -190,7 +192,7 @@ def _check(views: MultiView, protocol: str) -> None:
 
 
 def _corners(uv: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Returns the flat indices and bilinear weights [4, P] of the pixels around places [P, 2] of a picture."""
+    """Returns flat indices and bilinear weights [4, P] of the pixels around places [P, 2] of a picture."""
     x, y = uv[:, 0] * width - 0.5, uv[:, 1] * height - 0.5
     left, top = x.floor(), y.floor()
     across, down = x - left, y - top
@@ -248,8 +250,8 @@ def _unproject(label: Tensor, distance: Tensor) -> Tensor:
 def _faces_camera(places: Tensor) -> Tensor:
     """Tells which pixels of a picture, carried to places [size^2, 2], keep their orientation.
 
-    A piece of a surface that appears turned over is seen from its back, hence hidden by the solid itself, if by
-    less than any tolerance just past the outline.
+    A piece of a surface that appears turned over is seen from its back, hence hidden by the solid itself, if
+    by less than any tolerance just past the outline.
     """
     grid = places.unflatten(0, (WARP_RESOLUTION, WARP_RESOLUTION))
     down, across = torch.gradient(grid, dim=(0, 1))
@@ -260,9 +262,9 @@ def _interpolate_depth(view: MultiView, index: int, places: Tensor) -> tuple[Ten
     """Interpolates the depth of one view.
 
     Returns:
-        depth at places [P, 2], infinite where nothing is opaque, float [P], and where the four rays around agree,
-        bool [P]: all are opaque and of one surface, or none is opaque. Elsewhere lies an outline, whose course
-        between the rays is unknown.
+        depth at places [P, 2], infinite where not all four rays around are opaque, [P]; and where these
+        agree, bool [P]: all are opaque and of one surface, or none is opaque. Elsewhere lies an outline, whose
+        course between the rays is unknown.
     """
     opaque = (view.opacity[index] > OPAQUE).flatten()
     depth = view.depth[index].double().flatten()
