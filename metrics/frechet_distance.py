@@ -1,0 +1,272 @@
+"""Distances between sets of features: Frechet and kernel distance, with their errors.
+
+Everything is float64 numpy. Covariances divide by the number of features N (not N - 1), as StyleGAN-V and the
+released PV3D do.
+
+The trace of the matrix root in the Frechet distance is a nuclear norm: if S1 = F1' F1 and S2 = F2' F2, then
+tr((S1^(1/2) S2 S1^(1/2))^(1/2)) is the sum of the singular values of F1 F2'. This is real for any input,
+exact for covariances without full rank, and loses no digits to square roots of rounding errors. With the
+centred features themselves as F, sets with fewer features than dimensions need no D x D matrix at all.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+_NEGATIVE = 1e-6  # of the largest eigenvalue: what rounding cannot explain
+
+
+def checked_features(features: ArrayLike) -> Array:
+    """Returns features [N, D] as finite float64.
+
+    Raises:
+        ValueError: for another shape, or NaN or infinite features.
+    """
+    array = np.asarray(features, dtype=np.float64)
+    if array.ndim != 2:
+        raise ValueError(f'features must have the shape [N, D], got {list(array.shape)}')
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        rows = ', '.join(map(str, bad[:5])) + (', ...' if len(bad) > 5 else '')
+        raise ValueError(f'{len(bad)} of {len(array)} features are NaN or infinite (rows {rows})')
+    return array
+
+
+class FeatureStats:
+    """Mean and covariance of features that come in pieces: float64 sums, without the features.
+
+    Attributes:
+        count: number of features so far.
+        total: their sum [D].
+        outer: the sum of their outer products [D, D].
+    """
+
+    def __init__(self, dim: int):
+        self.count = 0
+        self.total = np.zeros(dim)
+        self.outer = np.zeros((dim, dim))
+
+    def append(self, features: ArrayLike) -> None:
+        """Adds features [N, D]; NaN or infinite ones are a ValueError and change nothing."""
+        array = checked_features(features)
+        if array.shape[1] != len(self.total):
+            raise ValueError(f'features have {array.shape[1]} dimensions, expected {len(self.total)}')
+        self.count += len(array)
+        self.total += array.sum(axis=0)
+        self.outer += array.T @ array
+
+    def merge(self, other: 'FeatureStats') -> None:
+        """Adds what another process has collected."""
+        if len(self.total) != len(other.total):
+            raise ValueError(f'statistics of {len(other.total)} and {len(self.total)} dimensions do not mix')
+        self.count += other.count
+        self.total += other.total
+        self.outer += other.outer
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns the state as plain arrays: count (int64 scalar), total [D], outer [D, D]."""
+        return {'count': np.array(self.count), 'total': self.total.copy(), 'outer': self.outer.copy()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> 'FeatureStats':
+        """Builds the statistics whose `arrays` these are."""
+        stats = cls(len(arrays['total']))
+        stats.count = int(arrays['count'])
+        stats.total += arrays['total']
+        stats.outer += arrays['outer']
+        return stats
+
+    def mean(self) -> Array:
+        """Returns the mean [D]; ValueError if there are no features."""
+        if not self.count:
+            raise ValueError('there are no features, so they have no mean')
+        return self.total / self.count
+
+    def covariance(self) -> Array:
+        """Returns the covariance [D, D], divided by N; ValueError for fewer than two features."""
+        if self.count < 2:
+            raise ValueError(f'a covariance needs at least 2 features, got {self.count}')
+        mean = self.mean()
+        return self.outer / self.count - np.outer(mean, mean)
+
+
+def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike) -> float:
+    """Returns |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2)).
+
+    Args:
+        mean1: [D].
+        cov1: symmetric, without negative eigenvalues, of any rank, [D, D].
+        mean2: as mean1.
+        cov2: as cov1.
+
+    Raises:
+        ValueError: if shapes differ, a number is not finite, or a matrix is no covariance.
+    """
+    means = [np.asarray(m, dtype=np.float64) for m in (mean1, mean2)]
+    covariances = [np.asarray(c, dtype=np.float64) for c in (cov1, cov2)]
+    dim = means[0].shape
+    if len(dim) != 1 or means[1].shape != dim or any(c.shape != dim * 2 for c in covariances):
+        shapes = [list(a.shape) for a in (means[0], covariances[0], means[1], covariances[1])]
+        raise ValueError(f'means [D] and covariances [D, D] expected, got {shapes}')
+    if not all(np.isfinite(a).all() for a in means + covariances):
+        raise ValueError('a mean or covariance holds NaN or infinity')
+    factors = [_factor_of_covariance(c) for c in covariances]
+    return _distance(means[0], factors[0], means[1], factors[1])
+
+
+def frechet_of_features(features_a: ArrayLike, features_b: ArrayLike) -> float:
+    """Returns the Frechet distance of two sets of features [N, D], [M, D], without their covariances.
+
+    The same number as from `FeatureStats`, but cheap for fewer features than dimensions, and more exact.
+
+    Raises:
+        ValueError: for fewer than two features in a set, other shapes, or NaN or infinite features.
+    """
+    a, b = _pair_of_features(features_a, features_b)
+    return _distance(*_factor_of_features(a, np.ones(len(a))), *_factor_of_features(b, np.ones(len(b))))
+
+
+def bootstrap_frechet(features_a: ArrayLike, features_b: ArrayLike, rounds: int, seed: int) -> float:
+    """Returns the standard error of the Frechet distance of two sets of features [N, D], [M, D].
+
+    It is the deviation of the distance over `rounds` pairs of sets that are drawn with replacement. Drawn
+    sets hold doubles, so that their distances are larger than the measured one: use the deviation alone.
+
+    Args:
+        features_a: one set.
+        features_b: the other set.
+        rounds: sets drawn, at least 2; the error itself is known to about 1 / sqrt(2 rounds) of its value.
+        seed: selects the sets.
+
+    Raises:
+        ValueError: as `frechet_of_features`, or for too few rounds.
+    """
+    if rounds < 2:
+        raise ValueError(f'a bootstrap needs at least 2 rounds, got {rounds}')
+    sets = _pair_of_features(features_a, features_b)
+    rng = np.random.default_rng(seed)
+    distances = []
+    for _ in range(rounds):
+        counts = [rng.multinomial(len(f), np.full(len(f), 1 / len(f))) for f in sets]
+        (mean_a, a), (mean_b, b) = (_factor_of_features(f, c) for f, c in zip(sets, counts, strict=True))
+        distances.append(_distance(mean_a, a, mean_b, b))
+    return float(np.std(distances, ddof=1))
+
+
+def halves_floor(features: ArrayLike, seed: int) -> float:
+    """Returns the Frechet distance between two random halves of one set of features [N, D].
+
+    What a perfect generator would reach against N / 2 real videos with N / 2 of its own; the floor of N
+    against N is about half of it, since the bias falls like 1 / N. Of an odd N one feature is left out.
+
+    Raises:
+        ValueError: for fewer than four features, or NaN or infinite ones.
+    """
+    array = checked_features(features)
+    if len(array) < 4:
+        raise ValueError(f'two halves need at least 4 features, got {len(array)}')
+    order = np.random.default_rng(seed).permutation(len(array))
+    half = len(array) // 2
+    return frechet_of_features(array[order[:half]], array[order[half : 2 * half]])
+
+
+class KernelDistance(NamedTuple):
+    """Kernel distance and its standard error."""
+
+    value: float
+    standard_error: float
+
+
+def kernel_distance(
+    features_a: ArrayLike,
+    features_b: ArrayLike,
+    seed: int,
+    subsets: int = 100,
+    subset_size: int = 1000,
+) -> KernelDistance:
+    """Returns KID: the squared MMD with the kernel (x'y / D + 1)^3, unbiased, averaged over random subsets.
+
+    A subset holds at most half of the smaller set, so that subsets differ; being unbiased, the value is
+    expected to be the same for every size. The standard error is that of a delete-d jackknife: the deviation
+    over subsets of m out of n features, times sqrt(m / (n - m)).
+
+    Args:
+        features_a: [N, D].
+        features_b: [M, D].
+        seed: selects the subsets.
+        subsets: number of subsets, at least 2.
+        subset_size: features of each set in a subset, drawn without replacement.
+
+    Raises:
+        ValueError: for fewer than four features in a set, other shapes, or NaN or infinite features.
+    """
+    a, b = _pair_of_features(features_a, features_b)
+    count = min(len(a), len(b))
+    size = min(subset_size, count // 2)
+    if size < 2 or subsets < 2:
+        raise ValueError(
+            f'a kernel distance needs at least 4 features per set and 2 subsets of 2 features; got {len(a)} '
+            f'and {len(b)} features, {subsets} subsets of {subset_size}'
+        )
+    rng = np.random.default_rng(seed)
+    values = [
+        _squared_mmd(a[rng.choice(len(a), size, replace=False)], b[rng.choice(len(b), size, replace=False)])
+        for _ in range(subsets)
+    ]
+    error = np.std(values, ddof=1) * np.sqrt(size / (count - size))
+    return KernelDistance(float(np.mean(values)), float(error))
+
+
+def standard_error(values: ArrayLike) -> float:
+    """Returns the standard error of the mean of independent values [N]; NaN for fewer than two values."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not np.isfinite(array).all():
+        raise ValueError(f'finite values [N] expected, got the shape {list(array.shape)} or NaN')
+    return float(np.std(array, ddof=1) / np.sqrt(len(array))) if len(array) > 1 else float('nan')
+
+
+def _pair_of_features(features_a: ArrayLike, features_b: ArrayLike) -> tuple[Array, Array]:
+    a, b = checked_features(features_a), checked_features(features_b)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f'features of {a.shape[1]} and {b.shape[1]} dimensions cannot be compared')
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f'each set needs at least 2 features, got {len(a)} and {len(b)}')
+    return a, b
+
+
+def _factor_of_features(features: Array, counts: NDArray) -> tuple[Array, Array]:
+    """Returns the mean and F with F'F = covariance, of features of which each occurs counts times."""
+    features, counts = features[counts > 0], counts[counts > 0]
+    share = counts / counts.sum()
+    mean = share @ features
+    factor = np.sqrt(share)[:, None] * (features - mean)
+    if len(factor) > factor.shape[1]:
+        factor = np.linalg.qr(factor, mode='r')  # F = QR gives F'F = R'R: no square, no lost digits
+    return mean, factor
+
+
+def _factor_of_covariance(covariance: Array) -> Array:
+    """Returns F [rank, D] with F'F = covariance."""
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    largest = max(values[-1], -values[0], 0.0)
+    if values[0] < -_NEGATIVE * largest or np.abs(covariance - covariance.T).max() > _NEGATIVE * largest:
+        raise ValueError('a covariance must be symmetric without negative eigenvalues')
+    kept = values > len(values) * np.finfo(np.float64).eps * largest  # the rest is rounding
+    return (np.sqrt(values[kept]) * vectors[:, kept]).T
+
+
+def _distance(mean_a: Array, factor_a: Array, mean_b: Array, factor_b: Array) -> float:
+    root_trace = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum() if len(factor_a) else 0.0
+    traces = (factor_a**2).sum() + (factor_b**2).sum()
+    return max(float(((mean_a - mean_b) ** 2).sum() + traces - 2 * root_trace), 0.0)
+
+
+def _squared_mmd(a: Array, b: Array) -> float:
+    dim, m, n = a.shape[1], len(a), len(b)
+    aa, bb, ab = ((x @ y.T / dim + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
+    within = (aa.sum() - np.trace(aa)) / (m * (m - 1)) + (bb.sum() - np.trace(bb)) / (n * (n - 1))
+    return float(within - 2 * ab.mean())

@@ -1,0 +1,234 @@
+"""Distances between feature sets against closed forms, SciPy, high precision and naive loops."""
+
+import mpmath
+import numpy as np
+import pytest
+import scipy.linalg
+
+from metrics.frechet_distance import (
+    FeatureStats,
+    bootstrap_frechet,
+    frechet_distance,
+    frechet_of_features,
+    halves_floor,
+    kernel_distance,
+    standard_error,
+)
+
+
+def stats_of(features):
+    stats = FeatureStats(features.shape[1])
+    stats.append(features)
+    return stats
+
+
+def distance_of(a, b):
+    a, b = stats_of(a), stats_of(b)
+    return frechet_distance(a.mean(), a.covariance(), b.mean(), b.covariance())
+
+
+def random_factor(rng, dim, rank):
+    return rng.normal(size=(rank, dim)) * rng.uniform(0.1, 3, dim) / np.sqrt(rank)
+
+
+def random_covariance(rng, dim, rank):
+    factor = random_factor(rng, dim, rank)
+    return factor.T @ factor
+
+
+def exact_distance(mean1, factor1, mean2, factor2):
+    """The definition with 60 digits; covariances come as F with F'F, as a rounded one has full rank."""
+    with mpmath.workdps(60):
+        m1, f1, m2, f2 = (mpmath.matrix(x.tolist()) for x in (mean1, factor1, mean2, factor2))
+        s1, s2 = f1.T * f1, f2.T * f2
+        values, vectors = mpmath.eigsy(s1)
+        zero = mpmath.mpf(10) ** -40
+        root = vectors * mpmath.diag([mpmath.sqrt(v) if v > zero else 0 for v in values]) * vectors.T
+        inner = mpmath.eigsy(root * s2 * root, eigvals_only=True)
+        trace = sum(s1[i, i] + s2[i, i] for i in range(s1.rows))
+        return float(
+            mpmath.norm(m1 - m2) ** 2 + trace - 2 * sum(mpmath.sqrt(v) if v > zero else 0 for v in inner)
+        )
+
+
+def test_closed_form_of_diagonal_gaussians():
+    m1, m2 = np.array([1.0, -2, 0.5]), np.array([0.0, 1, 0.25])
+    s1, s2 = np.array([4.0, 0.25, 0]), np.array([1.0, 9, 4])
+    expected = ((m1 - m2) ** 2).sum() + ((np.sqrt(s1) - np.sqrt(s2)) ** 2).sum()
+    assert frechet_distance(m1, np.diag(s1), m2, np.diag(s2)) == pytest.approx(expected, rel=1e-14)
+
+
+def test_closed_form_of_a_scaled_covariance_in_any_basis():
+    rng = np.random.default_rng(0)
+    cov, mean = random_covariance(rng, 12, 30), rng.normal(size=12)
+    assert frechet_distance(mean, cov, mean + 2, 9 * cov) == pytest.approx(48 + 4 * np.trace(cov), rel=1e-12)
+    assert frechet_distance(mean, cov, mean, cov) == pytest.approx(0, abs=1e-12 * np.trace(cov))
+
+
+@pytest.mark.parametrize('dim', [3, 40, 150])
+def test_agrees_with_the_matrix_root_of_scipy(dim):
+    rng = np.random.default_rng(dim)
+    s1, s2 = random_covariance(rng, dim, 3 * dim), random_covariance(rng, dim, 4 * dim)
+    m1, m2 = rng.normal(size=(2, dim))
+    root = scipy.linalg.sqrtm(s1 @ s2)
+    expected = ((m1 - m2) ** 2).sum() + np.trace(s1 + s2 - 2 * root.real)
+    assert frechet_distance(m1, s1, m2, s2) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(m2, s2, m1, s1) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize('ranks', [(3, 3), (2, 9), (9, 4), (1, 1)])
+def test_rank_deficient_covariances_against_high_precision(ranks):
+    rng = np.random.default_rng(sum(ranks))
+    f1, f2 = (random_factor(rng, 9, r) for r in ranks)
+    m1, m2 = 0.1 * rng.normal(size=(2, 9))
+    distance = frechet_distance(m1, f1.T @ f1, m2, f2.T @ f2)
+    assert distance == pytest.approx(exact_distance(m1, f1, m2, f2), rel=1e-12)
+
+
+def test_fewer_features_than_dimensions():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(6, 10)), 2 * rng.normal(size=(7, 10)) + 1
+    exact = exact_distance(*(f for x in (a, b) for f in (x.mean(0), (x - x.mean(0)) / np.sqrt(len(x)))))
+    assert frechet_of_features(a, b) == pytest.approx(exact, rel=1e-12)
+    assert distance_of(a, b) == pytest.approx(exact, rel=1e-12)
+
+
+def test_covariance_of_no_spread():
+    still = np.ones((5, 4))
+    moving = np.random.default_rng(0).normal(size=(50, 4))
+    expected = ((1 - moving.mean(0)) ** 2).sum() + moving.var(0).sum()
+    assert distance_of(still, moving) == pytest.approx(expected, rel=1e-12)
+    assert distance_of(moving, still) == pytest.approx(expected, rel=1e-12)
+    assert distance_of(still, still + 3) == pytest.approx(36, rel=1e-12)
+    assert frechet_of_features(still, moving) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize('counts', [(300, 200), (10, 12), (10, 200)])
+def test_features_and_covariances_give_the_same_distance(counts):
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=(counts[0], 24)), rng.gamma(2, size=(counts[1], 24))
+    assert frechet_of_features(a, b) == pytest.approx(distance_of(a, b), rel=1e-9)
+
+
+def test_streaming_and_merging_equal_one_pass():
+    features = np.random.default_rng(3).normal(5, 2, size=(103, 8)).astype(np.float32)
+    pieces, processes = FeatureStats(8), [FeatureStats(8) for _ in range(3)]
+    for i, chunk in enumerate(np.array_split(features, 11)):
+        pieces.append(chunk)
+        processes[i % 3].append(chunk)
+    merged = FeatureStats.from_arrays(processes[0].arrays())
+    for other in processes[1:]:
+        merged.merge(FeatureStats.from_arrays(other.arrays()))
+    exact = features.astype(np.float64)
+    for stats in (stats_of(features), pieces, merged):
+        assert stats.count == 103
+        np.testing.assert_allclose(stats.mean(), exact.mean(0), rtol=1e-13)
+        np.testing.assert_allclose(stats.covariance(), np.cov(exact.T, bias=True), rtol=1e-10, atol=1e-12)
+    assert processes[0].count < 103  # exchanged states are copies
+
+
+def test_bad_features_are_refused():
+    stats, features = FeatureStats(3), np.ones((4, 3))
+    with pytest.raises(ValueError, match='no features'):
+        stats.mean()
+    stats.append(features[:1])
+    with pytest.raises(ValueError, match='at least 2 features, got 1'):
+        stats.covariance()
+    features[2, 1] = np.nan
+    for refused in (stats.append, lambda f: frechet_of_features(f, f), lambda f: halves_floor(f, 0)):
+        with pytest.raises(ValueError, match=r'1 of 4 features are NaN or infinite \(rows 2\)'):
+            refused(features)
+    assert stats.count == 1 and np.isfinite(stats.outer).all()
+    with pytest.raises(ValueError, match='2 dimensions, expected 3'):
+        stats.append(np.ones((4, 2)))
+    with pytest.raises(ValueError, match='do not mix'):
+        stats.merge(FeatureStats(2))
+    with pytest.raises(ValueError, match='NaN or infinity'):
+        frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), np.full((2, 2), np.nan))
+    with pytest.raises(ValueError, match='negative eigenvalues'):
+        frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), -np.eye(2))
+    with pytest.raises(ValueError, match='expected'):
+        frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))
+    with pytest.raises(ValueError, match='cannot be compared'):
+        frechet_of_features(np.ones((4, 2)), np.ones((4, 3)))
+
+
+def naive_squared_mmd(a, b):
+    def kernel(x, y):
+        return (sum(p * q for p, q in zip(x, y, strict=True)) / len(x) + 1) ** 3
+
+    m, n = len(a), len(b)
+    aa = sum(kernel(a[i], a[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    bb = sum(kernel(b[i], b[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    return aa + bb - 2 * sum(kernel(x, y) for x in a for y in b) / (m * n)
+
+
+def test_kernel_distance_against_naive_loops():
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=(21, 5)), rng.normal(1, 1, size=(19, 5))
+    draws = np.random.default_rng(7)
+    values = []
+    for _ in range(6):
+        i, j = draws.choice(21, 8, replace=False), draws.choice(19, 8, replace=False)
+        values.append(naive_squared_mmd(a[i], b[j]))
+    result = kernel_distance(a, b, seed=7, subsets=6, subset_size=8)
+    assert result.value == pytest.approx(np.mean(values), rel=1e-12)
+    assert result.standard_error == pytest.approx(np.std(values, ddof=1) * np.sqrt(8 / 11), rel=1e-12)
+    assert result != kernel_distance(a, b, seed=8, subsets=6, subset_size=8)
+
+
+def test_kernel_distance_is_unbiased_and_knows_its_error():
+    rng = np.random.default_rng(5)
+    same = [kernel_distance(*rng.normal(size=(2, 60, 4)), seed=i, subsets=20).value for i in range(60)]
+    assert abs(np.mean(same)) < 3 * standard_error(same)
+    apart = [kernel_distance(rng.normal(size=(60, 4)), rng.normal(0.8, 1, (60, 4)), i, 40) for i in range(60)]
+    true_error = np.std([r.value for r in apart], ddof=1)
+    assert np.mean([r.standard_error for r in apart]) == pytest.approx(true_error, rel=0.3)
+    with pytest.raises(ValueError, match='at least 4 features'):
+        kernel_distance(np.ones((3, 2)), np.ones((9, 2)), seed=0)
+
+
+@pytest.mark.parametrize('dim', [1, 600])
+def test_bootstrap_against_the_analytic_error_of_a_shift(dim):
+    # A shift along the only axis with spread: FD = shift^2 with the error 2 shift sigma sqrt(2 / N).
+    rng = np.random.default_rng(6)
+    shift, sigma, count = 20.0, 0.7, 400
+    axis = np.zeros(dim)
+    axis[0] = 1
+    a, b = (rng.normal(mean, sigma, (count, 1)) * axis for mean in (0, shift))
+    analytic = 2 * shift * sigma * np.sqrt(2 / count)
+    assert bootstrap_frechet(a, b, 200, seed=1) == pytest.approx(analytic, rel=0.2)
+    assert bootstrap_frechet(a, b, 3, seed=1) == bootstrap_frechet(a, b, 3, seed=1)
+    assert bootstrap_frechet(a, b, 3, seed=1) != bootstrap_frechet(a, b, 3, seed=2)
+
+
+def test_bootstrap_draws_with_replacement():
+    rng = np.random.default_rng(8)
+    a, b = rng.normal(size=(2, 9, 3))
+    draws = np.random.default_rng(3)
+    distances = []
+    for _ in range(4):
+        i, j = (np.repeat(np.arange(9), draws.multinomial(9, np.full(9, 1 / 9))) for _ in range(2))
+        distances.append(distance_of(a[i], b[j]))
+    assert bootstrap_frechet(a, b, 4, seed=3) == pytest.approx(np.std(distances, ddof=1), rel=1e-9)
+    with pytest.raises(ValueError, match='at least 2 rounds'):
+        bootstrap_frechet(a, b, 1, seed=3)
+
+
+def test_floor_of_halves():
+    features = np.random.default_rng(9).normal(size=(401, 6))
+    order = np.random.default_rng(2).permutation(401)
+    expected = distance_of(features[order[:200]], features[order[200:400]])
+    assert halves_floor(features, seed=2) == pytest.approx(expected, rel=1e-9)
+    assert 0 < halves_floor(features, seed=2) < 0.2 < distance_of(features, features + 0.2)
+    with pytest.raises(ValueError, match='at least 4 features, got 3'):
+        halves_floor(features[:3], seed=0)
+
+
+def test_standard_error_of_a_mean():
+    values = np.random.default_rng(10).normal(size=(2000, 25))
+    errors = [standard_error(row) for row in values]
+    assert np.mean(errors) == pytest.approx(np.std(values.mean(axis=1)), rel=0.05)
+    assert np.isnan(standard_error([1.0]))
+    with pytest.raises(ValueError, match='finite values'):
+        standard_error([1.0, np.nan])
