@@ -76,10 +76,11 @@ class FolderClips:
 
     def clip(self, i: int) -> np.ndarray:
         """See ClipSource."""
-        path, rng = self.paths[i], None
+        index, rng = i, None
         if self.seed is not None:
             index, repeat = nth_clip(self.seed, len(self.paths), i)
-            path, rng = self.paths[index], window_rng(self.seed, index, repeat)
+            rng = window_rng(self.seed, index, repeat)
+        path = self.paths[index]
         name = self._name(path)
         try:
             clip = self._pictures(path, rng) if path.is_dir() else self._video(path, rng)

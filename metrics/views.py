@@ -244,7 +244,8 @@ class FlatPlane:
     def view(self, i: int) -> MultiView:
         """See ViewSource."""
         view = self.source.view(i)
-                axial = torch.cat([camera.project(view.xyz[k].flatten(1).T, view.cameras[k])[1] for k in FRONT])
+        points = [(view.xyz[k].flatten(1).T, view.cameras[k]) for k in FRONT]
+        axial = torch.cat([camera.project(x, label)[1][:, 0] for x, label in points])
         hit = (view.opacity[list(FRONT)] > _OPAQUE).flatten()
         if not hit.any():
             raise ClipError(f'item {i}: no ray from the front hits anything')
