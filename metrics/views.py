@@ -229,9 +229,10 @@ class FrozenViews:
 class FlatPlane:
     """Control: each front picture pasted on one plane that faces the front camera, seen by both cameras.
 
-    The plane goes through the mean depth of the head (opacity > 0.5) in the front views. Pictures from the
-    side are the exact homography, sampled bilinearly; depth, points and opacity are exact. Beyond the pasted
-    picture its border goes on and opacity is 0.
+    The plane goes through the mean depth of what is opaque (> 0.5) in the middle half of the front pictures:
+    of the head, not of an opaque background. Pictures from the side are the exact homography, sampled
+    bilinearly; depth, points and opacity are exact. Beyond the pasted picture its border goes on and opacity
+    is 0.
     """
 
     def __init__(self, source: ViewSource) -> None:
@@ -244,14 +245,16 @@ class FlatPlane:
     def view(self, i: int) -> MultiView:
         """See ViewSource."""
         view = self.source.view(i)
-        points = [(view.xyz[k].flatten(1).T, view.cameras[k]) for k in FRONT]
-        axial = torch.cat([camera.project(x, label)[1][:, 0] for x, label in points])
-        hit = (view.opacity[list(FRONT)] > _OPAQUE).flatten()
+        size = view.depth.shape[-1]
+        middle = slice(size // 4, size - size // 4)
+        points = view.xyz[list(FRONT), :, middle, middle].flatten(2).transpose(1, 2)
+        axial = camera.project(points, view.cameras[list(FRONT), None])[1]
+        hit = view.opacity[list(FRONT), :, middle, middle].flatten(2).transpose(1, 2) > _OPAQUE
         if not hit.any():
-            raise ClipError(f'item {i}: no ray from the front hits anything')
+            raise ClipError(f'item {i}: no ray from the front hits the head')
         distance = axial[hit].double().mean()
         parts = [
-            plane_view(view.image[p], view.cameras[p], view.cameras[k], distance, view.depth.shape[-1])
+            plane_view(view.image[p], view.cameras[p], view.cameras[k], distance, size)
             for k, p in enumerate((FRONT[0], FRONT[1], FRONT[0], FRONT[1]))
         ]
         image, depth, opacity, xyz = (torch.stack(x) for x in zip(*parts, strict=True))

@@ -202,9 +202,8 @@ def test_concurrent_runs(tmp_path):
         assert sum(works[k].ticks) == total
     last = Work()
     assert_records(last.collect(tmp_path))
-    assert set(last.items) <= set(
-        range(CHUNK)
-    )  # at most a shorter file over a longer one, of the first chunk
+    # the runs of 7 and of 19 items may have put their shorter files over others
+    assert set(last.items) <= set(range(2 * CHUNK))
     assert not list(tmp_path.glob('*/.*'))
 
 
@@ -247,7 +246,7 @@ def process(rank, port, folder):
 
 
 def test_two_processes(tmp_path):
-    """Each computes its chunks and has all records, as one process has, with a shared disk and without one."""
+    """Each computes its chunks and has all records, as one process has, with a shared disk and without."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
