@@ -12,22 +12,18 @@ import functools
 import io
 import json
 import math
-import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from dnnlib.util import UserError, atomic_write, explain_os_error
+from dnnlib.video import PICTURE_TYPES, find_clips, natural, video_frames
 from preprocessing.archive import dataset_json, parallel, write_entry
 
-VIDEO_TYPES = ('.mp4', '.mov', '.mkv', '.avi', '.webm', '.m4v')
-PICTURE_TYPES = ('.png', '.jpg', '.jpeg', '.webp')
 FORMATS: dict[str, dict[str, Any]] = {  # how Pillow writes each
     'png': {'format': 'PNG'},
     'webp': {'format': 'WEBP', 'quality': 95, 'method': 4},
@@ -83,7 +79,7 @@ def find_plain(source: str, cameras: str) -> tuple[list[RawClip], list[str]]:
     table = _load_json(Path(cameras))
     if not isinstance(table, dict) or not table:
         raise UserError(f'{cameras} must be a JSON object {{"clip.mp4": [one 25-number label per frame]}}')
-    found = {path.relative_to(root).as_posix(): path for path in _find_clips(root)}
+    found = {path.relative_to(root).as_posix(): path for path in find_clips(root)}
     lost = sorted(set(table) - set(found), key=natural)
     if lost:
         raise UserError(f'{cameras} has labels of clips that {source} does not hold: {listing(lost)}')
@@ -194,12 +190,6 @@ def convert(clip: RawClip, options: PackOptions) -> PackedClip:
     return PackedClip(frames, labels[: len(frames)], fps)
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key by which frame2 comes before frame10."""
-    parts = re.split(r'([0-9]+)', name)
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
-
-
 def listing(names: list[str]) -> str:
     """Joins names for a message; many are cut off and counted."""
     more = f', and {len(names) - _LISTED} more' if len(names) > _LISTED else ''
@@ -232,16 +222,6 @@ def _load_json(path: Path) -> Any:
         raise UserError(f'cannot read {explain_os_error(error, path)}') from error
     except ValueError as error:
         raise UserError(f'{path} is not valid JSON ({error})') from error
-
-
-def _find_clips(root: Path) -> Iterator[Path]:
-    """Finds video files and folders that hold pictures; loose pictures in the root are no clip."""
-    for path in root.rglob('*'):
-        if path.is_dir():
-            if any(p.suffix.lower() in PICTURE_TYPES for p in path.iterdir()):
-                yield path
-        elif path.suffix.lower() in VIDEO_TYPES:
-            yield path
 
 
 def _clip_labels(clip: RawClip) -> list[list[float]]:
@@ -290,20 +270,8 @@ def _folder_frames(path: Path) -> Iterator[tuple[Image.Image, float]]:
 
 
 def _video_frames(path: Path) -> Iterator[tuple[Image.Image, float]]:
-    exact = ['-fps_mode', 'passthrough', '-sws_flags', 'lanczos+accurate_rnd+full_chroma_int']
-    reader = imageio_ffmpeg.read_frames(str(path), input_params=['-threads', '1'], output_params=exact)
-    try:
-        meta = next(reader)
-        width, height = meta['size']
-        for data in reader:
-            picture = np.frombuffer(data, np.uint8).reshape(height, width, 3)
-            yield Image.fromarray(picture), float(meta['fps'])
-    except (OSError, RuntimeError, ValueError, LookupError, StopIteration) as error:
-        raise UserError(
-            'the video cannot be decoded; it is broken, cut short, or of an unknown kind'
-        ) from error
-    finally:
-        reader.close()
+    for picture, fps in video_frames(path):
+        yield Image.fromarray(picture), fps
 
 
 def _encode(picture: Image.Image, options: PackOptions) -> bytes:

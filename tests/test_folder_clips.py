@@ -1,0 +1,112 @@
+"""Clips of a folder: windows, kinds of files, failures with their names."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnnlib.util import UserError
+from metrics import clips
+from metrics.clip_source import ClipError
+from metrics.digests import json_digest
+from training import visualize
+
+T = 4
+
+
+def smooth(frames, size=32, start=0):
+    """Frames whose red is their number times 8."""
+    clip = np.full((frames, size, size, 3), 90, np.uint8)
+    clip[..., 0] = 8 * np.arange(start, start + frames)[:, None, None]
+    return clip
+
+
+@pytest.fixture(scope='module')
+def mixed(tmp_path_factory):
+    """A folder of good and bad clips."""
+    root = tmp_path_factory.mktemp('mixed')
+    for k in (1, 2, 10):
+        visualize.write_video(root / f'a{k}.mp4', smooth(20, start=k))
+    visualize.write_video(root / 'b short.mp4', smooth(3))
+    (root / 'c broken.mp4').write_bytes(b'no video')
+    visualize.write_video(root / 'd large.mp4', smooth(20, 64))
+    visualize.write_video(root / 'e wide.mp4', smooth(20)[:, :16])
+    visualize.write_video(root / 'f black.mp4', smooth(20) * 0)
+    (root / 'g').mkdir()
+    for k, picture in enumerate(smooth(11)):
+        Image.fromarray(picture).save(root / 'g' / f'{k}.png')
+        Image.fromarray(picture[..., 0]).save(root / 'g' / f'{k}.depth.png')
+    visualize.write_video(root / '.hidden.mp4', smooth(20))
+    return root
+
+
+def test_folder_of_fakes(mixed):
+    source = clips.FolderClips(mixed, T)
+    outcomes = []
+    for i in range(len(source)):
+        try:
+            clip = source.clip(i)
+            assert clip.shape == (T, 32, 32, 3)
+            outcomes.append((clip[..., 0].mean((1, 2)) / 8).round().astype(int).tolist())
+        except ClipError as err:
+            outcomes.append(str(err))
+    assert outcomes == [
+        [1, 2, 3, 4],
+        [2, 3, 4, 5],
+        [10, 11, 12, 13],
+        'b short.mp4: has 3 frames, fewer than 4',
+        'c broken.mp4: the video cannot be decoded; it is broken, cut short, or of an unknown kind',
+        'd large.mp4: is 64x64, unlike the other clips (32x32)',
+        'e wide.mp4: is 32x16, not square',
+        'f black.mp4: frame 0 is black (4 of 4 are)',
+        [0, 1, 2, 3],
+    ]
+    assert [source.is_video(i) for i in range(9)] == [True] * 8 + [False]
+    assert np.array_equal(source.clip(8), smooth(4)) and not np.array_equal(
+        clips.Encoded(source, 15, 25).clip(8), smooth(4)
+    )
+    assert len(clips.FolderClips(mixed, T, count=2)) == 2 and len(clips.FolderClips(mixed, T, count=99)) == 9
+
+
+def test_folder_of_real_clips(mixed, tmp_path):
+    source = clips.FolderClips(mixed, T, seed=1, count=27)
+    assert len(source) == 27 and source.identity['distinct_clips'] == 9
+    starts, failures = [], 0
+    for i in range(27):
+        try:
+            clip = source.clip(i)
+            reds = (clip[..., 0].mean((1, 2)) / 8).round().astype(int)
+            assert (np.diff(reds) == 1).all()
+            starts.append(int(reds[0]))
+        except ClipError:
+            failures += 1
+    assert failures == 15 and len(set(starts)) > 5
+    good = next(i for i in range(9) if source.paths[clips.nth_clip(1, 9, i)[0]].name.startswith('a'))
+    assert np.array_equal(clips.FolderClips(mixed, T, seed=1).clip(good), source.clip(good))
+    kinds = [clips.FolderClips(mixed, T), clips.FolderClips(mixed, 5), clips.FolderClips(mixed, T, seed=2)]
+    assert len({json_digest(s.identity) for s in [source, *kinds]}) == 4
+
+
+def test_windows_of_videos_are_uniform(monkeypatch, tmp_path):
+    visualize.write_video(tmp_path / 'a.mp4', smooth(4))
+    source = clips.FolderClips(tmp_path, 2, seed=0)
+    frames = [(np.full((32, 32, 3), k, np.uint8), 25.0) for k in range(6)]
+
+    def decode(path):
+        yield from frames
+
+    monkeypatch.setattr('metrics.folder_clips.video_frames', decode)
+    rng = np.random.default_rng(0)
+    starts = [int(source._video(tmp_path / 'a.mp4', rng)[0, 0, 0, 0]) for _ in range(1000)]
+    counts = np.bincount(starts, minlength=5)
+    assert len(counts) == 5 and ((counts - 200) ** 2 / 200).sum() < 18.5  # 4 degrees of freedom, p = 0.001
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    with pytest.raises(UserError, match='is not a folder'):
+        clips.FolderClips(tmp_path / 'absent', T)
+    with pytest.raises(UserError, match='holds no videos and no folders of pictures'):
+        clips.FolderClips(tmp_path, T)
+    visualize.write_video(tmp_path / 'e wide.mp4', smooth(20)[:, :16])
+    (tmp_path / 'c.mp4').write_bytes(b'no video')
+    with pytest.raises(UserError, match='none of the 2 clips .* e wide.mp4 is 32x16, not square'):
+        clips.FolderClips(tmp_path, T)
