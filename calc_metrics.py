@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from dnnlib.util import UserError, explain_os_error, is_out_of_memory
 from metrics.base import Settings
-from metrics.clips import save_clips
-from metrics.detectors.registry import default_cache, parse_detector_files
+from metrics.detectors.registry import parse_detector_files
 from metrics.metric_main import CONTROLS, FRAMES, VIDEOS, Metrics, parse_metrics
 from metrics.plotting import plot_run
 from metrics.results import append_results, describe
@@ -19,7 +19,8 @@ from metrics.subjects import Subject, folder_subject, network_subject, views_sub
 from metrics.views import save_views
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import build_network, read_snapshot
-from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+from torch_utils.kernel_build import cache_folder
+from torch_utils.misc import keep_freed_memory, set_float32_precision
 from training.dataset import VideoDataset
 from training.networks.generator import Generator
 
@@ -131,12 +132,12 @@ def main(**flags: Any) -> None:
 def run(flags: dict[str, Any]) -> None:
     """Measures what the command line asks for."""
     requests = parse_metrics(flags['metrics'] or '')
-    device = pick_device(flags['device'])
+    device = torch.device('cpu')
     dist.init(device.type)
     set_float32_precision()
     keep_freed_memory()
     settings = Settings(
-        cache=Path(flags['cache'] or default_cache()),
+        cache=Path(flags['cache'] or cache_folder()),
         device=device,
         protocol=flags['protocol'],
         codec=flags['codec'],
@@ -157,7 +158,6 @@ def run(flags: dict[str, Any]) -> None:
         files = append_results(outdir, results, settings, subject.facts, time.time() - start)
         for result, file in zip(results, files, strict=True):
             print(f'{describe(result)}\n  {file}', flush=True)
-    save(flags, metrics, subject)
     lacking = [result.name for result in results if result.outcome.value != result.outcome.value]
     if lacking:
         raise UserError(f'no value for {", ".join(lacking)}: every video failed, for the reasons above')
@@ -179,11 +179,8 @@ def make_subject(flags: dict[str, Any], settings: Settings) -> Subject:
     snapshot = read_snapshot(flags['network'])
     G = build_network(snapshot, 'G_ema', Generator, settings.device)
     data = VideoDataset.Config(path=flags['data'], span=G.config.span, resolution=G.config.resolution).build()
-    return network_subject(G, data, settings, snapshot.path.name, snapshot.meta.get('kimg'))
-
-
-def save(flags: dict[str, Any], metrics: Metrics, subject: Subject) -> None:
-    ...
+    keep = Path(flags['save_videos']) if flags['save_videos'] else None
+    return network_subject(G, data, settings, snapshot.path.name, snapshot.meta.get('kimg'), keep)
 
 
 def fail(message: str) -> None:

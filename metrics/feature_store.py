@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,46 +26,60 @@ _INDEX = 'index'  # entry of a file: JSON {"items": n, "failures": {place in the
 _log = logging.getLogger(__name__)
 
 
+class Task(NamedTuple):
+    """Records that are wanted."""
+
+    key: Mapping[str, Any]  # plain JSON that says exactly what they are: items, network that measures, options
+    total: int  # items, from 0 on; a larger total adds to the same records
+
+
 def collect(
     store: Path,
-    key: Mapping[str, Any],
-    total: int,
-    compute: Callable[[int], Record],
+    tasks: Sequence[Task],
+    compute: Callable[[int, Sequence[int]], Sequence[Record]],
     progress: Callable[[int], object] = lambda count: None,
-) -> list[Record]:
-    """Returns the records of items 0 to total - 1; those that the store lacks are computed and added to it.
+) -> list[list[Record]]:
+    """Returns the records of each task; those that the store lacks are computed and added to it.
 
-    Chunk k is the work of process k % world_size. Records reach the other processes by message, so that
-    nothing depends on a shared file system; without one, each machine keeps what it computed itself.
+    Item by item all missing records are computed together, since an item is dear. Chunk k is the work of
+    process k % world_size. Records reach the other processes by message, so that nothing depends on a shared
+    file system; without one, each machine keeps what it computed itself.
 
     Args:
         store: folder of all keys; made when missing.
-        key: plain JSON that says exactly what the records are: items, network that measures them, options.
-            The number of items need not be in it: a larger total adds to the same records.
-        total: number of items.
-        compute: maps an item to its record. When it raises, what was computed before is kept.
-        progress: gets the number of items finished since its last call, `total` all together: what the store
-            holds at once, then one by one; those of other processes as their files appear, or in the end.
+        tasks: what is wanted; tasks of equal keys share their records.
+        compute: maps (item, numbers of tasks) to one record for each of these tasks. When it raises, what was
+            computed before is kept.
+        progress: gets the number of records finished since its last call, in all the sum over tasks of
+            different keys: what the store holds at once, then item by item; those of other processes in the end.
 
     Raises:
         UserError: when the store cannot be written.
     """
-    folder = open_folder(store, key)
-    chunks = [_Chunk(folder, start, min(CHUNK, total - start)) for start in range(0, total, CHUNK)]
-    mine = chunks[dist.rank() :: dist.world_size()]
-    others = [chunk for chunk in chunks if chunk not in mine]
-    records = {chunk: chunk.load(warn=True) for chunk in mine}
-    progress(sum(map(len, records.values())))
-    for chunk in mine:
-        if len(records[chunk]) < chunk.size:
-            _complete(chunk, records[chunk], compute, progress)
-            new = [chunk for chunk in others if chunk.path.exists()]
-            progress(sum(chunk.size for chunk in new))
-            others = [chunk for chunk in others if chunk not in new]
-    parts = dist.gather_objects({chunk.start: done for chunk, done in records.items()})
-    progress(sum(chunk.size for chunk in others))
-    merged = {start: done for part in parts for start, done in part.items()}
-    return [record for chunk in chunks for record in merged[chunk.start]]
+    folders = [open_folder(store, task.key) for task in tasks]
+    totals = {folder: max(t.total for t, f in zip(tasks, folders, strict=True) if f == folder) for folder in folders}
+    columns = [
+        {f: _Chunk(f, start, min(CHUNK, total - start)) for f, total in totals.items() if start < total}
+        for start in range(0, max(totals.values(), default=0), CHUNK)
+    ]
+    mine = columns[dist.rank() :: dist.world_size()]
+    done = [{folder: chunk.load(warn=True) for folder, chunk in column.items()} for column in mine]
+    known = sum(len(records) for column in done for records in column.values())
+    progress(known)
+    for column, records in zip(mine, done, strict=True):
+        _complete(column, records, lambda i, wanted: compute(i, [folders.index(f) for f in wanted]), progress)
+    parts = dist.gather_objects(done)
+    ours = sum(chunk.size for column in mine for chunk in column.values())
+    progress(sum(totals.values()) - ours)
+    return [
+        [record for k in range(len(columns)) for record in _part(parts, k).get(folder, [])][: task.total]
+        for task, folder in zip(tasks, folders, strict=True)
+    ]
+
+
+def _part(parts: Sequence[Sequence[dict[Path, list[Record]]]], k: int) -> dict[Path, list[Record]]:
+    """Returns the records of chunk k out of what the processes sent."""
+    return parts[k % len(parts)][k // len(parts)]
 
 
 def open_folder(store: Path, key: Mapping[str, Any]) -> Path:
@@ -86,18 +100,28 @@ def open_folder(store: Path, key: Mapping[str, Any]) -> Path:
 
 
 def _complete(
-    chunk: '_Chunk', done: list[Record], compute: Callable[[int], Record], progress: Callable[[int], object]
+    column: Mapping[Path, '_Chunk'],
+    done: dict[Path, list[Record]],
+    compute: Callable[[int, Sequence[Path]], Sequence[Record]],
+    progress: Callable[[int], object],
 ) -> None:
-    """Adds the missing records of a chunk to `done` and to its file."""
-    more = chunk.load(warn=False)[len(done) :]  # by another run, meanwhile
-    done += more
-    progress(len(more))
+    """Adds the missing records of the same items to `done`, one list for each folder, and to the files."""
+    for folder, chunk in column.items():
+        if len(done[folder]) < chunk.size:
+            more = chunk.load(warn=False)[len(done[folder]) :]  # by another run, meanwhile
+            done[folder] += more
+            progress(len(more))
     try:
-        while len(done) < chunk.size:
-            done.append(_plain(compute(chunk.start + len(done))))
-            progress(1)
+        for place in range(CHUNK):
+            wanted = [f for f, chunk in column.items() if len(done[f]) == place < chunk.size]
+            if wanted:
+                records = compute(column[wanted[0]].start + place, wanted)
+                for folder, record in zip(wanted, records, strict=True):
+                    done[folder].append(_plain(record))
+                progress(len(wanted))
     finally:
-        chunk.save(done)
+        for folder, chunk in column.items():
+            chunk.save(done[folder])
 
 
 def _plain(record: Record) -> Record:

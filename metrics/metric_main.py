@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from dnnlib.util import UserError
 from metrics.base import Context, Feature, Metric, Outcome, Request, Settings
-from metrics.clips import ClipError, ClipSource, Shuffled, Static
+from metrics.clip_source import ClipError, ClipSource
+from metrics.clips import Shuffled, Static
 from metrics.detectors.face_alignment import find_faces
 from metrics.detectors.registry import Detector, load_detector
+from metrics.digests import json_digest
 from metrics.feature_store import Record, Task, collect
-from metrics.geometry import load_or_train_estimator
 from metrics.subjects import Subject
 from metrics.video_metrics import VIDEO_METRICS
 from metrics.view_metrics import VIEW_METRICS
@@ -174,6 +175,7 @@ class Metrics:
         if subject.data is None:
             raise UserError('geometry is compared with the truth of synthetic data; give --network and --data')
         s = self.settings
+        from metrics.geometry import load_or_train_estimator
         return load_or_train_estimator(subject.data, s.cache / 'estimators', s.seed, s.device)
 
     def _records(
@@ -196,13 +198,11 @@ class Metrics:
                 Task({'source': source.identity, **feature.key}, count)
                 for feature, count in zip(features, counts, strict=True)
             ]
-            with tqdm(total=max(counts), desc=f'{label} {stage}', disable=None if dist.is_leader() else True) as bar:
-                records = collect(
-                    self.settings.cache / 'records',
-                    tasks,
-                    functools.partial(_compute, source.clip if stage == 'clips' else source.view, features),
-                    bar.update,
-                )
+            read = source.clip if stage == 'clips' else source.view
+            hidden = None if dist.is_leader() else True
+            with tqdm(total=_records(tasks), desc=f'{label} {stage}', unit='record', disable=hidden) as bar:
+                compute = functools.partial(_compute, read, features)
+                records = collect(self.settings.cache / 'records', tasks, compute, bar.update)
             found |= {c.request.name: r for c, r in zip(members, records, strict=True)}
         return found
 
@@ -262,6 +262,15 @@ def _compute(
     except ClipError as reason:
         return [str(reason)] * len(wanted)
     return [features[k].compute(i, item) for k in wanted]
+
+
+def _records(tasks: Sequence[Task]) -> int:
+    """Returns how many records tasks have together; those of equal keys are the same."""
+    totals: dict[str, int] = {}
+    for task in tasks:
+        key = json_digest(task.key)
+        totals[key] = max(task.total, totals.get(key, 0))
+    return sum(totals.values())
 
 
 def _successes(records: Sequence[Record]) -> int:

@@ -2,24 +2,21 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from metrics.base import Settings
-from metrics.clips import (
-    ClipSource,
-    DatasetClips,
-    FolderClips,
-    GeneratedClips,
-    dataset_digest,
-    network_digest,
-)
+from metrics.clip_source import ClipSource
+from metrics.clips import DatasetClips, Encoded, GeneratedClips
+from metrics.digests import dataset_digest, network_digest
+from metrics.folder_clips import FolderClips
 from metrics.views import FolderViews, GeneratedViews, ViewSource
 from training.dataset import VideoDataset
 
-_FPS = 25.0  # of folders
-EG3D_BIN = 1.05 / 47  # 48 samples from 2.25 to 3.3 scene units: of views whose network is not known
+_FPS = 25.0  # of pictures in folders
+_EG3D_BIN = 1.05 / 47  # 48 samples from 2.25 to 3.3 scene units: of views whose network is not known
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,12 +27,17 @@ class Subject:
     reals: Callable[[int, int], ClipSource] | None = None  # (frames, count) -> real videos
     views: Callable[[int], ViewSource] | None = None  # count -> views of generated clips
     data: VideoDataset | None = None  # real clips with cameras
-    bin_size: float = EG3D_BIN  # distance of two samples along a ray, scene units
+    bin_size: float = _EG3D_BIN  # distance of two samples along a ray, scene units
     facts: Mapping[str, Any]  # what stands in the results: files and their checksums
 
 
 def network_subject(
-    G: nn.Module, data: VideoDataset, settings: Settings, snapshot: str, kimg: float | None
+    G: nn.Module,
+    data: VideoDataset,
+    settings: Settings,
+    snapshot: str,
+    kimg: float | None,
+    keep: Path | None = None,
 ) -> Subject:
     """A generator in memory, compared with the data set, which also gives the cameras of its videos.
 
@@ -45,31 +47,40 @@ def network_subject(
         settings: see Settings.
         snapshot: name of the generator's file.
         kimg: thousand clips that it was trained on.
+        keep: folder where the generated videos stay.
     """
     seed, protocol, renderer = settings.seed, settings.protocol, G.config.renderer
+    cameras = [data.clip_cameras(i) for i in range(len(data))]
+
+    def fakes(frames: int, count: int) -> ClipSource:
+        source = GeneratedClips(G, cameras, frames, seed, count, protocol)
+        return _encoded(source, settings, data.fps, keep)
+
     return Subject(
-        fakes=lambda frames, count: GeneratedClips(G, data, frames, seed, count, protocol),
-        reals=lambda frames, count: DatasetClips(data, frames, seed, count),
+        fakes=fakes,
+        reals=lambda frames, count: _encoded(DatasetClips(data, frames, seed, count), settings, data.fps),
         views=lambda count: GeneratedViews(G, seed, count, protocol),
         data=data,
-        fps=data.fps,
         bin_size=(renderer.ray_end - renderer.ray_start) / (renderer.depth_samples - 1),
         facts={
             'snapshot': snapshot,
             'kimg': kimg,
             'network_sha256': network_digest(G),
             'data': data.config.path,
-            'data_sha256': dataset_digest(data),
+            'data_sha256': dataset_digest(data.config.path),
         },
     )
 
 
 def folder_subject(fake: str, real: str | None, settings: Settings) -> Subject:
     """Folders of videos: the generated ones and, for metrics that compare, the real ones."""
-    seed = settings.seed
+
+    def source(folder: str, seed: int | None) -> Callable[[int, int], ClipSource]:
+        return lambda frames, count: _encoded(FolderClips(folder, frames, seed, count), settings, _FPS)
+
     return Subject(
-        fakes=lambda frames, count: FolderClips(fake, frames, None, count),
-        reals=(lambda frames, count: FolderClips(real, frames, seed, count)) if real else None,
+        fakes=source(fake, None),
+        reals=source(real, settings.seed) if real else None,
         facts={'fake': fake, 'real': real},
     )
 
@@ -77,3 +88,7 @@ def folder_subject(fake: str, real: str | None, settings: Settings) -> Subject:
 def views_subject(folder: str) -> Subject:
     """A folder of stored views, so that other people's networks can be measured; see views.FolderViews."""
     return Subject(views=lambda count: FolderViews(folder, count), facts={'views': folder})
+
+
+def _encoded(source: ClipSource, settings: Settings, fps: float, keep: Path | None = None) -> ClipSource:
+    return source if settings.codec == 'none' else Encoded(source, settings.crf, fps, keep)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from metrics.base import Context, Feature, Metric, Outcome, mean_outcome, stack
+from metrics.consistency import Degenerate
 from metrics.feature_store import Record
 from metrics.frechet_distance import bootstrap_frechet, frechet_of_features, halves_floor, kernel_distance
 from metrics.motion import flicker, motion_magnitude
@@ -59,21 +60,26 @@ def _kernel(context: Context, fakes: list[Record], reals: list[Record]) -> Outco
     return Outcome(_KID_SCALE * value, _KID_SCALE * error)
 
 
-def _single(measure: Callable[[np.ndarray], dict[str, float]], name: str) -> dict[str, Any]:
-    """Returns feature and reduction of a metric that is a mean over videos; real videos are measured too."""
+def _single(name: str, measure: Callable[[np.ndarray], dict[str, float]]) -> dict[str, Any]:
+    """Returns feature and reduction of a metric that is a mean over videos; real ones are measured as well."""
 
-    def feature(context: Context) -> Feature:
-        def compute(_: int, frames: np.ndarray) -> Record:
+    def compute(_: int, frames: np.ndarray) -> Record:
+        try:
             return {key: np.float64(value) for key, value in measure(frames).items()}
-
-        return Feature({'metric': name}, compute)
+        except Degenerate as reason:
+            return str(reason)
 
     def reduce(context: Context, fakes: list[Record], reals: list[Record]) -> Outcome:
-        outcome = mean_outcome(stack(fakes, 'value'))
         real = mean_outcome(stack(reals, 'value'))
-        return outcome._replace(details={'real': real.value, 'real_error': real.error})
+        known = {'real': real.value, 'real_standard_error': real.error} if reals else {}
+        return mean_outcome(stack(fakes, 'value'), known)
 
-    return {'feature': feature, 'reduce': reduce}
+    return {'feature': lambda context: Feature({'metric': name}, compute), 'reduce': reduce}
+
+
+def _motion(frames: np.ndarray) -> dict[str, float]:
+    motion = motion_magnitude(frames)
+    return {'value': motion.flow_percent, 'difference': motion.difference}
 
 
 VIDEO_METRICS: Mapping[str, Metric] = {
@@ -109,13 +115,13 @@ VIDEO_METRICS: Mapping[str, Metric] = {
         title='optical flow, percent of the width per frame',
         goal='as real',
         least_frames=2,
-        **_single(motion_magnitude, 'motion'),
+        **_single('motion', _motion),
     ),
     'flicker': Metric(
         stage='clips',
         title='change that is no motion, gray levels of 255',
         goal='as real',
         least_frames=3,
-        **_single(flicker, 'flicker'),
+        **_single('flicker', lambda frames: {'value': flicker(frames)}),
     ),
 }

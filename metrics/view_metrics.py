@@ -1,6 +1,5 @@
 """Metrics of generated clips seen at two times from two yaws: ID, CD, WE, depth variance, geometry."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,13 +11,12 @@ from metrics.base import Context, Feature, Metric, Outcome, mean_outcome, part_m
 from metrics.consistency import Degenerate, MultiView, chamfer_distance, identity_similarity, warping_error
 from metrics.detectors.face_alignment import align_faces, project_face_points
 from metrics.feature_store import Record
-from metrics.geometry import geometry_errors
 from metrics.motion import depth_variance
 
 NO_FACE = 'no face found'
 _CROP = 112  # pixels of what identity networks see
 
-Measure = Callable[[MultiView], Mapping[str, float]]  # the entry 'value' is the metric, others are details
+Measure = Callable[[MultiView], dict[str, float]]  # the entry 'value' is the metric, others are details
 
 
 def _feature(key: Mapping[str, Any], measure: Measure) -> Feature:
@@ -48,10 +46,12 @@ def _reduce_chamfer(context: Context, fakes: list[Record], reals: list[Record]) 
 def _identity(context: Context) -> Feature:
     detector, settings = context.detector, context.settings
 
-    def measure(views: MultiView) -> Mapping[str, float]:
+    def measure(views: MultiView) -> dict[str, float]:
         crops = _crops(context, views).to(settings.device)
         with torch.no_grad():
-            return identity_similarity(detector.network(crops).float().cpu())
+            similarity = identity_similarity(detector.network(crops).cpu())
+        parts = similarity._asdict()
+        return {'value': parts.pop('mean'), **parts}
 
     key = {'detector': detector.info.name, 'sha256': detector.sha256, 'protocol': settings.protocol}
     return _feature(key | {'landmarks': settings.landmarks}, measure)
@@ -75,25 +75,27 @@ def _crops(context: Context, views: MultiView) -> Tensor:
 def _chamfer(context: Context) -> Feature:
     protocol, size = context.settings.protocol, context.bin_size
     key = {'metric': 'cd', 'protocol': protocol, 'bin_size': size}
-    return _feature(key, lambda views: chamfer_distance(views, size, protocol))
+    return _feature(key, lambda views: chamfer_distance(views, size, protocol)._asdict())
 
 
 def _warping(context: Context) -> Feature:
     protocol = context.settings.protocol
-    return _feature({'metric': 'we', 'protocol': protocol}, lambda views: warping_error(views, protocol))
+    return _feature({'metric': 'we', 'protocol': protocol}, lambda views: warping_error(views, protocol)._asdict())
 
 
 def _depth_variance(context: Context) -> Feature:
-    def measure(views: MultiView) -> Mapping[str, float]:
-        return {'value': depth_variance(views.depth, views.opacity)}
+    def measure(views: MultiView) -> dict[str, float]:
+        parts = zip(views.depth, views.opacity, views.cameras, strict=True)
+        return {'value': float(np.mean([depth_variance(*part) for part in parts]))}
 
     return _feature({'metric': 'depthvar'}, measure)
 
 
 def _geometry(context: Context) -> Feature:
+    from metrics.geometry import geometry_errors
     estimator = context.estimator()
 
-    def measure(views: MultiView) -> Mapping[str, float]:
+    def measure(views: MultiView) -> dict[str, float]:
         errors = geometry_errors(estimator, *views[:5])
         return {'value': errors.pop('depth_error'), **errors}
 
