@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dnnlib.util import file_sha256
 from metrics.detectors import i3d
+from metrics.detectors.registry import load_detector
 
 BYTES_OF_FILE = 50939526  # i3d_pretrained_400.pt
 
@@ -258,3 +260,11 @@ def test_torchscript_file_that_gives_something_else():
 
     with pytest.raises(ValueError, match=r'gives \[1, 100\] instead of 400 logits'):
         i3d.TorchScriptI3D(Wrong())(random_frames(1, 9, 3, 16, 16))
+
+
+def test_one_file_two_ways_of_preprocessing(network, tmp_path):
+    path = tmp_path / 'w.pt'
+    torch.save(network.state_dict(), path)
+    files = {'i3d': f'{path}@sha256:{file_sha256(path)}'}
+    networks = [load_detector(n, 'video', files, tmp_path, 'cpu').network for n in ('i3d', 'i3d_videogpt')]
+    assert [n.preprocess for n in networks] == [i3d.resize_whole, i3d.resize_and_crop]

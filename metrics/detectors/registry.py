@@ -139,7 +139,7 @@ _INFOS = (
         sha256='579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db',
         file_type='path',
         networks={'image': 'lite0:Lite0', 'video': 'lite0:Lite0Video'},
-        preprocessing='224x224',
+        preprocessing='224x224 bicubic, antialiased, (x - 127) / 128',
     ),
     DetectorInfo(
         name='arcface',
