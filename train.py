@@ -179,6 +179,7 @@ def build_config(options: dict) -> TrainConfig:
         'gamma': 'loss.r1_gamma',
         'glr': 'g_opt.lr',
         'dlr': 'd_opt.lr',
+        'metrics': 'output.metrics',
         'mirror': 'dataset.mirror',
         'snap': 'output.snapshot_ticks',
         'workers': 'workers',
@@ -186,8 +187,6 @@ def build_config(options: dict) -> TrainConfig:
     changes = [(path, options[flag]) for flag, path in flags.items() if options[flag] is not None]
     if options['snap'] is not None:
         changes.append(('output.image_ticks', options['snap']))
-    if options['metrics'] is not None:
-        changes.append(('output.metrics', options['metrics']))
     if options['kimg'] is not None:
         changes.append(('total_nimg', to_clips(options['kimg'])))
     if options['tick'] is not None:

@@ -29,7 +29,9 @@ class Settings:
     cache: Path  # folder of feature networks and records
     device: torch.device = torch.device('cpu')
     protocol: Protocol = 'paper'  # or exactly what the released scripts compute, traps included
-    codec: Literal['h264', 'none'] = 'h264'  # videos are encoded and decoded before they are judged [PV3D A.4]
+    codec: Literal['h264', 'none'] = (
+        'h264'  # videos are encoded and decoded before they are judged [PV3D A.4]
+    )
     crf: int = 15  # quality of the encoding, as gen_videos.py has it
     seed: int = 0  # of everything that is drawn
     landmarks: Literal['detected', 'camera'] = 'detected'  # aligns faces; camera = a mean face, projected

@@ -29,7 +29,9 @@ _log = logging.getLogger(__name__)
 class Task(NamedTuple):
     """Records that are wanted."""
 
-    key: Mapping[str, Any]  # plain JSON that says exactly what they are: items, network that measures, options
+    key: Mapping[
+        str, Any
+    ]  # plain JSON that says exactly what they are: items, network that measures, options
     total: int  # items, from 0 on; a larger total adds to the same records
 
 
@@ -57,7 +59,9 @@ def collect(
         UserError: when the store cannot be written.
     """
     folders = [open_folder(store, task.key) for task in tasks]
-    totals = {folder: max(t.total for t, f in zip(tasks, folders, strict=True) if f == folder) for folder in folders}
+    totals = {
+        folder: max(t.total for t, f in zip(tasks, folders, strict=True) if f == folder) for folder in folders
+    }
     columns = [
         {f: _Chunk(f, start, min(CHUNK, total - start)) for f, total in totals.items() if start < total}
         for start in range(0, max(totals.values(), default=0), CHUNK)
@@ -68,16 +72,17 @@ def collect(
     progress(known)
     for column, records in zip(mine, done, strict=True):
         _complete(column, records, lambda i, wanted: compute(i, [folders.index(f) for f in wanted]), progress)
-    parts = dist.gather_objects(done)
+    # by name: the folders of machines without a shared file system may differ
+    parts = dist.gather_objects([{folder.name: r for folder, r in records.items()} for records in done])
     ours = sum(chunk.size for column in mine for chunk in column.values())
     progress(sum(totals.values()) - ours)
     return [
-        [record for k in range(len(columns)) for record in _part(parts, k).get(folder, [])][: task.total]
+        [record for k in range(len(columns)) for record in _part(parts, k).get(folder.name, [])][: task.total]
         for task, folder in zip(tasks, folders, strict=True)
     ]
 
 
-def _part(parts: Sequence[Sequence[dict[Path, list[Record]]]], k: int) -> dict[Path, list[Record]]:
+def _part(parts: Sequence[Sequence[dict[str, list[Record]]]], k: int) -> dict[str, list[Record]]:
     """Returns the records of chunk k out of what the processes sent."""
     return parts[k % len(parts)][k // len(parts)]
 

@@ -173,9 +173,12 @@ class Metrics:
 
     def _estimator(self, subject: Subject) -> nn.Module:
         if subject.data is None:
-            raise UserError('geometry is compared with the truth of synthetic data; give --network and --data')
+            raise UserError(
+                'geometry is compared with the truth of synthetic data; give --network and --data'
+            )
         s = self.settings
         from metrics.geometry import load_or_train_estimator
+
         return load_or_train_estimator(subject.data, s.cache / 'estimators', s.seed, s.device)
 
     def _records(

@@ -34,7 +34,9 @@ def append_results(
     revision, paths = git_revision(_ROOT), []
     for result in results:
         path = Path(folder, f'metric-{result.name}.jsonl')
-        append_json_line(path, _line(result, settings, revision) | dict(facts) | {'seconds': round(seconds, 1)})
+        append_json_line(
+            path, _line(result, settings, revision) | dict(facts) | {'seconds': round(seconds, 1)}
+        )
         paths.append(path)
     return paths
 
@@ -72,7 +74,9 @@ def git_revision(folder: Path) -> str | None:
     """Returns the commit of a checkout, with `-changed` when files differ from it; None without git."""
     try:
         run = [
-            subprocess.run(['git', '-C', str(folder), *args], capture_output=True, text=True, check=True).stdout
+            subprocess.run(
+                ['git', '-C', str(folder), *args], capture_output=True, text=True, check=True
+            ).stdout
             for args in (('rev-parse', 'HEAD'), ('status', '--porcelain', '--untracked-files=no'))
         ]
     except (OSError, subprocess.CalledProcessError):
@@ -83,7 +87,9 @@ def git_revision(folder: Path) -> str | None:
 def describe(result: Result) -> str:
     """Returns a line for people: the value, its error, what it is measured against, what failed."""
     outcome, metric = result.outcome, METRICS[result.request.metric]
-    lines = [f'{result.name:<24s} {_with_error(outcome)}  {metric.title}, {result.count} videos ({_goal(metric.goal)})']
+    lines = [
+        f'{result.name:<24s} {_with_error(outcome)}  {metric.title}, {result.count} videos ({_goal(metric.goal)})'
+    ]
     details = [f'{name} {value:.4g}' for name, value in outcome.details.items() if isinstance(value, float)]
     details += [f'{name} control {value:.4g}' for name, value in result.controls.items()]
     lines += [f'  {", ".join(details)}'] if details else []

@@ -80,7 +80,9 @@ def _chamfer(context: Context) -> Feature:
 
 def _warping(context: Context) -> Feature:
     protocol = context.settings.protocol
-    return _feature({'metric': 'we', 'protocol': protocol}, lambda views: warping_error(views, protocol)._asdict())
+    return _feature(
+        {'metric': 'we', 'protocol': protocol}, lambda views: warping_error(views, protocol)._asdict()
+    )
 
 
 def _depth_variance(context: Context) -> Feature:
@@ -93,6 +95,7 @@ def _depth_variance(context: Context) -> Feature:
 
 def _geometry(context: Context) -> Feature:
     from metrics.geometry import geometry_errors
+
     estimator = context.estimator()
 
     def measure(views: MultiView) -> dict[str, float]:

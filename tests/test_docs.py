@@ -132,6 +132,7 @@ def test_environment_matches_pyproject():
     """environment.yml repeats the list of packages, for conda."""
     project = (ROOT / 'pyproject.toml').read_text()
     listed = re.search(r'^dependencies = \[(.*?)^\]', project, flags=re.M | re.S)[1]
-    listed += re.search(r'^dev = \[(.*?)\]', project, flags=re.M)[1]
+    for extra in ('dev', 'metrics'):
+        listed += re.search(rf'^{extra} = \[(.*?)\]', project, flags=re.M)[1]
     conda = (ROOT / 'environment.yml').read_text().partition('pip:\n')[2]
     assert re.findall(r'- (\S+)', conda) == re.findall(r'"([^"]+)"', listed)

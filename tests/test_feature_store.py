@@ -13,12 +13,17 @@ import torch.multiprocessing as mp
 
 from dnnlib.util import UserError
 from metrics import feature_store
-from metrics.feature_store import CHUNK, collect
+from metrics.feature_store import CHUNK, Task
 from torch_utils import distributed as dist
 
 KEY = {'source': {'data': 'abc', 'frames': 16}, 'detector': 'i3d'}
 TOTAL = 3 * CHUNK + 5
 LIMIT_SEC = 60
+
+
+def collect(folder, key, total, compute, progress=lambda n: None):
+    """Collects one task."""
+    return feature_store.collect(folder, [Task(key, total)], lambda i, wanted: [compute(i)], progress)[0]
 
 
 class Work:
@@ -116,6 +121,26 @@ def test_killed_runs_lose_a_chunk_at_most(tmp_path):
     work = Work()
     assert_records(work.collect(tmp_path))
     assert work.items == list(range(2 * CHUNK, TOTAL))
+
+
+def test_tasks_share_items(tmp_path):
+    """Item by item, all that is missing and nothing else; equal keys are one."""
+    Work().collect(tmp_path, 3)
+    tasks = [Task(KEY, 5), Task({'b': 1}, CHUNK + 2), Task(KEY, 4), Task({'c': 1}, 0)]
+    calls, ticks = [], []
+
+    def compute(i, wanted):
+        calls.append((i, list(wanted)))
+        return [record(i + 100 * k) for k in wanted]
+
+    found = feature_store.collect(tmp_path, tasks, compute, ticks.append)
+    assert [len(records) for records in found] == [5, CHUNK + 2, 4, 0]
+    both = {3, 4}  # of KEY three were there
+    assert calls == [(i, [0, 1] if i in both else [1]) for i in range(CHUNK + 2)]
+    assert_records(found[0], 5)
+    assert_records(found[2], 4)
+    assert found[1][6]['score'] == 106 / 3 and sum(ticks) == 5 + CHUNK + 2
+    assert feature_store.collect(tmp_path, [], compute) == []
 
 
 def test_totals_share_records(tmp_path):

@@ -18,7 +18,9 @@ class Faces(NamedTuple):
     """Faces in pictures, in pixels (x to the right, y down; 0 = middle of the first pixel)."""
 
     boxes: Tensor  # left, top, right, bottom [N, ..., 4]
-    points: Tensor  # right eye, left eye (the person's), nose, right and left corner of the mouth [N, ..., 5, 2]
+    points: (
+        Tensor  # right eye, left eye (the person's), nose, right and left corner of the mouth [N, ..., 5, 2]
+    )
     scores: Tensor  # 0..1 [N, ...]
 
 
