@@ -18,7 +18,7 @@ class Faces(NamedTuple):
     """Faces in pictures, in pixels (x to the right, y down; 0 = middle of the first pixel)."""
 
     boxes: Tensor  # left, top, right, bottom [N, ..., 4]
-    points: Tensor  # right eye, left eye (the person's), nose, right and left corner of the mouth [N, ..., 5, 2]
+    points: Tensor  # the person's right and left eye, nose, right and left mouth corner [N, ..., 5, 2]
     scores: Tensor  # 0..1 [N, ...]
 
 
@@ -92,8 +92,8 @@ def _decode(outputs: Mapping[str, Tensor], shape: torch.Size) -> Faces:
         # the graph puts the cells of all pictures one after the other in a single row of the batch
         names = ('cls', 'obj', 'bbox', 'kps')
         maps = (outputs[f'{name}_{stride}'] for name in names)
-        classes, objects, box, face = (m.reshape(count, -1, m.shape[-1]) for m in maps)
         rows, columns = height // stride, width // stride
+        classes, objects, box, face = (m.reshape(count, rows * columns, m.shape[-1]) for m in maps)
         index = torch.arange(rows * columns, device=box.device)
         cell = torch.stack([index % columns, index // columns], dim=-1).to(box.dtype)  # x, y
         scores.append((classes.clamp(0, 1) * objects.clamp(0, 1)).sqrt()[..., 0])
