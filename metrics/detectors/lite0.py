@@ -126,7 +126,8 @@ def preprocess(images: Tensor) -> Tensor:
     1.01 and 0.38 with mean and deviation of ImageNet; 1.54 and 0.57 with x / 255), for RGB (BGR: 0.41 and
     0.35), and for TensorFlow's padding (all layers 0.337; 0.358 if symmetric). At 224 pixels the right
     classes of photos of a cat, a coffee, a rocket and a motorcycle have probabilities 0.88, 0.94, 0.23,
-    0.81 (0.83, 0.84, 0.15, 0.67 with ImageNet's mean and deviation), at 280 pixels only 0.67, 0.57, 0.14, 0.24.
+    0.81 (0.83, 0.84, 0.15, 0.67 with ImageNet's mean and deviation), at 280 pixels only 0.67, 0.57, 0.14,
+    0.24.
     """
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise ValueError(f'images must be uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}')
