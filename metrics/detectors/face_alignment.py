@@ -1,6 +1,6 @@
 """Five points of a face, found or projected, and the crop that identity networks want.
 
-Points are in pixels, x to the right and y down, 0 = middle of the first pixel; in order the person's right eye
+Points are in pixels, x to the right and y down, 0 = middle of the first pixel; in order the person's right
 and left eye, nose, right and left corner of the mouth.
 """
 
@@ -22,9 +22,9 @@ TEMPLATE = (
     (70.7299, 92.2041),
 )
 # A mean face in the world of training.camera, scene units: least squares over the points that YuNet found in
-# 135 frames of 16 aligned portrait clips (15 identities of equal weight, camera labels from landmarks and PnP,
-# about 50 degrees of yaw), made symmetric. It projects 9.1 pixels (root mean square) from the found points in
-# pictures of 512 pixels, and 9.6 for identities that were left out of the fit.
+# 135 frames of 16 aligned portrait clips (15 identities of equal weight, yaw up to 50 degrees, camera labels
+# by PnP from other landmarks), made symmetric. It projects 9.1 pixels (root mean square) from the found
+# points in pictures of 512 pixels, 9.6 for identities that were left out of the fit.
 FACE_POINTS = (
     (-0.0790, 0.0740, 0.1036),
     (0.0790, 0.0740, 0.1036),
@@ -35,20 +35,20 @@ FACE_POINTS = (
 
 
 def find_faces(images: Tensor, yunet: YuNet) -> list[Tensor | None]:
-    """Finds the five points [5, 2] of the best face in each of the uint8 images [N, 3, H, W]; None = no face."""
+    """Returns the points [5, 2] of the best face in each of the uint8 images [N, 3, H, W]; None = no face."""
     faces = yunet(images)
     found = (faces.scores >= THRESHOLD).tolist()
     return [points if ok else None for points, ok in zip(faces.points, found, strict=True)]
 
 
 def project_face_points(labels: Tensor, size: int) -> Tensor:
-    """Projects a mean face into aligned portraits of `size` pixels with camera labels [N, 25] -> [N, 5, 2]."""
+    """Projects a mean face into aligned portraits of `size` pixels: camera labels [N, 25] -> [N, 5, 2]."""
     points = torch.tensor(FACE_POINTS, dtype=labels.dtype, device=labels.device)
     return project(points, labels[:, None])[0] * size - 0.5
 
 
 def similarity(source: Tensor, target: Tensor) -> Tensor:
-    """Returns the matrices [N, 2, 3] of rotation, scale and shift that best bring source to target, [N, K, 2].
+    """Returns matrices [N, 2, 3] of rotation, scale and shift that best bring source to target, [N, K, 2].
 
     Least squares, which in the plane has a closed form (as complex numbers, target = a source + b) and equals
     what [Umeyama 1991] finds.

@@ -1,4 +1,4 @@
-"""EfficientNet-lite0, an ImageNet classifier whose file comes as a PyPI package [Tan & Le 2019; TensorFlow TPU].
+"""EfficientNet-lite0, an ImageNet classifier whose file is a PyPI package [Tan & Le 2019; TensorFlow TPU].
 
 Names of the modules are those of the file, so that it loads strictly.
 """
@@ -121,12 +121,13 @@ def preprocess(images: Tensor) -> Tensor:
     """Brings uint8 RGB images [N, 3, H, W] to what the network was trained on, [N, 3, 224, 224] in [-1, 1].
 
     The file does not say what that was. Evidence, from 84 random crops of photos in scikit-image and of
-    portraits: the statistics that batch normalisation has stored after the first layer agree with the actual
-    ones best for (x - 127) / 128, as TensorFlow's lite models have it (mean |log ratio of variances| 0.40, all
-    layers 0.34; 1.01 and 0.38 with mean and deviation of ImageNet, 1.54 and 0.57 with x / 255), best for RGB,
-    and for TensorFlow's padding (all layers 0.337; 0.358 with symmetric padding). At 224 pixels the classes of
-    photos of a cat, a coffee, a rocket and a motorcycle have probabilities 0.88, 0.94, 0.23, 0.81 (0.83, 0.84,
-    0.15, 0.67 with ImageNet's mean and deviation), at 280 pixels only 0.67, 0.57, 0.14, 0.24.
+    portraits: the variances that batch normalisation has stored fit the actual ones best for (x - 127) / 128,
+    as TensorFlow's lite models have it (mean |log ratio| after the first layer 0.40, over all layers 0.34;
+    1.01 and 0.38 with mean and deviation of ImageNet; 1.54 and 0.57 with x / 255), for RGB (BGR: 0.41 and
+    0.35), and for TensorFlow's padding (all layers 0.337; 0.358 if symmetric). At 224 pixels the right
+    classes of photos of a cat, a coffee, a rocket and a motorcycle have probabilities 0.88, 0.94, 0.23,
+    0.81 (0.83, 0.84, 0.15, 0.67 with ImageNet's mean and deviation), at 280 pixels only 0.67, 0.57, 0.14,
+    0.24.
     """
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise ValueError(f'images must be uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}')

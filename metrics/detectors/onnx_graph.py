@@ -1,4 +1,4 @@
-"""Runs an ONNX graph with torch, so that networks which exist only as .onnx work on any device with gradients.
+"""Runs an ONNX graph with torch, so that networks that exist only as .onnx run on any device, with gradients.
 
 Only what SFace and YuNet need: the operators in OPERATORS with the attributes in their signatures. Anything
 else is refused when the file is opened. Whatever depends on constants alone (dequantisation of weights) is
@@ -55,7 +55,7 @@ def _prelu() -> TorchFunction:
     return lambda x, slope: torch.where(x >= 0, x, x * slope)
 
 
-def _gemm(*, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0) -> TorchFunction:  # noqa: N803
+def _gemm(*, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0) -> TorchFunction:
     def run(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
         product = alpha * (a.T if transA else a) @ (b.T if transB else b)
         return product if c is None else product + beta * c
@@ -113,7 +113,7 @@ def _resize(
 
 
 def _dequantize(*, axis: int = 1, block_size: int = 0) -> TorchFunction:
-    """One scale per `block_size` neighbours along `axis`; without blocks one per entry of it, or a single one."""
+    """One scale per `block_size` neighbours along `axis`; without blocks one per entry of it or for all."""
 
     def run(x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
         zero = torch.zeros_like(scale) if zero_point is None else zero_point.to(scale.dtype)

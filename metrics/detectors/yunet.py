@@ -94,8 +94,8 @@ def _decode(outputs: Mapping[str, Tensor], shape: torch.Size) -> Faces:
         # the graph puts the cells of all pictures one after the other in a single row of the batch
         names = ('cls', 'obj', 'bbox', 'kps')
         maps = (outputs[f'{name}_{stride}'] for name in names)
-        classes, objects, box, face = (m.reshape(count, -1, m.shape[-1]) for m in maps)
         rows, columns = height // stride, width // stride
+        classes, objects, box, face = (m.reshape(count, rows * columns, m.shape[-1]) for m in maps)
         index = torch.arange(rows * columns, device=box.device)
         cell = torch.stack([index % columns, index // columns], dim=-1).to(box.dtype)  # x, y
         scores.append((classes.clamp(0, 1) * objects.clamp(0, 1)).sqrt()[..., 0])
