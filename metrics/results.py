@@ -56,7 +56,7 @@ def _line(result: Result, settings: Settings, revision: str | None) -> dict[str,
         'real_videos': result.real_count,
         'real_failures': sum(map(len, result.real_failures.values())),
         'real_failure_reasons': {reason: names[:_NAMED] for reason, names in result.real_failures.items()},
-        'detector': detector.info.name if detector else None,
+        'detector': detector.name if detector else None,
         'detector_sha256': detector.sha256 if detector else None,
         'protocol': settings.protocol,
         'seed': settings.seed,
@@ -87,9 +87,8 @@ def git_revision(folder: Path) -> str | None:
 def describe(result: Result) -> str:
     """Returns a line for people: the value, its error, what it is measured against, what failed."""
     outcome, metric = result.outcome, METRICS[result.request.metric]
-    lines = [
-        f'{result.name:<24s} {_with_error(outcome)}  {metric.title}, {result.count} videos ({_goal(metric.goal)})'
-    ]
+    facts = f'{metric.title}, {result.count} videos ({_goal(metric.goal)})'
+    lines = [f'{result.name:<24s} {_with_error(outcome)}  {facts}']
     details = [f'{name} {value:.4g}' for name, value in outcome.details.items() if isinstance(value, float)]
     details += [f'{name} control {value:.4g}' for name, value in result.controls.items()]
     lines += [f'  {", ".join(details)}'] if details else []

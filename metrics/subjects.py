@@ -26,6 +26,7 @@ class Subject:
     fakes: Callable[[int, int], ClipSource] | None = None  # (frames, count) -> generated videos
     reals: Callable[[int, int], ClipSource] | None = None  # (frames, count) -> real videos
     views: Callable[[int], ViewSource] | None = None  # count -> views of generated clips
+    real_clips: int = 0  # different real videos that there are
     data: VideoDataset | None = None  # real clips with cameras
     bin_size: float = _EG3D_BIN  # distance of two samples along a ray, scene units
     facts: Mapping[str, Any]  # what stands in the results: files and their checksums
@@ -60,6 +61,7 @@ def network_subject(
         fakes=fakes,
         reals=lambda frames, count: _encoded(DatasetClips(data, frames, seed, count), settings, data.fps),
         views=lambda count: GeneratedViews(G, seed, count, protocol),
+        real_clips=len(data),
         data=data,
         bin_size=(renderer.ray_end - renderer.ray_start) / (renderer.depth_samples - 1),
         facts={
@@ -68,6 +70,7 @@ def network_subject(
             'network_sha256': network_digest(G),
             'data': data.config.path,
             'data_sha256': dataset_digest(data.config.path),
+            'real_clips': len(data),
         },
     )
 
@@ -78,10 +81,12 @@ def folder_subject(fake: str, real: str | None, settings: Settings) -> Subject:
     def source(folder: str, seed: int | None) -> Callable[[int, int], ClipSource]:
         return lambda frames, count: _encoded(FolderClips(folder, frames, seed, count), settings, _FPS)
 
+    real_clips = len(FolderClips(real, 1)) if real else 0
     return Subject(
         fakes=source(fake, None),
         reals=source(real, settings.seed) if real else None,
-        facts={'fake': fake, 'real': real},
+        real_clips=real_clips,
+        facts={'fake': fake, 'real': real, 'real_clips': real_clips},
     )
 
 

