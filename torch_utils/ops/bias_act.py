@@ -214,7 +214,7 @@ class _Backward(torch.autograd.Function):
             v = torch.where(y > 0, y / gain, y / (gain * slope)) if x is None else x
             more = (g_d + g_v * v + (0 if noise is None else g_noise * noise)).to(y.dtype)
             total = more if total is None else total + more
-            # v gets d, and through it y d * dv/dy = dy: not 0 where y is clamped, but there y passes nothing on
+            # v gets d, and through it y d * dv/dy = dy: not 0 where y is clamped, but y ends there
             if x is None:
                 d_y = (g_v * dy).to(y.dtype)
             else:
