@@ -246,6 +246,16 @@ def test_dry_run_shows_everything_and_writes_nothing(data, tmp_path):
         assert text in result.out, text
 
 
+@pytest.mark.parametrize('change', [['--data', 'missing.zip'], ['--cfg', 'demo']])
+def test_dry_run_without_the_right_data(data, tmp_path, change):
+    result = cli('--outdir', tmp_path / 'runs', '--data', data, *QUICK, *change, '--dry-run')
+    assert (result.code, result.err) == (0, '')
+    reason = 'missing.zip: no such file' if 'missing.zip' in change else f'{data} holds 32x32 pictures but'
+    first, second = result.out.splitlines()[:2]
+    assert first.startswith(f'warning: a run would stop here: {reason}') and second == 'options: {'
+    assert 's/kimg' in result.out and result.out.count('warning') == 1
+
+
 HELP = ['train', 'gen_videos', *(f'dataset_tool {c}' for c in ('', 'synth', 'pack', 'check', 'show'))]
 
 
