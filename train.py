@@ -157,6 +157,12 @@ def run(options: dict, device: torch.device) -> None:
             if is_new and dist.is_leader():
                 shutil.rmtree(run_dir)  # there is nothing to continue in it
             raise
+        if trainer.finished:
+            dist.print0(
+                f'this run was finished before, at {trainer.progress.cur_nimg / 1000:g} kimg; nothing to do; '
+                '--fresh starts another, a larger --kimg trains on'
+            )
+            return
         done = trainer.train()
         dist.print0('done' if done else 'stopped; the same command continues this run')
 

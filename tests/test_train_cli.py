@@ -54,8 +54,11 @@ def test_same_command_continues_and_others_get_new_folders(data, tmp_path):
     run_dir = tmp_path / 'runs' / name
     assert lines[1] == f'run folder: {run_dir}' and lines[-1] == 'done'
     assert (run_dir / 'log.txt').read_text() == '\n'.join(lines[1:]) + '\n'
-    again = cli(*command, '--kimg', 0.004).out
-    assert f'continuing {run_dir} at 4 clips' in again and 'tick' not in again
+    again = cli(*command, '--kimg', 0.004)
+    assert again.code == 0 and again.out.splitlines()[-1].startswith(
+        'this run was finished before, at 0.004 kimg; nothing to do; --fresh starts another'
+    )
+    assert 'tick' not in again.out and 'continuing' not in again.out
     longer = cli(*command, '--kimg', 0.008)
     assert f'continuing {run_dir} at 4 clips\ntick ' in longer.out
     assert run_dirs(tmp_path / 'runs') == [name] and numbers(run_dir) == [4, 8]
@@ -73,7 +76,7 @@ def test_fresh_run_that_torchrun_restarts_goes_on(data, tmp_path, monkeypatch):
     command = ['--outdir', tmp_path, '--data', data, *QUICK, '--kimg', 0, '--fresh']
     cli(*command)
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
-    assert 'continuing' in cli(*command).out
+    assert 'this run was finished before' in cli(*command).out
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '0')
     cli(*command)
     assert len(run_dirs(tmp_path)) == 2
