@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import imageio_ffmpeg
 import pytest
 import torch
 from PIL import Image
@@ -144,6 +145,26 @@ def check_pictures(run_dir):
     assert numbers(run_dir, 'video*') == []
     assert sorted(p.name for p in run_dir.glob('*.mp4')) == ['video000000000.mp4', 'video000000016.mp4']
     assert all(p.stat().st_size > 1000 for p in run_dir.glob('*.mp4'))
+
+
+@pytest.mark.parametrize(
+    'error', [RuntimeError('No ffmpeg exe\nwas found'), FileNotFoundError(2, 'gone', 'x')]
+)
+def test_pictures_that_fail_do_not_end_a_run(data, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(imageio_ffmpeg, 'get_ffmpeg_exe', mock.Mock(side_effect=error))
+    options = ['--set', 'output.image_ticks=1', '--set', 'output.sheet_seeds=1', '--kimg', 0.016]
+    result = cli('--outdir', tmp_path, '--data', data, *QUICK, *options)
+    assert (result.code, result.err) == (0, '') and result.out.endswith('done\n')
+    lines = [line for line in result.out.splitlines() if line.startswith('warning: ')]
+    assert len(lines) == 3 and len(set(lines)) == 1  # the first pictures and two ticks
+    assert lines[0].startswith('warning: not all pictures of this tick could be made: ')
+    assert 'No ffmpeg exe' in lines[0] or 'gone' in lines[0]
+    (name,) = run_dirs(tmp_path)
+    assert numbers(tmp_path / name) == [8, 16]
+    assert [p.name[5:14] for p in sorted((tmp_path / name).glob('strip*'))] == [
+        f'{n:09d}' for n in (0, 8, 16)
+    ]
+    assert not [p for p in os.listdir(tmp_path / name) if p.endswith(('.mp4', '.tmp'))]
 
 
 def check_events(run_dir, lines):
