@@ -30,11 +30,11 @@ from training.loss import FakeBatch, Networks, Phase, PV3DLoss, RealBatch
 _LATE_NIMG = 10**12  # after all schedules have ended
 _ADAM_PASSES = 7  # parameters, gradients and two moments are read; all but the gradients are written
 _EMA_PASSES = 3  # two are read, one is written
+_RENDER_PASSES = {'triplane_render': 1, 'triplane_render_grad': 3}  # through the decoder, in our kernels
 
 # How much slower an average operation (gather, softplus, sum, ...) moves its bytes than the product that
 # measure_device times. The first is fitted to configurations of 32x32 to 512x512 on CPU, the second a guess.
 _MOVE_COST = {'cpu': 3.5, 'cuda': 1.5}
-_RENDER_PASSES = {'triplane_render': 1, 'triplane_render_grad': 3}  # of the decoder, in our own kernels
 _CALL_COST = {'cpu': 14, 'cuda': 4.5}  # of Python and autograd around an operation, likewise
 
 
