@@ -148,9 +148,15 @@ def pack(
         if left:
             click.echo(f'left out, {len(left)} clips {note}: {packing.listing(left)}')
         options = packing.PackOptions(resolution, format, max_frames)
-        bad = packing.pack(clips, dest, options, workers=workers, skip_bad=skip_bad)
+        bad, small = packing.pack(clips, dest, options, workers=workers, skip_bad=skip_bad)
     for line in bad:
         click.echo(f'left out, {line}')
+    if small:
+        sizes = ' to '.join(f'{side}x{side}' for side in sorted({min(small), max(small)}))
+        click.echo(
+            f'warning: the pictures of {len(small)} clips were enlarged to {resolution}x{resolution}, '
+            f'they are {sizes}; a smaller --resolution would lose nothing of them'
+        )
     click.echo(f'{len(clips) - len(bad)} clips')
     _say_written(dest)
 

@@ -239,6 +239,8 @@ def run(options: Options, say: Callable[[str], None]) -> None:
         for part in (G.mapping_network, G.synthesis, G.superresolution):
             part.compile()
     clips = _plan(G, snapshot, options)
+    if options.shapes:
+        _check_shape_frames(clips, options.shape_frames)
     _make_outdir(options.outdir)
     sheet_frames = SHEET_COLUMNS * len(trajectories.VIEW_YAWS_DEG) if options.sheet else 0
     with tqdm(total=sum(len(clip.times) + sheet_frames for clip in clips), unit='frame', disable=None) as bar:
@@ -328,6 +330,16 @@ def _plan(G: nn.Module, snapshot: Snapshot, options: Options) -> list[Clip]:
                 )
             )
     return clips
+
+
+def _check_shape_frames(clips: list[Clip], frames: list[int]) -> None:
+    shortest = min(clips, key=lambda clip: len(clip.times))
+    count = len(shortest.times)
+    if max(frames) >= count:
+        raise UserError(
+            f'--shape-frames {max(frames)} is beyond {shortest.name}, whose {count} frames are 0 to '
+            f'{count - 1}; name earlier ones or give more --frames'
+        )
 
 
 def _recorded_cameras(snapshot: Snapshot, data: str | None) -> list[Tensor]:

@@ -21,6 +21,7 @@ from dnnlib.util import Logger, UserError, explain_os_error, is_out_of_memory
 from torch_utils import distributed as dist
 from torch_utils.misc import keep_freed_memory, set_float32_precision
 from training.config import PRESETS, TrainConfig, with_resolution
+from training.dataset_files import DataError
 from training.run_folder import choose_run_dir, exclusive, run_name
 from training.training_loop import Evaluate, Trainer
 
@@ -105,7 +106,12 @@ first).
 @click.option('--desc', metavar='TEXT', help='Added to the name of the run folder.')
 @click.option('--fresh', is_flag=True, help='New run folder even if this run is unfinished.')
 @click.option('--max-minutes', type=float, metavar='NUM', help='Stop with a checkpoint after this time.')
-@click.option('-n', '--dry-run', is_flag=True, help='Print options, networks and estimated cost, then exit.')
+@click.option(
+    '-n',
+    '--dry-run',
+    is_flag=True,
+    help='Print options, networks and estimated cost, then exit; the data may be missing.',
+)
 def main(**options: object) -> None:
     """Train PV3D, a 3D-aware generator of portrait videos, on clips with camera labels."""
     try:
@@ -130,7 +136,7 @@ def run(options: dict, device: torch.device) -> None:
     with refusals():
         config = build_config(options)
         config.split_batch(dist.world_size())
-        config = with_facts_of_data(config)
+        config = with_facts_of_data(config, options['dry_run'])
     if options['dry_run']:
         from training.estimate import describe_run  # noqa: PLC0415
 
@@ -156,6 +162,12 @@ def run(options: dict, device: torch.device) -> None:
             if is_new and dist.is_leader():
                 shutil.rmtree(run_dir)  # there is nothing to continue in it
             raise
+        if trainer.finished:
+            dist.print0(
+                f'this run was finished before, at {trainer.progress.cur_nimg / 1000:g} kimg; nothing to do; '
+                '--fresh starts another, a larger --kimg trains on'
+            )
+            return
         done = trainer.train()
         dist.print0('done' if done else 'stopped; the same command continues this run')
 
@@ -217,12 +229,20 @@ def to_clips(kimg: float) -> int:
     return round(kimg * 1000)
 
 
-def with_facts_of_data(config: TrainConfig) -> TrainConfig:
-    """Opens the data once, checks the size of its pictures and lets the options that follow others do so."""
+def with_facts_of_data(config: TrainConfig, dry_run: bool) -> TrainConfig:
+    """Opens the data once, checks the size of its pictures and lets the options that follow others do so.
+
+    A dry run can do without the data.
+    """
     expected = config.generator.resolution
     dataset = dataclasses.replace(config.dataset, resolution=expected, span=config.generator.span)
     config = with_resolution(dataclasses.replace(config, dataset=dataset), expected)
-    dist.print0(f'data: {dataset.build().describe()}')
+    try:
+        dist.print0(f'data: {dataset.build().describe()}')
+    except DataError as err:
+        if not dry_run:
+            raise
+        dist.print0(f'warning: a run would stop here: {err}')
     return config
 
 

@@ -59,6 +59,7 @@ class PackedClip:
     frames: list[bytes]  # encoded pictures
     labels: list[list[float]]
     fps: float
+    side: int = 0  # pixels of the smallest picture before resizing
     error: str | None = None
 
 
@@ -76,6 +77,8 @@ def find_plain(source: str, cameras: str) -> tuple[list[RawClip], list[str]]:
         UserError: if either is missing or broken, or a labelled clip does not exist.
     """
     root = _folder(source)
+    if not Path(cameras).exists():
+        raise UserError(f'{cameras}: no such file; --cameras is the JSON file with the labels of the clips')
     table = _load_json(Path(cameras))
     if not isinstance(table, dict) or not table:
         raise UserError(f'{cameras} must be a JSON object {{"clip.mp4": [one 25-number label per frame]}}')
@@ -127,7 +130,9 @@ def find_released(source: str) -> tuple[list[RawClip], list[str]]:
     return clips, lost
 
 
-def pack(clips: list[RawClip], dest: str, options: PackOptions, *, workers: int, skip_bad: bool) -> list[str]:
+def pack(
+    clips: list[RawClip], dest: str, options: PackOptions, *, workers: int, skip_bad: bool
+) -> tuple[list[str], list[int]]:
     """Converts clips and writes them to a data set zip, which appears only when it is complete.
 
     Args:
@@ -138,13 +143,13 @@ def pack(clips: list[RawClip], dest: str, options: PackOptions, *, workers: int,
         skip_bad: leave clips out that cannot be packed, instead of giving up.
 
     Returns:
-        what was left out, as "name: reason".
+        what was left out, as "name: reason", and the sides of smaller pictures, one per clip that has them.
 
     Raises:
         UserError: if a clip cannot be packed (all of them are listed), or the zip cannot be written.
     """
     _check_options(dest, options)
-    bad, labels, info = [], [], {}
+    bad, small, labels, info = [], [], [], {}
     fps = collections.Counter()
     with atomic_write(dest) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
         results = parallel(functools.partial(convert, options=options), clips, min(workers, len(clips)))
@@ -153,6 +158,8 @@ def pack(clips: list[RawClip], dest: str, options: PackOptions, *, workers: int,
             if packed.error is not None:
                 bad.append(f'{clip.name}: {packed.error}')
                 continue
+            if packed.side < options.resolution:
+                small.append(packed.side)
             folder = f'{len(info):06d}'
             for i, (frame, label) in enumerate(zip(packed.frames, packed.labels, strict=True)):
                 name = f'{folder}/{i:05d}.{options.format}'
@@ -166,28 +173,29 @@ def pack(clips: list[RawClip], dest: str, options: PackOptions, *, workers: int,
         write_entry(
             archive, 'dataset.json', dataset_json(options.resolution, fps.most_common(1)[0][0], labels, info)
         )
-    return bad
+    return bad, small
 
 
 def convert(clip: RawClip, options: PackOptions) -> PackedClip:
     """Decodes, resizes and encodes one clip; trouble comes back as a reason, not as an exception."""
     try:
         labels = _clip_labels(clip)
-        frames, fps = [], _DEFAULT_FPS
+        frames, sides, fps = [], [], _DEFAULT_FPS
         for picture, fps in _pictures(clip.path):  # noqa: B007 (the rate is that of the clip)
             frames.append(_encode(picture, options))
+            sides.append(picture.width)
             if len(frames) == options.max_frames:
                 break
     except UserError as error:
-        return PackedClip([], [], 0.0, str(error))
+        return PackedClip([], [], 0.0, error=str(error))
     if isinstance(clip.labels, Path):  # the released program uses the last camera for frames beyond the list
         labels += labels[-1:] * (len(frames) - len(labels))
     wanted = len(labels) if options.max_frames is None else min(len(labels), options.max_frames)
     if len(frames) < 2:
-        return PackedClip([], [], 0.0, f'a clip needs at least two frames, this has {len(frames)}')
+        return PackedClip([], [], 0.0, error=f'a clip needs at least two frames, this has {len(frames)}')
     if len(frames) != wanted and not isinstance(clip.labels, Path):
-        return PackedClip([], [], 0.0, f'{len(frames)} frames but {len(labels)} labels')
-    return PackedClip(frames, labels[: len(frames)], fps)
+        return PackedClip([], [], 0.0, error=f'{len(frames)} frames but {len(labels)} labels')
+    return PackedClip(frames, labels[: len(frames)], fps, min(sides))
 
 
 def listing(names: list[str]) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from torch_utils import custom_ops
 from training.camera import orbit_label
 from training.config import OutputConfig, tiny
 
@@ -33,6 +34,17 @@ def signals_as_before():
     yield
     for number, handler in zip(numbers, handlers, strict=True):
         signal.signal(number, handler)
+
+
+@pytest.fixture(params=['ref', 'auto', custom_ops.DEVICE_BODY])
+def implementation(request, monkeypatch):
+    """A test runs with stock operators, with kernels, and with the CUDA kernels' code on the CPU."""
+    if request.param != 'ref':
+        try:
+            custom_ops.load('cpu')
+        except custom_ops.BuildError as err:
+            pytest.skip(str(err))
+    monkeypatch.setenv(custom_ops.ENVIRONMENT, request.param)
 
 
 def smooth_clip(rng, frames=FRAMES, size=SIZE):

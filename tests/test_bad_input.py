@@ -155,7 +155,10 @@ def test_many_damaged_pictures_stop_the_run(clip_files, tmp_path):
         ('--set loss', '--set loss must be PATH=VALUE'),
         ('--batch 4 --batch-gpu 3', '--batch 4 must be a multiple of processes x --batch-gpu = 1 x 3'),
         ('--batch 6', '6 clips at a time'),
-        ('--set generator.motion.num_layers=20', 'motion.num_layers=20 exceeds the 4 blocks'),
+        (
+            '--set generator.motion.num_layers=20',
+            'motion.num_layers=20 exceeds the 4 blocks of 32x32 planes; lower it, or double',
+        ),
         ('--set generator.sr_resolution=24', 'resolution=32 must be 2 or 4 times sr_resolution=24'),
         ('--glr -1', 'Invalid learning rate'),
         ('--cfg demo', 'holds 32x32 pictures but resolution=64 is asked for'),

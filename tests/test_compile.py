@@ -55,7 +55,7 @@ def examples():
         'bias_act': (x, scale, noise, strength, bias, *numbers),
         'bias_act channels last': (last, scale, noise, strength, bias, *numbers),
         'bias_act_derivative': (x, x.cos(), *numbers),
-        'bias_act_backward': (x, x.cos(), scale, noise, *numbers),
+        'bias_act_backward': (x, x.cos(), x.sin(), scale, noise, *numbers),
         'upfirdn2d': (x, make_filter(), 2, 1, [2, 1, 2, 1], False, 4.0),
         'upfirdn2d channels last': (last, make_filter(), 1, 2, [1, 1, 1, 1], True, 1.0),
     }

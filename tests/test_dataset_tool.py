@@ -129,6 +129,18 @@ def test_natural_order():
     assert sorted(names, key=packing.natural) == ['a2/f1', 'a10/f1', 'f1', 'f9', 'f10']
 
 
+def test_enlarging_is_said(tmp_path):
+    root, sides = tmp_path / 'source', {'a': 32, 'b': 16, 'c': 20, 'd': 40}
+    for name, side in sides.items():
+        write_folder(root / name, pictures(2, side))
+    (root / 'cameras.json').write_text(json.dumps({name: labels(2) for name in sides}))
+    code, output = pack(root, tmp_path / 'x.zip')
+    assert code == 0 and output.count('warning') == 1
+    assert 'the pictures of 2 clips were enlarged to 32x32, they are 16x16 to 20x20; a' in output
+    (root / 'cameras.json').write_text(json.dumps({name: labels(2) for name in 'ad'}))
+    assert 'warning' not in pack(root, tmp_path / 'x.zip')[1]
+
+
 @pytest.fixture
 def bad_source(tmp_path):
     """One good clip and one of each kind of bad ones."""
@@ -183,6 +195,10 @@ def test_user_errors_of_pack(source, tmp_path):
         code, output = pack(source, tmp_path / 'x.zip', '--cameras', cameras)
         assert code == 1 and message in output
     assert 'no such file' in pack(source, tmp_path / 'x.zip', '--cameras', tmp_path / 'no.json')[1]
+    (tmp_path / 'plain').mkdir()
+    code, output = pack(tmp_path / 'plain', tmp_path / 'x.zip')
+    assert code == 1 and 'plain/cameras.json: no such file; --cameras is the JSON file' in output
+    (tmp_path / 'plain').rmdir()
     assert 'is not a folder' in pack(tmp_path / 'no', tmp_path / 'x.zip')[1]
     assert 'must be the name of a zip' in pack(source, tmp_path / 'x')[1]
     code, output = pack(source, tmp_path / 'cameras.json/x.zip')

@@ -35,13 +35,14 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
 
 def parse(script: str, args: list[str]) -> click.Context:
     """Parses a command line as the script would; click raises for anything unknown or missing."""
-    command = importlib.import_module(script).main
+    command, parent = importlib.import_module(script).main, None
     if isinstance(command, click.Group):
+        parent = click.Context(command, **command.context_settings)  # for -h, which commands remember
         script, args = args[0], args[1:]
         if script not in command.commands:
             raise click.UsageError(f'no command {script}')
         command = command.commands[script]
-    return command.make_context(script, args)
+    return command.make_context(script, args, parent)
 
 
 def documented() -> list[tuple[str, str, list[str]]]:

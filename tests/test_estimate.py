@@ -70,6 +70,19 @@ def test_meter_counts_arithmetic_and_bytes():
     assert work.calls == 1
 
 
+def test_meter_counts_our_kernels():
+    """They are opaque to PyTorch's table; the decoder multiplies each parameter once a sample."""
+    sizes, rays = (7 * 64 + 64 + 4 * 64 + 4,), (2, 5, 3)
+
+    def render(p=lambda: torch.empty(2, 3, 7, 8, 8), w=lambda: torch.empty(sizes)):
+        inputs = p, w, torch.empty(rays), torch.empty(rays), torch.empty(2, 5, 6)
+        torch.ops.pv3d.triplane_render(*inputs, 3, 0, 1.0, 0.0, 0.0)
+
+    work = measure(render).work()
+    assert work.flops == {torch.float32: 2 * sizes[0] * 2 * 5 * 6}
+    assert work.calls == 4 and work.moved_bytes > 4 * 2 * 3 * 7 * 8 * 8
+
+
 def test_meter_finds_the_peak():
     """Freed tensors do not count; tensors that backward needs do, until it has used them."""
 

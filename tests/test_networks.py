@@ -20,6 +20,7 @@ from tiny import (
 )
 
 from dnnlib.config import from_dict, to_dict
+from training.networks.decoder import Decoder
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator, minibatch_deviation
 from training.networks.generator import Generator
 from training.networks.motion import MotionConfig
@@ -323,3 +324,18 @@ def test_low_precision_is_for_cuda():
     )
     image, raw = (torch.randn((4, 3, r, r), generator=seeded(r)) for r in (32, 8))
     assert torch.equal(exact(image, raw, cameras(4)), low(image, raw, cameras(4)))
+
+
+def test_decoder_is_its_formula():
+    """Two layers with equalised learning rate, a softplus between them; the density comes first."""
+    torch.manual_seed(0)
+    decoder = Decoder(5, 3, lr_mul=0.5)
+    for bias in (decoder.hidden.bias, decoder.out.bias):
+        bias.data = torch.randn(bias.shape, generator=seeded(len(bias)))
+    x = torch.randn(2, 4, 5, generator=seeded(1))
+    w1, b1, w2, b2 = (p.detach().numpy() * 0.5 for p in decoder.parameters())
+    hidden = np.logaddexp(0, x.numpy() @ w1.T / 5**0.5 + b1)
+    out = hidden @ w2.T / 8 + b2
+    colors, density = decoder(x)
+    same(density, torch.from_numpy(out[..., :1]), 1e-5)
+    same(colors, torch.from_numpy(1.002 / (1 + np.exp(-out[..., 1:])) - 0.001), 1e-5)

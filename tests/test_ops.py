@@ -7,23 +7,13 @@ from scipy import signal
 from torch.autograd import gradcheck, gradgradcheck
 
 from torch_utils import custom_ops
+from torch_utils.ops import bias_act as bias_act_module
 from torch_utils.ops.bias_act import Modulation, bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
-from torch_utils.ops.modulated_conv2d import modulated_conv2d
 from torch_utils.ops.upfirdn2d import make_filter, upfirdn2d, upsample2d
 
+pytestmark = pytest.mark.usefixtures('implementation')
 FIR = make_filter()
-
-
-@pytest.fixture(autouse=True, params=['ref', 'auto', custom_ops.DEVICE_BODY])
-def implementation(request, monkeypatch):
-    """Every test runs with stock operators, with kernels, and with the CUDA kernels' code on the CPU."""
-    if request.param != 'ref':
-        try:
-            custom_ops.load('cpu')
-        except custom_ops.BuildError as err:
-            pytest.skip(str(err))
-    monkeypatch.setenv(custom_ops.ENVIRONMENT, request.param)
 
 
 def draw(*shape, seed=0, grad=False):
@@ -259,6 +249,60 @@ def test_sums_over_large_pictures():
             torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-9)
 
 
+@pytest.fixture
+def half_kernels(monkeypatch):
+    """Kernels for half precision on the CPU as a GPU runs them: in float32, with results rounded."""
+    if not custom_ops.has_kernels(torch.zeros(1), 'auto'):
+        return  # stock operators know these types
+    kernel = custom_ops.call
+
+    def call(name, x, *args):
+        wide = [a.float() if isinstance(a, torch.Tensor) else a for a in args]
+        kernel(name, x.float(), *wide)
+        for a, b in zip(args, wide, strict=True):
+            if isinstance(a, torch.Tensor):
+                a.copy_(b)
+
+    monkeypatch.setattr(custom_ops, 'call', call)
+    monkeypatch.setattr(custom_ops, '_decide', lambda *_: True)
+
+
+@pytest.mark.parametrize('last', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_scale_gradient_in_half_precision(dtype, last, half_kernels):
+    """It keeps its digits where the bias is thirty times what is scaled, and hides it in the result."""
+    x, bias, dy = (
+        draw(2, 3, 16, 16).to(dtype),
+        30 * draw(3, seed=2).sign(),
+        draw(2, 3, 16, 16, seed=3).to(dtype),
+    )
+    x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    scale = (0.5 + draw(2, 3, seed=1).abs()).float()
+    found = []
+    for kind, impl in ((dtype, 'auto'), (torch.float64, 'ref')):
+        leaves = [v.to(kind).detach().requires_grad_() for v in (x, bias)]
+        leaf = scale.to(torch.promote_types(kind, torch.float32)).requires_grad_()
+        y = bias_act(leaves[0], leaves[1], 'lrelu', modulation=Modulation(leaf), impl=impl)
+        found.append(torch.autograd.grad(y, [leaf, *leaves], dy.to(kind)))
+    for ours, exact in zip(*found, strict=True):
+        assert (ours - exact).abs().max() < torch.finfo(dtype).eps * exact.abs().max()
+
+
+def test_derivatives_with_the_input_kept(monkeypatch):
+    """What half precision does, in float64."""
+    monkeypatch.setattr(bias_act_module, '_HALF', (torch.float64,))
+    x, (scale, noise, strength), bias = modulated_example((2, 3, 2, 3), 2, False)
+    inputs = [v.clone().requires_grad_() for v in (x, scale, strength, bias)]
+
+    def op(x, scale, strength, bias):
+        modulation = Modulation(scale, noise, strength)
+        return bias_act(x, bias, 'lrelu', clamp=1.5, modulation=modulation)
+
+    assert gradcheck(op, inputs)
+    assert gradgradcheck(op, inputs)
+    assert gradgradcheck(lambda *v: op(*v).pow(3), inputs)
+
+
 @pytest.mark.parametrize('act', ACTS)
 @pytest.mark.parametrize('clamp', [None, 1.0])
 def test_bias_act_derivatives(act, clamp):
@@ -326,68 +370,3 @@ def test_conv2d_resample_derivatives(up, down, k):
 def test_conv2d_resample_refuses_other_factors(up, down):
     with pytest.raises(ValueError, match=f'up={up}, down={down}'):
         conv2d_resample(draw(1, 1, 4, 4), draw(1, 1, 3, 3), FIR, up=up, down=down)
-
-
-def fused(x, weight, styles, up, demodulate):
-    """One modulated, normalised weight per sample, used on that sample alone."""
-    out = []
-    for sample, style in zip(x, styles, strict=True):
-        w = weight * style[None, :, None, None]
-        if demodulate:
-            w = w / (w.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
-        out.append(conv2d_resample(sample[None], w, FIR, up=up))
-    return torch.cat(out)
-
-
-@pytest.mark.parametrize('demodulate', [True, False])
-@pytest.mark.parametrize(('up', 'k'), [(1, 3), (1, 1), (2, 3)])
-def test_modulated_conv2d_fuses_per_sample(up, k, demodulate):
-    x, weight, styles = draw(3, 4, 6, 6), draw(5, 4, k, k, seed=1), draw(3, 4, seed=2)
-    y = modulated_conv2d(x, weight, styles, FIR if up == 2 else None, demodulate)
-    torch.testing.assert_close(y, fused(x, weight, styles, up, demodulate), rtol=0, atol=1e-12)
-
-
-def test_modulated_conv2d_derivatives():
-    x, weight, styles = (
-        draw(2, 2, 3, 3, grad=True),
-        draw(2, 2, 3, 3, seed=1, grad=True),
-        draw(2, 2, seed=2, grad=True),
-    )
-
-    def op(x, weight, styles):
-        return modulated_conv2d(x, weight, styles)
-
-    assert gradcheck(op, (x, weight, styles), fast_mode=True)
-    assert gradgradcheck(op, (x, weight, styles), fast_mode=True)
-
-
-def test_demodulation_gives_unit_variance():
-    """Whatever weights and styles: inside the borders, noise of variance 1 comes out with variance 1."""
-    x = draw(2, 8, 66, 66)
-    styles = torch.tensor([[0.1], [50.0]], dtype=torch.float64) * (draw(2, 8, seed=2).abs() + 0.1)
-    y = modulated_conv2d(x, 7 * draw(6, 8, 3, 3, seed=1), styles)[:, :, 1:-1, 1:-1]
-    variance = y.var(dim=(2, 3))
-    assert (variance - 1).abs().max() < 0.1  # 4096 pixels, overlapping windows
-    plain = modulated_conv2d(x, draw(6, 8, 3, 3, seed=1), styles, demodulate=False)
-    assert plain.var() > 100
-
-
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision_survives_huge_weights(dtype):
-    """Weights and styles beyond the range of fp16 (65504) are brought down first; demodulation undoes it."""
-    x, weight, styles = draw(2, 8, 8, 8), draw(4, 8, 3, 3, seed=1), draw(2, 8, seed=2)
-    exact = modulated_conv2d(x, weight, styles)
-    y = modulated_conv2d(x.to(dtype), weight.float() * 1e6, styles.float() * 1e6)
-    assert y.dtype == dtype
-    torch.testing.assert_close(y.double(), exact, rtol=0, atol=8 * torch.finfo(dtype).eps)
-    up = modulated_conv2d(x.to(dtype), weight.float() * 1e6, styles.float() * 1e6, FIR)
-    assert up.dtype == dtype and up.isfinite().all()
-    expected = modulated_conv2d(x, weight, styles, FIR)
-    torch.testing.assert_close(up.double(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
-
-
-def test_half_precision_survives_wide_sums():
-    """512 channels at the clamp of 256, all of one sign: their plain sum is 18 times the range of fp16."""
-    x, weight = torch.full((1, 512, 3, 3), 256.0), torch.ones(2, 512, 3, 3)
-    y = modulated_conv2d(x.half(), weight, torch.ones(1, 512))
-    torch.testing.assert_close(y[0, :, 1, 1].float(), torch.full((2,), 256 * 4608**0.5), rtol=2e-3, atol=0)

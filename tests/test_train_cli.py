@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import imageio_ffmpeg
 import pytest
 import torch
 from PIL import Image
@@ -54,8 +55,11 @@ def test_same_command_continues_and_others_get_new_folders(data, tmp_path):
     run_dir = tmp_path / 'runs' / name
     assert lines[1] == f'run folder: {run_dir}' and lines[-1] == 'done'
     assert (run_dir / 'log.txt').read_text() == '\n'.join(lines[1:]) + '\n'
-    again = cli(*command, '--kimg', 0.004).out
-    assert f'continuing {run_dir} at 4 clips' in again and 'tick' not in again
+    again = cli(*command, '--kimg', 0.004)
+    assert again.code == 0 and again.out.splitlines()[-1].startswith(
+        'this run was finished before, at 0.004 kimg; nothing to do; --fresh starts another'
+    )
+    assert 'tick' not in again.out and 'continuing' not in again.out
     longer = cli(*command, '--kimg', 0.008)
     assert f'continuing {run_dir} at 4 clips\ntick ' in longer.out
     assert run_dirs(tmp_path / 'runs') == [name] and numbers(run_dir) == [4, 8]
@@ -73,7 +77,7 @@ def test_fresh_run_that_torchrun_restarts_goes_on(data, tmp_path, monkeypatch):
     command = ['--outdir', tmp_path, '--data', data, *QUICK, '--kimg', 0, '--fresh']
     cli(*command)
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
-    assert 'continuing' in cli(*command).out
+    assert 'this run was finished before' in cli(*command).out
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '0')
     cli(*command)
     assert len(run_dirs(tmp_path)) == 2
@@ -141,6 +145,26 @@ def check_pictures(run_dir):
     assert numbers(run_dir, 'video*') == []
     assert sorted(p.name for p in run_dir.glob('*.mp4')) == ['video000000000.mp4', 'video000000016.mp4']
     assert all(p.stat().st_size > 1000 for p in run_dir.glob('*.mp4'))
+
+
+@pytest.mark.parametrize(
+    'error', [RuntimeError('No ffmpeg exe\nwas found'), FileNotFoundError(2, 'gone', 'x')]
+)
+def test_pictures_that_fail_do_not_end_a_run(data, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(imageio_ffmpeg, 'get_ffmpeg_exe', mock.Mock(side_effect=error))
+    options = ['--set', 'output.image_ticks=1', '--set', 'output.sheet_seeds=1', '--kimg', 0.016]
+    result = cli('--outdir', tmp_path, '--data', data, *QUICK, *options)
+    assert (result.code, result.err) == (0, '') and result.out.endswith('done\n')
+    lines = [line for line in result.out.splitlines() if line.startswith('warning: ')]
+    assert len(lines) == 3 and len(set(lines)) == 1  # the first pictures and two ticks
+    assert lines[0].startswith('warning: not all pictures of this tick could be made: ')
+    assert 'No ffmpeg exe' in lines[0] or 'gone' in lines[0]
+    (name,) = run_dirs(tmp_path)
+    assert numbers(tmp_path / name) == [8, 16]
+    assert [p.name[5:14] for p in sorted((tmp_path / name).glob('strip*'))] == [
+        f'{n:09d}' for n in (0, 8, 16)
+    ]
+    assert not [p for p in os.listdir(tmp_path / name) if p.endswith(('.mp4', '.tmp'))]
 
 
 def check_events(run_dir, lines):
@@ -244,6 +268,16 @@ def test_dry_run_shows_everything_and_writes_nothing(data, tmp_path):
     assert (result.code, result.err) == (0, '') and not (tmp_path / 'runs').exists()
     for text in ('density_weight', 'd_reg_interval', 'synthesis', 'decoder', 'kimg', 'GiB'):
         assert text in result.out, text
+
+
+@pytest.mark.parametrize('change', [['--data', 'missing.zip'], ['--cfg', 'demo']])
+def test_dry_run_without_the_right_data(data, tmp_path, change):
+    result = cli('--outdir', tmp_path / 'runs', '--data', data, *QUICK, *change, '--dry-run')
+    assert (result.code, result.err) == (0, '')
+    reason = 'missing.zip: no such file' if 'missing.zip' in change else f'{data} holds 32x32 pictures but'
+    first, second = result.out.splitlines()[:2]
+    assert first.startswith(f'warning: a run would stop here: {reason}') and second == 'options: {'
+    assert 's/kimg' in result.out and result.out.count('warning') == 1
 
 
 HELP = ['train', 'gen_videos', *(f'dataset_tool {c}' for c in ('', 'synth', 'pack', 'check', 'show'))]

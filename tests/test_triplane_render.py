@@ -1,6 +1,8 @@
 """The fused renderer against its plain definition, over all implementations that run on a CPU."""
 
+import contextlib
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -264,3 +266,19 @@ def test_generator_uses_the_kernels(monkeypatch):
         monkeypatch.setenv(custom_ops.ENVIRONMENT, 'ref')
         with pytest.raises(TypeError):
             G.render(G.planes(ws, z_m, t), ws, c, config)
+
+
+def test_the_gpu_of_the_planes_is_asked(monkeypatch):
+    current, asked = [0], []
+
+    @contextlib.contextmanager
+    def device(wanted):
+        current.append(wanted.index)
+        yield
+        current.pop()
+
+    library = SimpleNamespace(pv3d_triplane_fits=lambda *sizes: asked.append(current[-1]) or 1)
+    monkeypatch.setattr(torch.cuda, 'device', device)
+    monkeypatch.setattr(custom_ops, 'load', lambda target: library)
+    assert triplane_render._fits(torch.device('cuda', 1), 32, 96, 32, False)
+    assert asked == [1]

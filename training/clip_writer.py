@@ -115,9 +115,6 @@ class ClipWriter:
         """
         ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras, clip.times, clip.psi)
         for i in frames:
-            if i >= len(clip.times):
-                self.say(f'{clip.name}: no mesh of frame {i}, the clip ends at {len(clip.times) - 1}')
-                continue
             w = ws[min(i, len(ws) - 1)][None]
             planes = rollout.planes_at(self.G, clip.codes, w, clip.times[i : i + 1])
             mesh, found = shapes.head_mesh(self.G, planes, w, resolution, level)

@@ -30,11 +30,12 @@ from training.loss import FakeBatch, Networks, Phase, PV3DLoss, RealBatch
 _LATE_NIMG = 10**12  # after all schedules have ended
 _ADAM_PASSES = 7  # parameters, gradients and two moments are read; all but the gradients are written
 _EMA_PASSES = 3  # two are read, one is written
+_RENDER_PASSES = {'triplane_render': 1, 'triplane_render_grad': 3}  # through the decoder, in our kernels
 
 # How much slower an average operation (gather, softplus, sum, ...) moves its bytes than the product that
 # measure_device times. The first is fitted to configurations of 32x32 to 512x512 on CPU, the second a guess.
 _MOVE_COST = {'cpu': 3.5, 'cuda': 1.5}
-_CALL_COST = 4.5  # of Python and autograd around an operation, likewise fitted on a CPU
+_CALL_COST = {'cpu': 14, 'cuda': 4.5}  # of Python and autograd around an operation, likewise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ class DeviceSpeed:
         slowest = min(self.flops.values())
         busy = sum(n / self.flops.get(dtype, slowest) for dtype, n in work.flops.items())
         busy += work.moved_bytes * _MOVE_COST[self.kind] / self.moved_bytes
-        calls = work.calls * _CALL_COST * self.call_sec
+        calls = work.calls * _CALL_COST[self.kind] * self.call_sec
         return max(busy, calls) if self.kind == 'cuda' else busy + calls  # a GPU works while others start
 
 
@@ -193,12 +194,14 @@ class _Meter(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         made = list(_tensors(out))
-        if func.namespace == 'aten' and not func.is_view and made:
+        if func.namespace in ('aten', 'pv3d') and not func.is_view and made:
             self._calls += 1
             self._moved_bytes += sum(t.numel() * t.element_size() for t in (*made, *_tensors(args)))
             count = flop_registry.get(func.overloadpacket)
             if count is not None:
                 self._flops[made[0].dtype] += count(*args, **kwargs, out_val=out)
+            elif func._opname in _RENDER_PASSES:
+                self._flops[made[0].dtype] += _RENDER_PASSES[func._opname] * _decoder_flops(*args[1:5])
         for tensor in made:
             self._keep(tensor.untyped_storage())
         return out
@@ -213,6 +216,11 @@ class _Meter(TorchDispatchMode):
 
     def _drop(self, key: int) -> None:
         self._alive_bytes -= self._alive.pop(key)
+
+
+def _decoder_flops(params: Tensor, origins: Tensor, directions: Tensor, depths: Tensor) -> int:
+    """Returns the arithmetic of the decoder, whose parameters lie in a vector, at all samples of rays."""
+    return 2 * params.numel() * depths.numel()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

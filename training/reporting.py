@@ -5,6 +5,7 @@ One process writes it.
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -15,7 +16,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dnnlib.util import append_json_line, format_time
+from dnnlib.util import UserError, append_json_line, format_time
 from torch_utils.misc import peak_memory_gib
 from torch_utils.training_stats import Moments
 from training.batching import Progress
@@ -89,7 +90,26 @@ class Reporter:
         self._scalars({f'Metrics/{name}': value for name, value in values.items()}, nimg)
 
     def first_pictures(self, G_ema: nn.Module) -> None:
-        """Writes a sheet of real frames and the first, untrained samples."""
+        """Writes a sheet of real frames and the first, untrained samples; see `pictures`."""
+        with self._spared():
+            self._draw_reals()
+            self._draw(G_ema, 0)
+
+    def pictures(self, G_ema: nn.Module, nimg: int) -> None:
+        """Writes the sample sheets and a video of G_ema; failing is a warning, training goes on without."""
+        with self._spared():
+            self._draw(G_ema, nimg)
+
+    @contextlib.contextmanager
+    def _spared(self) -> Iterator[None]:
+        try:
+            yield
+        except (UserError, OSError, RuntimeError) as err:  # no encoder, a full disk, too little memory
+            self.bar.clear()
+            reason = (str(err).strip() or type(err).__name__).splitlines()[0]
+            print(f'warning: not all pictures of this tick could be made: {reason}', flush=True)
+
+    def _draw_reals(self) -> None:
         clips = np.linspace(0, len(self.dataset) - 1, min(len(self.dataset), 64)).astype(int)
         frames = []
         for clip in clips:
@@ -99,10 +119,8 @@ class Reporter:
                 frames.append(self.dataset.clip_frames(int(clip), [0])[0].permute(1, 2, 0).numpy())
         if frames:
             save_png(self.run_dir / 'reals.png', grid(np.stack(frames)))
-        self.pictures(G_ema, 0)
 
-    def pictures(self, G_ema: nn.Module, nimg: int) -> None:
-        """Writes the sample sheets and a video of G_ema."""
+    def _draw(self, G_ema: nn.Module, nimg: int) -> None:
         seeds = range(self.config.output.sheet_seeds)
         cameras = torch.stack([self.dataset.clip_cameras(i % len(self.dataset))[0] for i in seeds])
         sheets = training_sheets(G_ema, seeds, cameras.to(device_of(G_ema)))

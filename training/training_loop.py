@@ -76,6 +76,11 @@ class Trainer:
                 'use --batch 2 or more'
             )
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run folder already holds the last checkpoint of the run."""
+        return self._saved_nimg is not None and self._saved_nimg >= self.config.total_nimg
+
     def train(self) -> bool:
         """Trains to the end, or until told to stop; returns True when the run is complete."""
         self._data = batches(
@@ -276,7 +281,8 @@ class Trainer:
                     for group in saved['param_groups']:
                         group['fused'] = True  # states of older versions say nothing
                     phase.optimizer.load_state_dict(saved)
-            dist.print0(f'continuing {self.run_dir} at {self.progress.cur_nimg} clips')
+            if not self.finished:
+                dist.print0(f'continuing {self.run_dir} at {self.progress.cur_nimg} clips')
         elif self.config.resume is not None:
             snapshot = checkpoint.read_snapshot(self.config.resume)
             self._load(snapshot)

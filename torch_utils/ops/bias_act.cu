@@ -104,12 +104,12 @@ template <class T> struct HostForward {
     }
 };
 
-// One pass of the backward: dx, and the sums over pixels of d, d z and d noise, where d = dy derivative and
-// z = x scale + noise strength + bias, which the result y tells: x need not be kept.
+// One pass of the backward: dx, and the sums over pixels of d, d x and d noise, where d = dy derivative. Without
+// x, d z in place of d x, where z = x scale + noise strength + bias, which the result y tells.
 template <class T> struct Gradients {
     using A = wide_t<T>;
     Args<T> a;
-    const T *dy, *y;
+    const T *dy, *y, *x;  // x may be null
     T* dx;
     A* sums;  // [N, parts, C, 3], or [N, C, parts, 3]
     int64_t part, parts;
@@ -157,13 +157,13 @@ template <class T> struct Backward {
             const A y = A(g.y[i]), d = A(g.dy[i]) * g.a.factor(y);
             g.dx[i] = T(d * scale);
             sum[0] += d;
-            sum[1] += d * g.before(y);
+            sum[1] += d * (g.x ? A(g.x[i]) : g.before(y));
             if (noise) sum[2] += d * noise[p];
         }
     }
 };
 
-// Host: the same in loops over memory that compilers vectorise.
+// Host: the same without x, in loops over memory that compilers vectorise.
 template <class T> struct HostBackward {
     Gradients<T> g;
     static constexpr int kLanes = 256;  // at a time: channels, or pixels of a row
@@ -262,13 +262,14 @@ struct RunBackward {
         const Gradients<T> g{o.args<T>(),
                              static_cast<const T*>(dy),
                              static_cast<const T*>(o.y),
+                             static_cast<const T*>(o.x),
                              static_cast<T*>(dx),
                              static_cast<wide_t<T>*>(sums),
                              part,
                              parts};
         const int64_t items = (o.last ? o.n : o.n * o.channels) * parts;
 #ifndef __CUDACC__
-        if (!device_body) return for_each_row(HostBackward<T>{g}, items, where);
+        if (!device_body && !g.x) return for_each_row(HostBackward<T>{g}, items, where);
 #endif
         return for_each_row(Backward<T>{g}, items, where);
     }
@@ -282,11 +283,12 @@ PV3D_API int pv3d_bias_act(const void* x, const void* y, const void* scale, cons
     return dispatch(type, RunForward{o, out, device_body != 0, Launch{threads, stream}});
 }
 
-PV3D_API int pv3d_bias_act_grad(const void* dy, const void* y, const void* scale, const void* noise, void* dx, void* sums,
-                                int64_t n, int64_t channels, int64_t inner, int64_t last,
-                                int64_t noise_n, int64_t part, int64_t parts, double slope, double gain,
-                                double limit, int64_t type, int64_t device_body, int64_t threads, void* stream) {
-    const Operands o{nullptr, y, scale, noise, nullptr, nullptr, n, channels, inner, last, noise_n, slope,
+PV3D_API int pv3d_bias_act_grad(const void* dy, const void* y, const void* x, const void* scale,
+                                const void* noise, void* dx, void* sums, int64_t n, int64_t channels,
+                                int64_t inner, int64_t last, int64_t noise_n, int64_t part, int64_t parts,
+                                double slope, double gain, double limit, int64_t type, int64_t device_body,
+                                int64_t threads, void* stream) {
+    const Operands o{x, y, scale, noise, nullptr, nullptr, n, channels, inner, last, noise_n, slope,
                      gain, limit};
     return dispatch(type, RunBackward{o, dy, dx, sums, part, parts, device_body != 0, Launch{threads, stream}});
 }

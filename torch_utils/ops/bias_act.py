@@ -15,6 +15,7 @@ from torch_utils import custom_ops
 
 # pixels that a lane group of the kernel sums up at a time; with channels last pixels alone give groups
 _PART, _PART_LAST = 4096, 128
+_HALF = (torch.float16, torch.bfloat16)  # too coarse to find x again from the result
 
 
 class _Activation(NamedTuple):
@@ -57,8 +58,9 @@ def bias_act(
         act: `linear`, `softplus` (gain 1) or `lrelu` (slope 0.2, gain sqrt 2).
         gain: further factor on the output.
         clamp: limit of the absolute output, or None; scaled by `gain` too.
-        modulation: scale and noise. The backward of kernels finds x again from the result: the scale must not
-            be 0, and its gradient loses digits when noise and bias are much larger than x * scale.
+        modulation: scale and noise. Where the backward of kernels finds x again from the result (float32 and
+            float64), the scale must not be 0, and its gradient loses digits when noise and bias are much
+            larger than x * scale.
         impl: `auto`, `ref`, `cuda` or `cpu`; see custom_ops.has_kernels.
 
     Returns:
@@ -127,7 +129,10 @@ def _per_channel(v: Tensor, x: Tensor) -> Tensor:
 
 
 class _BiasAct(torch.autograd.Function):
-    """The kernel. Only its result is kept, which the next layer keeps too: activations can be inverted."""
+    """The kernel. Only its result is kept, which the next layer keeps too: activations can be inverted.
+
+    x is kept as well where it is half precision and the gradient of the scale is wanted.
+    """
 
     @staticmethod
     def forward(
@@ -140,21 +145,22 @@ class _BiasAct(torch.autograd.Function):
         numbers: tuple[float, float, float],
     ) -> Tensor:
         y = torch.ops.pv3d.bias_act(x, scale, noise, strength, bias, *numbers)
-        ctx.save_for_backward(y, scale, noise, strength, bias)
+        kept = x if x.dtype in _HALF and ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(y, kept, scale, noise, strength, bias)
         ctx.numbers = numbers
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        y, scale, noise, strength, bias = ctx.saved_tensors
+        y, x, scale, noise, strength, bias = ctx.saved_tensors
         if scale is None and not any(ctx.needs_input_grad[1:]):
             return _Derivative.apply(dy, y, ctx.numbers), None, None, None, None, None
-        dx, sums = _Backward.apply(dy, y, scale, noise, ctx.numbers)
-        d, d_z, d_noise = sums.unbind(dim=2)  # [N, C]
-        d_scale = None
-        if scale is not None:  # sum of d x, where x = (z - noise strength - bias) / scale
+        dx, sums = _Backward.apply(dy, y, x, scale, noise, ctx.numbers)
+        d, d_in, d_noise = sums.unbind(dim=2)  # [N, C]
+        d_scale = None if x is None else d_in
+        if x is None and scale is not None:  # sum of d x, where x = (z - noise strength - bias) / scale
             offset = (0 if noise is None else d_noise * strength) + (0 if bias is None else d * bias)
-            d_scale = (d_z - offset) / scale
+            d_scale = (d_in - offset) / scale
         d_strength = None if noise is None else d_noise.sum()
         return dx, d_scale, None, d_strength, None if bias is None else d.sum(dim=0), None
 
@@ -174,9 +180,9 @@ class _Derivative(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """Of d = dy * derivative: returns d * scale and the sums over pixels of d, d * z, d * noise [N, C, 3].
+    """Of d = dy * derivative: returns d * scale and the sums over pixels of d, d * v, d * noise [N, C, 3].
 
-    z is what the activation got: y / gain where y > 0, y / (gain * slope) elsewhere.
+    v is x, or when there is none what the activation got: y / gain where y > 0, y / (gain * slope) elsewhere.
     """
 
     @staticmethod
@@ -184,36 +190,39 @@ class _Backward(torch.autograd.Function):
         ctx: Any,
         dy: Tensor,
         y: Tensor,
+        x: Tensor | None,
         scale: Tensor | None,
         noise: Tensor | None,
         numbers: tuple[float, float, float],
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(dy, y, scale, noise)
+        ctx.save_for_backward(dy, y, x, scale, noise)
         ctx.numbers = numbers
-        return torch.ops.pv3d.bias_act_backward(dy, y, scale, noise, *numbers)
+        return torch.ops.pv3d.bias_act_backward(dy, y, x, scale, noise, *numbers)
 
     @staticmethod
     def backward(ctx: Any, g_dx: Tensor | None, g_sums: Tensor | None) -> tuple[Tensor | None, ...]:
-        dy, y, scale, noise = ctx.saved_tensors
+        dy, y, x, scale, noise = ctx.saved_tensors
         slope, gain, _ = ctx.numbers
-        total = d_y = d_scale = None
+        total = d_x = d_y = d_scale = None
         if g_dx is None and g_sums is None:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         if g_dx is not None:
             total = g_dx if scale is None else g_dx * _per_channel(scale, y).to(y.dtype)
         if g_sums is not None:
-            g_d, g_z, g_noise = (_per_channel(g, y) for g in g_sums.unbind(dim=2))
-            z = torch.where(y > 0, y / gain, y / (gain * slope))
-            more = (g_d + g_z * z + (0 if noise is None else g_noise * noise)).to(y.dtype)
+            g_d, g_v, g_noise = (_per_channel(g, y) for g in g_sums.unbind(dim=2))
+            v = torch.where(y > 0, y / gain, y / (gain * slope)) if x is None else x
+            more = (g_d + g_v * v + (0 if noise is None else g_noise * noise)).to(y.dtype)
             total = more if total is None else total + more
-            d_y = (g_z * dy).to(
-                y.dtype
-            )  # d * dz / dy; not 0 where y is clamped, but there y passes nothing on
+            # v gets d, and through it y d * dv/dy = dy: not 0 where y is clamped, but y ends there
+            if x is None:
+                d_y = (g_v * dy).to(y.dtype)
+            else:
+                d_x = (g_v * _Derivative.apply(dy, y, ctx.numbers)).to(x.dtype)
         if scale is not None and g_dx is not None:
             d = _Derivative.apply(dy, y, ctx.numbers)
             d_scale = (d.to(scale.dtype) * g_dx).reshape(*scale.shape, math.prod(y.shape[2:])).sum(dim=2)
-        return _Derivative.apply(total, y, ctx.numbers), d_y, d_scale, None, None
+        return _Derivative.apply(total, y, ctx.numbers), d_y, d_x, d_scale, None, None
 
 
 def _layout(x: Tensor) -> tuple[int, ...]:
@@ -256,9 +265,9 @@ def _derivative_kernel(dy: Tensor, y: Tensor, *numbers: float) -> Tensor:
 
 
 def _backward_kernel(
-    dy: Tensor, y: Tensor, scale: Tensor | None, noise: Tensor | None, *numbers: float
+    dy: Tensor, y: Tensor, x: Tensor | None, scale: Tensor | None, noise: Tensor | None, *numbers: float
 ) -> tuple[Tensor, Tensor]:
-    y, dy, *small = _pack(y, dy, scale, noise)
+    y, dy, x, *small = _pack(y, dy, x, scale, noise)
     n, c, pixels, last = _layout(y)
     part = _PART_LAST if last else _PART
     parts = -(-pixels // part)
@@ -267,7 +276,7 @@ def _backward_kernel(
     dx = torch.empty_like(y)
     noise_n = 0 if noise is None else len(noise)
     sizes = (n, c, pixels, last, noise_n, part, parts)
-    custom_ops.call('bias_act_grad', y, dy, y, *small, dx, sums, *sizes, *numbers)
+    custom_ops.call('bias_act_grad', y, dy, y, x, *small, dx, sums, *sizes, *numbers)
     return dx, sums.reshape(n, c, 3) if parts == 1 else sums.sum(dim=1 if last else 2)
 
 
@@ -292,7 +301,8 @@ custom_ops.register(
     lambda dy, y, *_: _same(y),
 )
 custom_ops.register(
-    f'bias_act_backward(Tensor dy, Tensor y, Tensor? scale, Tensor? noise, {_NUMBERS}) -> (Tensor, Tensor)',
+    'bias_act_backward(Tensor dy, Tensor y, Tensor? x, Tensor? scale, Tensor? noise, '
+    f'{_NUMBERS}) -> (Tensor, Tensor)',
     _backward_kernel,
     _same_and_sums,
 )

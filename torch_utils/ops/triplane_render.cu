@@ -16,6 +16,15 @@ template <class T, int V, bool B> __global__ void __launch_bounds__(128) triplan
 }
 #endif
 
+#ifdef __CUDACC__
+// Most bytes of shared memory that a block of a device may have.
+inline int most_memory(int device) {
+    int most = 0;
+    cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    return most;
+}
+#endif
+
 template <class T, int V, bool B> int run_kernel(const Scene& a, [[maybe_unused]] const Launch& where) {
     Block<T> block(a, B);
     const int64_t rays = a.n * a.rays, bytes = block.bytes();
@@ -25,7 +34,9 @@ template <class T, int V, bool B> int run_kernel(const Scene& a, [[maybe_unused]
     int device = 0, units = 0, blocks = 0;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&units, cudaDevAttrMultiProcessorCount, device);
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+    // the same number at every call: one that follows the sizes would be taken back by other threads
+    const auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    if (const int code = cudaFuncSetAttribute(kernel, limit, most_memory(device))) return code;
     cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, block.threads, bytes);
     const int64_t most = int64_t(units) * (blocks > 0 ? blocks : 1);
     kernel<<<unsigned(rays < most ? rays : most), block.threads, bytes, cudaStream_t(where.stream)>>>(a);
@@ -67,15 +78,14 @@ struct Run {
     }
 };
 
-// Whether blocks of the device have the memory for these sizes.
+// Whether blocks of the current device have the memory for these sizes.
 struct Fits {
     Scene a;
     template <class T> int run() {
 #ifdef __CUDACC__
-        int device = 0, most = 0;
+        int device = 0;
         cudaGetDevice(&device);
-        cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-        return Block<T>(a, true).bytes() <= most;
+        return Block<T>(a, true).bytes() <= most_memory(device);
 #else
         return 1;
 #endif

@@ -21,13 +21,16 @@ def usable(planes: Tensor, samples: int, features: int, impl: str = 'auto') -> b
         return False
     n, p, c, h, w = planes.shape
     small = p == 3 and 3 * c * h * w < 2**31 and 2 <= samples <= 512 and max(c, features) <= 64
-    return small and _fits(planes.device.type, c, samples, features, planes.dtype == torch.float64)
+    return small and _fits(planes.device, c, samples, features, planes.dtype == torch.float64)
 
 
 @torch.compiler.assume_constant_result  # torch.compile asks once
-def _fits(target: custom_ops.Target, channels: int, samples: int, features: int, double: bool) -> bool:
+def _fits(device: torch.device, channels: int, samples: int, features: int, double: bool) -> bool:
+    if device.type != 'cuda':
+        return True
     sizes = map(ctypes.c_int64, (channels, samples, features, int(double)))
-    return bool(custom_ops.load(target).pv3d_triplane_fits(*sizes))
+    with torch.cuda.device(device):  # the function asks the current one
+        return bool(custom_ops.load('cuda').pv3d_triplane_fits(*sizes))
 
 
 def channels_innermost(planes: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from torch_utils.ops.triplane_render import HIDDEN
 from training.networks.layers import FullyConnected
-from training.volumetric_rendering.fused import DecoderWeights
+from training.volumetric_rendering.fused import DecoderWeights, decode
 
 MARGIN = 0.001  # widens the sigmoid so that 0 and 1 are reachable
 
@@ -14,14 +14,14 @@ class Decoder(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, lr_mul: float = 1.0) -> None:
         super().__init__()
-        self.hidden = FullyConnected(in_features, HIDDEN, act='softplus', lr_mul=lr_mul)
+        self.hidden = FullyConnected(in_features, HIDDEN, lr_mul=lr_mul)
         self.out = FullyConnected(HIDDEN, 1 + out_features, lr_mul=lr_mul)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Decodes features of any leading shape [..., C]."""
-        x = self.out(self.hidden(features.flatten(0, -2))).unflatten(0, features.shape[:-1])
-        return x[..., 1:].sigmoid() * (1 + 2 * MARGIN) - MARGIN, x[..., :1]
+        colors, density = decode(features.flatten(0, -2), self.weights(), MARGIN)
+        return colors.unflatten(0, features.shape[:-1]), density.unflatten(0, features.shape[:-1])
 
     def weights(self) -> DecoderWeights:
-        """Returns the weights of both layers as `forward` uses them."""
+        """Returns the weights of both layers with their gains."""
         return DecoderWeights(*self.hidden.scaled(), *self.out.scaled())

@@ -87,7 +87,8 @@ class SynthesisNetwork(nn.Module):
         if num_motion > len(self.resolutions):
             raise ValueError(
                 f'motion.num_layers={num_motion} exceeds the {len(self.resolutions)} blocks '
-                f'of {resolution}x{resolution} planes'
+                f'of {resolution}x{resolution} planes; lower it, or double generator.plane_resolution '
+                'for one block more (256 has 7)'
             )
         previous = 0
         for i, r in enumerate(self.resolutions):

@@ -121,6 +121,13 @@ def _num_outputs(planes: Tensor, params: Tensor) -> int:
     return (len(params) - hidden * (planes.shape[2] + 1)) // (hidden + 1)
 
 
+def decode(x: Tensor, decoder: DecoderWeights, margin: float) -> tuple[Tensor, Tensor]:
+    """Returns colours [M, F] and raw densities [M, 1] of plane features [M, C]."""
+    x = bias_act(x @ decoder.hidden_weight.t(), decoder.hidden_bias, 'softplus')
+    x = torch.addmm(decoder.out_bias, x, decoder.out_weight.t())
+    return x[:, 1:].sigmoid() * (1 + 2 * margin) - margin, x[:, :1]
+
+
 def _decode(
     planes: Tensor, params: Tensor, origins: Tensor, directions: Tensor, depths: Tensor, spec: Spec
 ) -> tuple[Tensor, Tensor]:
@@ -128,11 +135,11 @@ def _decode(
     hidden, c = triplane_render.HIDDEN, planes.shape[2]
     outputs = _num_outputs(planes, params)
     w1, b1, w2, b2 = params.split([hidden * c, hidden, outputs * hidden, outputs])
+    decoder = DecoderWeights(w1.view(hidden, c), b1, w2.view(outputs, hidden), b2)
     points = origins[:, :, None] + depths[..., None] * directions[:, :, None]  # [N, R, S, 3]
     x = sample_planes(planes, points.flatten(1, 2), spec.axes, spec.box_warp).flatten(0, 1)
-    x = bias_act(x @ w1.view(hidden, c).t(), b1, 'softplus')
-    x = torch.addmm(b2, x, w2.view(outputs, hidden).t()).unflatten(0, depths.shape)
-    return x[..., 1:].sigmoid() * (1 + 2 * spec.margin) - spec.margin, x[..., :1]
+    colors, density = decode(x, decoder, spec.margin)
+    return colors.unflatten(0, depths.shape), density.unflatten(0, depths.shape)
 
 
 def _reference(
