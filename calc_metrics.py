@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from tqdm import tqdm
 
 from dnnlib.util import UserError, explain_os_error, is_out_of_memory
@@ -21,7 +20,7 @@ from metrics.views import save_views
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import build_network, read_snapshot
 from torch_utils.kernel_build import cache_folder
-from torch_utils.misc import keep_freed_memory, set_float32_precision
+from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
 from training.dataset import VideoDataset
 from training.networks.generator import Generator
 
@@ -137,7 +136,7 @@ def main(**flags: Any) -> None:
 def run(flags: dict[str, Any]) -> None:
     """Measures what the command line asks for."""
     requests = parse_metrics(flags['metrics'] or '')
-    device = torch.device('cpu')
+    device = pick_device(flags['device'])
     dist.init(device.type)
     set_float32_precision()
     keep_freed_memory()

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dnnlib.util import UserError, explain_os_error, is_out_of_memory
 from torch_utils.checkpoint import Snapshot, build_network, read_snapshot
-from torch_utils.misc import keep_freed_memory, set_float32_precision
+from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
 from training import rollout, shapes, trajectories, visualize
 from training.camera import LABEL_DIM
 from training.clip_writer import SHEET_COLUMNS, SHEET_TILE, Clip, ClipWriter
@@ -234,7 +234,7 @@ def run(options: Options, say: Callable[[str], None]) -> None:
     set_float32_precision()
     keep_freed_memory()
     snapshot = read_snapshot(options.network)
-    G = build_network(snapshot, 'G_ema', Generator, _device(options.device))
+    G = build_network(snapshot, 'G_ema', Generator, pick_device(options.device))
     if options.compile:
         for part in (G.mapping_network, G.synthesis, G.superresolution):
             part.compile()
@@ -275,17 +275,6 @@ def run(options: Options, say: Callable[[str], None]) -> None:
         rows = (visualize.grid(np.stack(moment)) for moment in zip(*tiles, strict=False))
         visualize.write_video(path, rows, options.fps, options.crf)
         say(str(path))
-
-
-def _device(name: str) -> torch.device:
-    if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as err:
-        raise UserError(f'--device {name} cannot be used here; use auto or cpu') from err
-    return device
 
 
 def _make_outdir(folder: Path) -> None:

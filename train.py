@@ -19,7 +19,7 @@ import torch
 from dnnlib.config import override
 from dnnlib.util import Logger, UserError, explain_os_error, is_out_of_memory
 from torch_utils import distributed as dist
-from torch_utils.misc import keep_freed_memory, set_float32_precision
+from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
 from training.config import PRESETS, TrainConfig, with_resolution
 from training.dataset_files import DataError
 from training.run_folder import choose_run_dir, exclusive, run_name
@@ -253,14 +253,6 @@ def callback(config: TrainConfig, run_dir: Path, device: torch.device) -> Evalua
     from metrics.training_callback import make_evaluate  # noqa: PLC0415 - not needed otherwise
 
     return make_evaluate(config.output.metrics, config.dataset.build(), run_dir, device)
-
-
-def pick_device(name: str) -> torch.device:
-    """Returns the device of this process."""
-    if name == 'cuda' and not torch.cuda.is_available():
-        raise UserError('--device cuda: no usable GPU here; use --device cpu or install the CUDA driver')
-    kind = 'cuda' if name != 'cpu' and torch.cuda.is_available() else 'cpu'
-    return torch.device(kind)
 
 
 def stop_on_signals(max_minutes: float | None) -> Callable[[], bool]:

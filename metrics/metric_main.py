@@ -265,8 +265,8 @@ def _check_sources(request: Request, subject: Subject) -> None:
         raise UserError(f'{request.name} compares with real videos: give --data, or --real DIR')
     if metric.comparing and subject.real_clips < request.count:
         dist.print0(
-            f'warning: {request.name}: there are only {subject.real_clips} real videos; several pieces of each '
-            'are taken, so that the value cannot be compared with one from more videos'
+            f'warning: {request.name}: there are only {subject.real_clips} real videos; several pieces of '
+            'each are taken, so that the value cannot be compared with one from more videos'
         )
 
 

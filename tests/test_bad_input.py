@@ -172,7 +172,7 @@ def test_bad_options(data, tmp_path, args, message):
 @pytest.mark.skipif(HAS_GPU, reason='there is a GPU')
 def test_no_gpu(data, tmp_path):
     said = refused(tmp_path / 'runs', '--data', data, '--device', 'cuda')
-    assert said.startswith('--device cuda: no usable GPU here; use --device cpu')
+    assert said.startswith('--device cuda cannot be used here; use auto or cpu')
 
 
 @pytest.fixture(scope='module')

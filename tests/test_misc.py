@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from dnnlib.util import UserError
 from torch_utils import misc
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,3 +165,11 @@ def test_freed_memory_is_kept():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert int(done.stdout) < 1000  # of the 16,384 pages of 64 MiB
+
+
+def test_pick_device():
+    assert misc.pick_device('cpu') == torch.device('cpu')
+    assert misc.pick_device('auto').type == ('cuda' if torch.cuda.is_available() else 'cpu')
+    for name in ('gpu', 'cuda:99', 'meta:x'):
+        with pytest.raises(UserError, match=f'--device {name} cannot be used here; use auto or cpu'):
+            misc.pick_device(name)

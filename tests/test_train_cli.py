@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dnnlib.config import from_dict
 from torch_utils import checkpoint
-from train import pick_device, stop_on_signals
+from train import stop_on_signals
 from training.config import TrainConfig
 from training.loss import PV3DLoss
 from training.training_loop import Trainer
@@ -246,11 +246,6 @@ def test_out_of_memory_is_explained(data, tmp_path, monkeypatch):
         cli('--outdir', tmp_path, '--data', data, *QUICK)
 
 
-def test_device():
-    assert pick_device('cpu') == CPU
-    assert pick_device('auto').type == ('cuda' if torch.cuda.is_available() else 'cpu')
-
-
 def test_signals_and_time_ask_to_stop(monkeypatch):
     should_stop = stop_on_signals(None)
     assert not should_stop()
@@ -280,7 +275,8 @@ def test_dry_run_without_the_right_data(data, tmp_path, change):
     assert 's/kimg' in result.out and result.out.count('warning') == 1
 
 
-HELP = ['train', 'gen_videos', *(f'dataset_tool {c}' for c in ('', 'synth', 'pack', 'check', 'show'))]
+SCRIPTS = ['train', 'gen_videos', 'calc_metrics']
+HELP = [*SCRIPTS, *(f'dataset_tool {c}' for c in ('', 'synth', 'pack', 'check', 'show'))]
 
 
 @pytest.mark.parametrize('command', HELP)

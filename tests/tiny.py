@@ -49,6 +49,13 @@ def generator(**changes):
     return build(dataclasses.replace(G_CONFIG, **changes))
 
 
+def solid_generator():
+    """Builds the tiny generator with a fog so dense that all rays end."""
+    G = generator().eval().requires_grad_(False)
+    G.decoder.out.bias[0] += 30
+    return G
+
+
 def networks(G=None, image=True, video=True, **video_changes):
     """Builds the three networks."""
     return Networks(

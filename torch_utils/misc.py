@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dnnlib.util import UserError
+
 _SUMMARY_DEPTH = 3  # modules below this level are counted with their parents
 
 
@@ -30,6 +32,22 @@ def seeded_generator(device: torch.device | str, *keys: int) -> torch.Generator:
     words = [len(keys)] + [int(part) for k in keys for part in (k & 0xFFFFFFFF, k >> 32)]
     seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1  # torch seeds are signed
     return torch.Generator(device).manual_seed(seed)
+
+
+def pick_device(name: str) -> torch.device:
+    """Returns the device of that name (cpu, cuda, cuda:1, ...); `auto` is a GPU where there is one.
+
+    Raises:
+        UserError: if it cannot be used here.
+    """
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as err:
+        raise UserError(f'--device {name} cannot be used here; use auto or cpu') from err
+    return device
 
 
 def set_float32_precision() -> None:
