@@ -1,0 +1,1 @@
+"""Measures of generated clips, and the networks they need."""
