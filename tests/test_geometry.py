@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import shutil
 import zipfile
 
 import numpy as np
@@ -53,7 +52,7 @@ def unseen(heads):
 
 
 def plane(size, yaw=0.3, tilt=0.4, distance=2.6):
-    """Label, geometry and normal of a plane that crosses the optical axis, turned by `tilt` rad to the side."""
+    """Label, geometry and normal of a plane across the view, turned by `tilt` rad to the side."""
     label = camera.orbit_label(yaw, 0.1)[None].double()
     pose, intrinsics = camera.unpack_label(label)
     origins, directions = camera_rays(pose, intrinsics, size)
@@ -73,9 +72,6 @@ def estimate_of(rendered, normal):
 def waves(depth, height):
     """Adds +-height in stripes, as many up as down within the outermost pixels."""
     return depth + height * (1 - 2 * (torch.arange(depth.shape[-1]) % 2))
-
-
-# ---- error functions
 
 
 def test_errors_of_a_plane_are_known():
@@ -172,9 +168,6 @@ def test_what_cannot_be_measured_has_a_reason():
             compare(estimated, shown, far=3)
 
 
-# ---- truth
-
-
 def test_truth_is_what_the_files_say(heads):
     assert geometry_truth.DEPTH_SCALE == DEPTH_SCALE
     truth = TruthReader(heads, clips=CLIPS, frames=2).read([2], SIZE)
@@ -229,9 +222,6 @@ def test_wrong_geometry_keeps_to_the_head(heads):
     torch.testing.assert_close(flat, -forward, atol=1e-3, rtol=0)
     assert torch.equal(geometry_of(truth, 'other').depth[:2], right.depth[2:])
     assert torch.equal(geometry_of(truth, 'shifted').opacity[..., 4:], right.opacity[..., :-4])
-
-
-# ---- estimator
 
 
 def test_training_teaches_the_shape_of_people_never_seen(heads, estimator, unseen, tmp_path):
@@ -292,9 +282,6 @@ def test_mirrored_frames_have_mirrored_geometry(unseen):
     inner = torch.nn.functional.avg_pool2d(drawn.mask, 3, stride=1, padding=1) > 0.999
     angles = geometry.angles_deg(normals_from_xyz(geometry_of(drawn).xyz), drawn.normal)
     assert angles[inner & mirrored[:, None, None, None]].median() < 10
-
-
-# ---- cache
 
 
 def weights(estimator):
@@ -358,9 +345,6 @@ def test_held_out_people_are_not_trained_on(heads, tmp_path):
     assert len(list(tmp_path.glob('geometry-*.pt'))) == 2
 
 
-# ---- mistakes
-
-
 def test_data_without_truth_are_refused_in_one_sentence(data, heads, tmp_path):
     assert has_truth(heads)
     assert not has_truth(data)
@@ -397,7 +381,6 @@ def test_folder_of_data_and_too_few_people(heads, tmp_path):
     one = VideoDataset.Config(path=str(heads), max_clips=1).build()
     with pytest.raises(UserError, match='two people'):
         load_or_train_estimator(one, tmp_path, training=QUICK)
-    shutil.rmtree(tmp_path / 'heads')
 
 
 def test_cache_that_cannot_be_written(heads, tmp_path):
