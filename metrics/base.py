@@ -13,11 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metrics.detectors.registry import Detector
 from metrics.feature_store import Record
 from metrics.frechet_distance import standard_error
+from metrics.geometry import Estimator
 
 Protocol = Literal['paper', 'released']
 
@@ -58,7 +59,7 @@ class Context(NamedTuple):
     settings: Settings
     detector: Detector | None  # the feature network that the request names
     find_faces: Callable[[Tensor], list[Tensor | None]]  # pictures -> five points each, see face_alignment.py
-    estimator: Callable[[], nn.Module]  # of geometry, trained on the data when first asked for
+    estimator: Callable[[], Estimator]  # of geometry, trained on the data when first asked for
     bin_size: float  # distance of two samples along a ray, scene units
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnnlib.util import UserError, atomic_write, explain_os_error
+from metrics.consistency import Degenerate
 from metrics.geometry_truth import Geometry, Truth, TruthReader, Wrong, geometry_of, shrink
 from torch_utils.misc import seeded_generator
 from training.camera import mirror_label, unpack_label
@@ -41,10 +42,6 @@ _MIN_AREA = 0.02  # share of the picture that a head must fill
 _EVAL_BATCH = 32  # pictures in memory at once
 _HELD_OUT = 8  # every eighth person is left for the floor
 _INIT, _DRAWS = 130, 131  # purposes of random draws; each has a stream of its own
-
-
-class Degenerate(ValueError):
-    """A picture that cannot be measured; the message is the reason, equal for equal reasons."""
 
 
 class Estimate(NamedTuple):

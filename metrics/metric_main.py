@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
 from tqdm import tqdm
 
 from dnnlib.util import UserError
@@ -22,6 +21,7 @@ from metrics.detectors.face_alignment import find_faces
 from metrics.detectors.registry import Detector, load_detector
 from metrics.digests import json_digest
 from metrics.feature_store import Record, Task, collect
+from metrics.geometry import DEFAULT_TRAINING, Estimator, load_or_train_estimator
 from metrics.subjects import Subject
 from metrics.video_metrics import VIDEO_METRICS
 from metrics.view_metrics import VIEW_METRICS
@@ -129,6 +129,11 @@ def reported_name(request: Request, settings: Settings) -> str:
     return '_'.join(parts)
 
 
+class _Job(NamedTuple):
+    context: Context
+    feature: Feature
+
+
 class Metrics:
     """Some metrics with all that they are computed with; networks stay loaded from one use to the next.
 
@@ -157,19 +162,20 @@ class Metrics:
         contexts = [self._context(request, subject) for request in self.requests]
         for request in self.requests:
             _check_sources(request, subject)
-        fakes = self._records(contexts, 'generated', functools.partial(_fake_source, subject))
-        with_real = [c for c in contexts if c.stage == 'clips' and subject.reals]
+        jobs = [_Job(c, METRICS[c.request.metric].feature(c)) for c in contexts]
+        fakes = self._records(jobs, 'generated', functools.partial(_fake_source, subject))
+        with_real = [job for job in jobs if job.context.stage == 'clips' and subject.reals]
         reals = self._records(with_real, 'real', lambda _, frames, count: subject.reals(frames, count))
-        controls = {name: self._control(name, contexts, subject) for name in self.settings.controls}
+        controls = {name: self._control(name, jobs, subject) for name in self.settings.controls}
         results = None
         if dist.is_leader():  # the others would do the same
             results = [self._result(context, fakes, reals, controls) for context in contexts]
         return dist.broadcast_object(results)
 
-    def _control(self, name: str, contexts: Sequence[Context], subject: Subject) -> dict[str, list[Record]]:
+    def _control(self, name: str, jobs: Sequence[_Job], subject: Subject) -> dict[str, list[Record]]:
         control = CONTROLS[name]
         return self._records(
-            [c for c in contexts if c.stage == control.stage],
+            [job for job in jobs if job.context.stage == control.stage],
             f'{name} control',
             lambda *args: control.apply(_fake_source(subject, *args), self.settings.seed),
         )
@@ -185,46 +191,47 @@ class Metrics:
             settings=self.settings,
             detector=self._detectors.get(request.name),
             find_faces=lambda images: find_faces(images, self._faces.network),
-            estimator=functools.partial(self._estimator, subject),
+            estimator=functools.cache(functools.partial(self._estimator, subject)),
             bin_size=subject.bin_size,
         )
 
-    def _estimator(self, subject: Subject) -> nn.Module:
+    def _estimator(self, subject: Subject) -> Estimator:
+        """Returns the estimator of geometry; the leader trains it where there is none yet."""
         if subject.data is None:
-            raise UserError(
-                'geometry is compared with the truth of synthetic data; give --network and --data'
-            )
-        s = self.settings
-        from metrics.geometry import load_or_train_estimator
-
-        return load_or_train_estimator(subject.data, s.cache / 'estimators', s.seed, s.device)
+            raise UserError('geometry is measured against synthetic data: give --network and --data')
+        folder, seed = self.settings.cache / 'estimators', self.settings.seed
+        if dist.is_leader():
+            with tqdm(
+                total=DEFAULT_TRAINING.steps, desc='learning geometry', unit='step', disable=None
+            ) as bar:
+                load_or_train_estimator(subject.data, folder, seed, bar.update)
+        dist.barrier()
+        return load_or_train_estimator(subject.data, folder, seed)
 
     def _records(
         self,
-        contexts: Sequence[Context],
+        jobs: Sequence[_Job],
         label: str,
         make_source: Callable[[str, int, int], ClipSource | ViewSource],
     ) -> dict[str, list[Record]]:
         """Collects the records of all metrics, {name: records}; metrics of equal sources share the videos."""
-        groups: dict[tuple[str, int], list[Context]] = collections.defaultdict(list)
-        for context in contexts:
-            groups[context.stage, context.request.frames].append(context)
+        groups: dict[tuple[str, int], list[_Job]] = collections.defaultdict(list)
+        for job in jobs:
+            groups[job.context.stage, job.context.request.frames].append(job)
         found = {}
         for (stage, frames), members in groups.items():
-            most = max(c.request.count or VIDEOS for c in members)
-            source = make_source(stage, frames, most)
-            counts = [_available(c.request, len(source), label) for c in members]
-            features = [METRICS[c.request.metric].feature(c) for c in members]
+            requests, features = [j.context.request for j in members], [j.feature for j in members]
+            source = make_source(stage, frames, max(r.count or VIDEOS for r in requests))
             tasks = [
-                Task({'source': source.identity, **feature.key}, count)
-                for feature, count in zip(features, counts, strict=True)
+                Task({'source': source.identity, **feature.key}, _available(request, len(source), label))
+                for request, feature in zip(requests, features, strict=True)
             ]
             read = source.clip if stage == 'clips' else source.view
             hidden = None if dist.is_leader() else True
             with tqdm(total=_records(tasks), desc=f'{label} {stage}', unit='record', disable=hidden) as bar:
                 compute = functools.partial(_compute, read, features)
                 records = collect(self.settings.cache / 'records', tasks, compute, bar.update)
-            found |= {c.request.name: r for c, r in zip(members, records, strict=True)}
+            found |= {request.name: r for request, r in zip(requests, records, strict=True)}
         return found
 
     def _result(

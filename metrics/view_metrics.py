@@ -10,7 +10,9 @@ from torch import Tensor
 from metrics.base import Context, Feature, Metric, Outcome, mean_outcome, part_means, stack
 from metrics.consistency import Degenerate, MultiView, chamfer_distance, identity_similarity, warping_error
 from metrics.detectors.face_alignment import align_faces, project_face_points
+from metrics.digests import tensors_digest
 from metrics.feature_store import Record
+from metrics.geometry import ERRORS, geometry_errors
 from metrics.motion import depth_variance
 
 NO_FACE = 'no face found'
@@ -94,15 +96,25 @@ def _depth_variance(context: Context) -> Feature:
 
 
 def _geometry(context: Context) -> Feature:
-    from metrics.geometry import geometry_errors
-
     estimator = context.estimator()
 
     def measure(views: MultiView) -> dict[str, float]:
-        errors = geometry_errors(estimator, *views[:5])
-        return {'value': errors.pop('depth_error'), **errors}
+        errors = geometry_errors(estimator, views.image, views.cameras, views.depth, views.opacity, views.xyz)
+        for reason in errors:
+            if isinstance(reason, str):
+                raise Degenerate(reason)
+        means = {name: float(np.mean([error[name] for error in errors])) for name in ERRORS}
+        return {'value': means.pop('depth_error'), **means}
 
-    return _feature({'metric': 'geometry', 'estimator': estimator.identity}, measure)
+    return _feature(
+        {'metric': 'geometry', 'estimator': tensors_digest(estimator.state_dict().items())}, measure
+    )
+
+
+def _reduce_geometry(context: Context, fakes: list[Record], reals: list[Record]) -> Outcome:
+    outcome, floor = _reduce(context, fakes, reals), context.estimator().floor
+    floors = {'floor': floor['depth_error'], 'floor_normal_error_deg': floor['normal_error_deg']}
+    return outcome._replace(details={**outcome.details, **floors})
 
 
 VIEW_METRICS: Mapping[str, Metric] = {
@@ -140,6 +152,6 @@ VIEW_METRICS: Mapping[str, Metric] = {
         title='depth error against synthetic truth, scene units',
         goal='lower',
         feature=_geometry,
-        reduce=_reduce,
+        reduce=_reduce_geometry,
     ),
 }

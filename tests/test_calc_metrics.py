@@ -153,7 +153,7 @@ def test_two_processes_give_what_one_gives(network, data, tmp_path):
     """torchrun shares the videos out; each process has a chunk of its own."""
     args = ['--network', network, '--data', data, '--metrics', 'depthvar20', '--device', 'cpu']
     out = run(tmp_path, *args[:-2])
-    launcher = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0']
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     command = [
         *launcher,
         small_runs.ROOT / 'calc_metrics.py',
