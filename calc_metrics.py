@@ -109,6 +109,7 @@ option = functools.partial(click.option, show_default=True)
     multiple=True,
     help='Weights of a feature network  [default: looked for in the cache]',
 )
+@option('--offline', is_flag=True, help='Download nothing; weights must be there.')
 @option('--cache', metavar='DIR', help='Keeps weights and features  [default: ~/.cache/pv3d]')
 @option('--outdir', metavar='DIR', help='For metric-*.jsonl  [default: beside the snapshot, else here]')
 @option('--save-videos', metavar='DIR', help='Keep the generated videos there (needs --codec h264).')
@@ -149,6 +150,7 @@ def run(flags: dict[str, Any]) -> None:
         seed=flags['seed'],
         landmarks=flags['landmarks'],
         controls=tuple(dict.fromkeys(flags['controls'])),
+        offline=flags['offline'],
         detector_files=parse_detector_files(flags['detector_files']),
     )
     metrics = Metrics(requests, settings)

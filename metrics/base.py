@@ -37,7 +37,10 @@ class Settings:
     seed: int = 0  # of everything that is drawn
     landmarks: Literal['detected', 'camera'] = 'detected'  # aligns faces; camera = a mean face, projected
     controls: tuple[str, ...] = ()  # spoilt versions of the fakes that are measured beside them
-    detector_files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # name -> file of weights
+    offline: bool = False  # forbids downloads of weights
+    detector_files: Mapping[str, str | Path] = dataclasses.field(
+        default_factory=dict
+    )  # name -> file of weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -182,7 +182,7 @@ class Metrics:
 
     def _load(self, name: str, kind: str) -> Detector:
         s = self.settings
-        return load_detector(name, kind, s.detector_files, s.cache / 'detectors', s.device)
+        return load_detector(name, kind, s.detector_files, s.cache / 'detectors', s.device, s.offline)
 
     def _context(self, request: Request, subject: Subject) -> Context:
         return Context(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnnlib.util import UserError
 from metrics.base import Context, Feature, Metric, Outcome, mean_outcome, stack
 from metrics.consistency import Degenerate
 from metrics.feature_store import Record
@@ -37,8 +38,12 @@ def _network_key(context: Context) -> dict[str, Any]:
 def _run(context: Context, pictures: np.ndarray) -> Record:
     """Runs the feature network on one video [T, H, W, 3] or picture [H, W, 3]."""
     inputs = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pictures, -1, -3)))[None]
-    with torch.no_grad():
-        features = context.detector.network(inputs.to(context.settings.device))[0].float().cpu().numpy()
+    try:
+        with torch.no_grad():
+            output = context.detector.network(inputs.to(context.settings.device))
+    except ValueError as err:  # not every network takes every number of frames
+        raise UserError(f'{context.request.name}: {err}') from err
+    features = output[0].float().cpu().numpy()
     return {'x': features} if np.isfinite(features).all() else 'the features are not finite'
 
 

