@@ -263,8 +263,8 @@ def _interpolate_depth(view: MultiView, index: int, places: Tensor) -> tuple[Ten
 
     Returns:
         depth at places [P, 2], infinite where not all four rays around are opaque, [P]; and where these
-        agree, bool [P]: all are opaque and of one surface, or none is opaque. Elsewhere lies an outline, whose
-        course between the rays is unknown.
+        agree, bool [P]: all are opaque and of one surface, or none is opaque. Elsewhere lies an outline,
+        whose course between the rays is unknown.
     """
     opaque = (view.opacity[index] > OPAQUE).flatten()
     depth = view.depth[index].double().flatten()

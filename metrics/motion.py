@@ -76,8 +76,8 @@ def flicker(frames: NDArray[np.uint8] | Tensor) -> float:
 def depth_variance(depth: Tensor, opacity: Tensor, label: Tensor | None = None) -> float:
     """Returns the variance of depth about the best-fitting plane, scene units squared.
 
-    The depth is that along the optical axis, of opaque rays; the plane is any plane in space, by least squares.
-    A flat picture, however it is turned, has 0.
+    The depth is that along the optical axis, of opaque rays; the plane is any plane in space, by least
+    squares. A flat picture, however it is turned, has 0.
 
     Args:
         depth: distance along the unit ray of one view, scene units, [..., h, h] with h * h elements.
