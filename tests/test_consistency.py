@@ -153,7 +153,7 @@ def test_chamfer_against_all_distances(protocol):
 
 
 def test_transparent_points_serve_as_neighbours_in_released_alone():
-    # Opaque points of t0 and t1 are 0.5 apart; transparent ones of every view lie where the others are opaque.
+    # Opaque points of t0 and t1 are 0.5 apart; transparent ones of every view where others are opaque.
     points, opacity = np.stack([grid()] * 4), torch.zeros(4, 1, 64, 64)
     points[:, :, 32:] = points[:, :, :32] + [0, 0, 0.5]
     opacity[[0, 2], :, :, :32] = 1
@@ -277,7 +277,7 @@ def test_surfaces_that_are_out_of_view_add_error_in_released_alone():
     # front picture. The wall is so far that it leaves the border of the front picture on that side alone.
     half_way = torch.tensor(camera.PIVOT) / 2 + camera.orbit_label(torch.pi / 6, 0.05)[3:12:4] / 2
     ball = Sphere(tuple(half_way.tolist()), 0.05, flat(250.0))
-    wall = WALL._replace(offset=-0.5, pattern=flat(20.0))
+    wall = WALL._replace(offset=-0.2, pattern=flat(20.0))
     views = still([ball, wall])
     assert (views.image[2] > 240).double().mean() > 0.05 and (views.image[0] < 25).all()
     assert warping_error(views, 'paper').value < 1e-9
