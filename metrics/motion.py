@@ -55,7 +55,8 @@ def flicker(frames: NDArray[np.uint8] | Tensor) -> float:
 
     x is luma at 64 x 64. At each pixel it is taken along the optical flow and at rest, and the smaller one
     counts: a shift of a texture is no flicker, nor is a plain area or still background, whose flow is wrong.
-    Pixels that leave the picture do not count. All brightness higher by a in every other frame gives a.
+    Pixels that leave the picture do not count. All brightness higher by a in every other frame gives a, or
+    somewhat less in a picture that moves.
 
     Args:
         frames: uint8 [T, H, W, 3] or [T, 3, H, W], at least three square frames.
@@ -76,8 +77,8 @@ def flicker(frames: NDArray[np.uint8] | Tensor) -> float:
 def depth_variance(depth: Tensor, opacity: Tensor, label: Tensor | None = None) -> float:
     """Returns the variance of depth about the best-fitting plane, scene units squared.
 
-    The depth is that along the optical axis, of opaque rays; the plane is any in space, by least squares. A
-    flat picture, however it is turned, has 0.
+    The depth is that along the optical axis, of opaque rays; the plane is any plane in space, by least
+    squares. A flat picture, however it is turned, has 0.
 
     Args:
         depth: distance along the unit ray of one view, scene units, [..., h, h] with h * h elements.
@@ -100,10 +101,10 @@ def depth_variance(depth: Tensor, opacity: Tensor, label: Tensor | None = None) 
     z = depth.flatten().double().cpu().numpy()[opaque] / np.linalg.norm(rays, axis=0)
     if not np.isfinite(z).all():
         raise Degenerate('a view has depths that are not finite')
-    design = np.stack([rays[0] * z, rays[1] * z, np.ones_like(z)], axis=1)
-    solution, _, rank, _ = np.linalg.lstsq(design, z, rcond=None)
-    if rank < 3:
+    if np.linalg.matrix_rank(rays) < 3:  # a plane through the camera would fit anything
         raise Degenerate('the opaque rays of a view lie in a line')
+    design = np.stack([rays[0] * z, rays[1] * z, np.ones_like(z)], axis=1)
+    solution = np.linalg.lstsq(design, z, rcond=None)[0]
     return float(((z - design @ solution) ** 2).mean())
 
 

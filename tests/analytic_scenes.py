@@ -58,10 +58,10 @@ def cast(objects, label, size):
     return nearest, torch.where(nearest.isfinite()[:, None], colours, 0.0)
 
 
-def render(objects, label, image_size, depth_size):
-    """Returns image (3 x 3 rays a pixel), depth, opacity and points of one view, as in MultiView."""
-    colour = cast(objects, label, 3 * image_size)[1].T.reshape(1, 3, 3 * image_size, 3 * image_size)
-    image = torch.nn.functional.avg_pool2d(colour, 3)[0].round().to(torch.uint8)
+def render(objects, label, image_size, depth_size, rays):
+    """Returns image (rays x rays a pixel), depth, opacity and points of one view, as in MultiView."""
+    colour = cast(objects, label, rays * image_size)[1].T.reshape(1, 3, rays * image_size, rays * image_size)
+    image = torch.nn.functional.avg_pool2d(colour, rays)[0].round().to(torch.uint8)
     distance, _ = cast(objects, label, depth_size)
     opacity = distance.isfinite().double()
     depth = torch.where(distance.isfinite(), distance, 3.3)
@@ -72,10 +72,20 @@ def render(objects, label, image_size, depth_size):
     return image, depth.reshape(shape).float(), opacity.reshape(shape).float(), xyz.float()
 
 
-def multi_view(scene_t0, scene_t1, image_size=256, depth_size=64, yaws=YAWS):
-    """Renders two scenes (lists of objects) into a MultiView."""
-    labels = [camera.orbit_label(yaws[0], 0.0), camera.orbit_label(yaws[1], 0.05)]
-    order = ((scene_t0, 0), (scene_t1, 1), (scene_t0, 1), (scene_t1, 0))
-    views = [render(scene, labels[yaw], image_size, depth_size) for scene, yaw in order]
+def multi_view(scene_t0, scene_t1, image_size=256, depth_size=64, yaws=YAWS, pitch=0.05, rays=2):
+    """Renders two scenes (lists of objects) into a MultiView; the pitch is that of the side views."""
+    labels = [camera.orbit_label(yaws[0], 0.0), camera.orbit_label(yaws[1], pitch)]
+
+    def view(scene, yaw):
+        return render(scene, labels[yaw], image_size, depth_size, rays)
+
+    front, side = view(scene_t0, 0), view(scene_t0, 1)
+    same = scene_t0 is scene_t1
+    views = [front, side if same else view(scene_t1, 1), side, front if same else view(scene_t1, 0)]
     fields = (torch.stack(field) for field in zip(*views, strict=True))
-    return MultiView(*fields, torch.stack([labels[yaw] for _, yaw in order]), torch.tensor([0.2, 0.7]))
+    return MultiView(*fields, torch.stack([labels[yaw] for yaw in (0, 1, 1, 0)]), torch.tensor([0.2, 0.7]))
+
+
+def still(scene, **options):
+    """Renders a scene that does not move."""
+    return multi_view(scene, scene, **options)
