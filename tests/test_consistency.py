@@ -63,9 +63,6 @@ def grid(spacing=0.01):
     return np.stack([x, y, np.zeros_like(x)], axis=-1)
 
 
-# Identity
-
-
 def test_identity_is_the_mean_cosine_of_six_pairs():
     vectors = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 7)))
     cosine = {
@@ -88,9 +85,6 @@ def test_identity_without_an_embedding(bad):
         identity_similarity(vectors)
     with pytest.raises(ValueError, match=r'\[4, D\]'):
         identity_similarity(torch.ones(3, 3))
-
-
-# Chamfer distance
 
 
 @pytest.mark.parametrize('name', SCENES)
@@ -197,9 +191,6 @@ def test_chamfer_of_views_with_too_few_points():
     views.xyz[1, 0, 5, 5] = torch.nan
     with pytest.raises(Degenerate, match='not finite'):
         chamfer_distance(views, BIN, 'paper')
-
-
-# Warping error
 
 
 @pytest.mark.parametrize('name', SCENES)
