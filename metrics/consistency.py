@@ -147,11 +147,12 @@ def warping_error(views: MultiView, protocol: Protocol) -> WarpingError:
     """Carries side pictures into front views by their depth and compares, eq. 7-8, at 256 x 256.
 
     'paper': a side pixel takes part if the four depth rays around it are opaque and of one surface. It counts
-    where the front camera sees it: inside the picture, not from its back, not behind another side point of
-    the same front pixel (z-buffer), not behind the surface of the front view's own depth, by more than
-    SAME_SURFACE, and not on an outline of the front view's depth; on its background it counts. Its colour is
-    compared with the front picture at the very place where it lands (bilinear), so that nothing is rounded,
-    overwritten, or dependent on an order. What is behind by less than SAME_SURFACE counts as an error.
+    where the front camera sees it: inside the picture; not from its back; not behind another side point of
+    the same or the next front pixel (z-buffer) nor behind the front view's own depth, by more than
+    SAME_SURFACE; not on an outline of the front view's depth, but on its background. Its colour is compared
+    with the front picture at the very place where it lands (bilinear), so that nothing is rounded,
+    overwritten, or dependent on an order. Where surfaces lie behind or in front by less, or in front by more,
+    the difference of colours counts.
 
     'released': depth and colour of every side pixel, opaque or not, are carried to the pixel that holds the
     place (truncated); places outside of the picture are clamped to its border; later pixels, row by row,
@@ -294,7 +295,9 @@ def _warp_paper(views: MultiView, images: Tensor, front: int, side: int) -> tupl
     column, row = (places * size).long().unbind(dim=1)
     pixel = row * size + column
     nearest = torch.full((size * size,), torch.inf, dtype=distance.dtype, device=device)
-    nearest = nearest.scatter_reduce(0, pixel, distance, 'amin')
+    nearest = nearest.scatter_reduce(0, pixel, distance, 'amin').reshape(1, 1, size, size)
+    # A point hides 3 x 3 pixels: a surface that faces the front more than the side becomes a loose net.
+    nearest = -functional.max_pool2d(-nearest, 3, stride=1, padding=1).flatten()
     own, agree = _interpolate_depth(views, front, places)
     visible = agree & (distance <= torch.minimum(nearest[pixel], own) + SAME_SURFACE)
 

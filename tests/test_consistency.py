@@ -63,9 +63,6 @@ def grid(spacing=0.01):
     return np.stack([x, y, np.zeros_like(x)], axis=-1)
 
 
-# Identity
-
-
 def test_identity_is_the_mean_cosine_of_six_pairs():
     vectors = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 7)))
     cosine = {
@@ -88,9 +85,6 @@ def test_identity_without_an_embedding(bad):
         identity_similarity(vectors)
     with pytest.raises(ValueError, match=r'\[4, D\]'):
         identity_similarity(torch.ones(3, 3))
-
-
-# Chamfer distance
 
 
 @pytest.mark.parametrize('name', SCENES)
@@ -199,9 +193,6 @@ def test_chamfer_of_views_with_too_few_points():
         chamfer_distance(views, BIN, 'paper')
 
 
-# Warping error
-
-
 @pytest.mark.parametrize('name', SCENES)
 def test_warping_error_of_a_consistent_scene_is_near_zero(scenes, name):
     result = warping_error(scenes[name], 'paper')
@@ -257,19 +248,35 @@ def test_an_occluder_that_only_the_front_view_shows_hides_what_is_behind():
     assert warping_error(views, 'released').value > 5
 
 
+def behind_the_occluder(points):
+    """White where the middle of the occluder hides a point from the front camera, else black."""
+    front = camera.front_label().double()
+    middle = torch.tensor(OCCLUDER.centre, dtype=torch.float64)
+    away = (camera.project(points, front)[0] - camera.project(middle, front)[0]).norm(dim=-1, keepdim=True)
+    return torch.where(away < 0.5 * 0.06 * camera.FOCAL / 2.45, 250.0, 0.0).expand(-1, 3)
+
+
 def test_the_side_views_own_points_hide_each_other():
-    # Nothing is opaque in the front view, which is black: the z-buffer of side points decides what counts.
-    white, wall = OCCLUDER._replace(pattern=flat(250.0)), WALL._replace(pattern=flat(100.0))
-    views = still([white, wall])
-    image, opacity = views.image.clone(), views.opacity.clone()
-    image[[0, 3]], opacity[[0, 3]] = 0, 0
-    empty = warping_error(views._replace(image=image, opacity=opacity), 'paper')
-    full = warping_error(views._replace(image=image), 'paper')
-    assert full.visible < empty.visible  # around the outlines of the front view
-    assert 0.95 * full.value < empty.value < 1.05 * full.value  # wall behind the sphere would lower it
-    # All of the wall, by contrast, counts where it is alone.
-    near = views._replace(image=image, opacity=opacity, depth=still([wall]).depth)
-    assert warping_error(near, 'paper').visible > empty.visible + 0.01
+    # The front view is black and transparent, so that its depth hides nothing: the z-buffer must.
+    black, wall = OCCLUDER._replace(pattern=flat(0.0)), WALL._replace(pattern=behind_the_occluder)
+    error = {}
+    for name, scene in {'hidden': [black, wall], 'seen': [wall]}.items():
+        views = still(scene)
+        views.image[[0, 3]], views.opacity[[0, 3]] = 0, 0
+        error[name] = warping_error(views, 'paper').value
+    assert error['seen'] > 2 and error['hidden'] < 0.02 * error['seen']
+
+
+@pytest.mark.parametrize('depth_size', [64, 128])
+def test_the_back_of_a_thin_body_does_not_show_through(depth_size):
+    # Near its outline the ball's back lies less than SAME_SURFACE behind its front.
+    def white_front(points):
+        return torch.where(points[:, 2:] > 0.25, 250.0, 0.0).expand(-1, 3)
+
+    views = still(
+        [OCCLUDER._replace(pattern=white_front), WALL._replace(pattern=flat(100.0))], depth_size=depth_size
+    )
+    assert warping_error(views, 'paper').value < 0.03
 
 
 def test_surfaces_that_are_out_of_view_add_error_in_released_alone():
