@@ -3,8 +3,10 @@
 import json
 import os
 import struct
+import time
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import SIZE, write_zip
@@ -94,3 +96,20 @@ def test_names_that_are_no_text_are_missing_frames(clip_files, tmp_path):
     dataset = VideoDataset.Config(path=write_zip(tmp_path / 'a.zip', files)).build()
     with pytest.raises(DataError, match='is missing from the zip'):
         dataset.clip_frames(0, range(18))
+
+
+def test_threads_share_a_store(clip_files, tmp_path, monkeypatch):
+    """The first reads of several threads at once open the file more than once; nobody loses its handle."""
+    path = write_zip(tmp_path / 'x.zip', clip_files)
+    names = [name.encode() for name in clip_files]
+
+    def slow_open(*args, **options):
+        time.sleep(0.01)
+        return open(*args, **options)
+
+    monkeypatch.setattr(dataset_files, 'open', slow_open, raising=False)
+    for _ in range(5):
+        store = FileStore(path, names)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(store.read, range(len(names))))
+        assert found == list(clip_files.values())

@@ -138,12 +138,12 @@ class FileStore:
         if offset < 0:
             raise DataError(f'{name} is missing from the zip')
         _check_size(name, max(stored, size))
-        if self._file is None:
-            # stays open for the life of the store
-            self._file = open(self._path, 'rb', buffering=0)  # noqa: SIM115
+        # stays open for the life of the store; held here too, since another thread may put its own in place
+        file = self._file or open(self._path, 'rb', buffering=0)  # noqa: SIM115
+        self._file = file
         # pread leaves the position of the file alone, which forked processes share
-        signature, *skip = _LOCAL_HEADER.unpack(os.pread(self._file.fileno(), _LOCAL_HEADER.size, offset))
-        data = os.pread(self._file.fileno(), stored, offset + _LOCAL_HEADER.size + sum(skip))
+        signature, *skip = _LOCAL_HEADER.unpack(os.pread(file.fileno(), _LOCAL_HEADER.size, offset))
+        data = os.pread(file.fileno(), stored, offset + _LOCAL_HEADER.size + sum(skip))
         if method == zipfile.ZIP_DEFLATED:
             # no further than it should be: it may hold more than it says
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
