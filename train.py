@@ -22,7 +22,7 @@ from torch_utils import distributed as dist
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
 from training.config import PRESETS, TrainConfig, with_resolution
 from training.dataset_files import DataError
-from training.run_folder import choose_run_dir, exclusive, run_name
+from training.run_folder import choose_run_dir, exclusive, run_name, write_options
 from training.training_loop import Evaluate, Trainer
 
 # Options that follow others.
@@ -152,6 +152,7 @@ def run(options: dict, device: torch.device) -> None:
     with contextlib.ExitStack() as leader:
         if dist.is_leader():
             leader.enter_context(exclusive(run_dir))
+            write_options(run_dir, config)
             leader.enter_context(Logger(run_dir / 'log.txt'))
         logging.basicConfig(stream=sys.stdout, format='warning: %(message)s')
         dist.print0(f'run folder: {run_dir}')
@@ -229,7 +230,7 @@ def to_clips(kimg: float) -> int:
     return round(kimg * 1000)
 
 
-def with_facts_of_data(config: TrainConfig, dry_run: bool) -> TrainConfig:
+def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfig:
     """Opens the data once, checks the size of its pictures and lets the options that follow others do so.
 
     A dry run can do without the data.

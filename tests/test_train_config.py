@@ -13,7 +13,7 @@ from dnnlib.util import UserError
 from torch_utils.misc import parameter_count
 from train import build_config, main, with_facts_of_data
 from training.config import PRESETS, TrainConfig, tiny, with_resolution
-from training.run_folder import choose_run_dir, run_name
+from training.run_folder import choose_run_dir, run_name, write_options
 
 
 def flags(*args):
@@ -223,6 +223,8 @@ def test_run_folders(tmp_path):
     assert choose(config) == ('00000-tiny-heads-gpus2-batch4-gamma2', False)
     longer = dataclasses.replace(config, total_nimg=10**6, workers=7)
     assert choose(longer) == ('00000-tiny-heads-gpus2-batch4-gamma2', False)
+    assert json.loads(options.read_text())['total_nimg'] == 32  # until this process holds the lock
+    write_options(options.parent, longer)
     assert json.loads(options.read_text())['total_nimg'] == 10**6
     assert choose(dataclasses.replace(config, seed=1)) == ('00001-tiny-heads-gpus2-batch4-gamma2', True)
     assert choose(config, fresh=True) == ('00002-tiny-heads-gpus2-batch4-gamma2', True)

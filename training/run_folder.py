@@ -45,14 +45,20 @@ def choose_run_dir(outdir: Path, config: TrainConfig, name: str, fresh: bool) ->
         run_dir.mkdir(exist_ok=True)
     except OSError as err:
         raise UserError('cannot write ' + explain_os_error(err, outdir)) from err
-    try:
-        with atomic_write(run_dir / _OPTIONS, 'w') as file:
-            json.dump(to_dict(config), file, indent=2)
-    except UserError:
-        with contextlib.suppress(OSError):
-            run_dir.rmdir()  # if it is empty: it was made just now
-        raise
+    if not same:
+        try:
+            write_options(run_dir, config)
+        except UserError:
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()  # if it is empty: it was made just now
+            raise
     return run_dir, not same
+
+
+def write_options(run_dir: Path, config: TrainConfig) -> None:
+    """Writes the options of a run; in a folder that is not new, only who holds `exclusive` may."""
+    with atomic_write(run_dir / _OPTIONS, 'w') as file:
+        json.dump(to_dict(config), file, indent=2)
 
 
 def run_name(config: TrainConfig, world_size: int, desc: str | None) -> str:
