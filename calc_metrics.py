@@ -1,8 +1,10 @@
 """Measures generated videos: FVD, ID, CD, WE and more. `python calc_metrics.py --help` explains."""
 
 import functools
+import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,13 @@ import click
 from tqdm import tqdm
 
 from dnnlib.util import UserError, explain_os_error, is_out_of_memory
-from metrics.base import Settings
+from metrics.base import Request, Settings
 from metrics.detectors.registry import parse_detector_files
-from metrics.metric_main import CONTROLS, VIDEOS, Metrics, parse_metrics
+from metrics.metric_main import CONTROLS, Metrics
+from metrics.metric_names import FRAMES, METRICS, VIDEOS, parse_metrics
 from metrics.plotting import plot_run
 from metrics.results import append_results, describe
 from metrics.subjects import Subject, folder_subject, network_subject, views_subject
-from metrics.views import save_views
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import build_network, read_snapshot
 from torch_utils.kernel_build import cache_folder
@@ -63,12 +65,15 @@ A killed command goes on where it was when it is given again, and features of re
 both are kept in the --cache folder. Results go to metric-NAME.jsonl, one line each.
 """
 
+# inputs that are judged -> what else may be given
+_PARTNERS = {'network': ('data', 'save_videos', 'save_views'), 'fake': ('real', 'data'), 'views': ()}
+
 option = functools.partial(click.option, show_default=True)
 
 
 @click.command(epilog=_EPILOG, context_settings={'max_content_width': 110})
 @option('--network', metavar='PKL', help='Network snapshot to judge; needs --data.')
-@option('--data', metavar='ZIP|DIR', help='Data set: real videos, and the cameras of generated ones.')
+@option('--data', metavar='ZIP|DIR', help='Data set: real videos, and the cameras of --network.')
 @option('--fake', metavar='DIR', help='Folder of generated videos (or of folders of pictures) to judge.')
 @option('--real', metavar='DIR', help='Folder of real videos to compare --fake with.')
 @option('--views', metavar='DIR', help='Folder of views that --save-views wrote, or another program did.')
@@ -99,8 +104,9 @@ option = functools.partial(click.option, show_default=True)
     'controls',
     type=click.Choice(list(CONTROLS)),
     multiple=True,
-    help='Also measure spoilt versions of the generated videos. static: the first frame all the time. '
-    'shuffled: frames in another order. flat: the front picture on a plane.',
+    help='Also measure spoilt versions of the generated videos. frozen: faces that do not move before a '
+    'moving camera. static: the first frame all the time. shuffled: frames in another order. flat: the front '
+    'picture on a plane.',
 )
 @option(
     '--detector-file',
@@ -112,7 +118,7 @@ option = functools.partial(click.option, show_default=True)
 @option('--offline', is_flag=True, help='Download nothing; weights must be there.')
 @option('--cache', metavar='DIR', help='Keeps weights and features  [default: ~/.cache/pv3d]')
 @option('--outdir', metavar='DIR', help='For metric-*.jsonl  [default: beside the snapshot, else here]')
-@option('--save-videos', metavar='DIR', help='Keep the generated videos there (needs --codec h264).')
+@option('--save-videos', metavar='DIR', help='Also write the generated videos.')
 @option('--save-views', metavar='DIR', help='Also write the views that id, cd and we see.')
 @option('--plot', metavar='RUN', help="Draw all metrics of a run's folder into metrics.png, and end.")
 @option('--device', default='auto', help='cpu, cuda, cuda:1, ...; auto = cuda when there is one.')
@@ -137,6 +143,7 @@ def main(**flags: Any) -> None:
 def run(flags: dict[str, Any]) -> None:
     """Measures what the command line asks for."""
     requests = parse_metrics(flags['metrics'] or '')
+    check_flags(flags)
     device = pick_device(flags['device'])
     dist.init(device.type)
     set_float32_precision()
@@ -164,40 +171,61 @@ def run(flags: dict[str, Any]) -> None:
         files = append_results(outdir, results, settings, subject.facts, time.time() - start)
         for result, file in zip(results, files, strict=True):
             print(f'{describe(result)}\n  {file}', flush=True)
-    if flags['save_views']:
-        _save_views(subject, max([r.count or VIDEOS for r in requests]), flags['save_views'])
-    lacking = [result.name for result in results if result.outcome.value != result.outcome.value]
+    save(flags, subject, requests)
+    lacking = [result.name for result in results if math.isnan(result.outcome.value)]
     if lacking:
-        raise UserError(f'no value for {", ".join(lacking)}: every video failed, for the reasons above')
+        raise UserError(f'no value for {", ".join(lacking)}: too few videos are left, see the failures above')
+
+
+def check_flags(flags: dict[str, Any]) -> None:
+    """Refuses inputs that do not go together, before anything is loaded."""
+    given = [name for name in _PARTNERS if flags[name]]
+    if len(given) != 1:
+        named = ' and '.join(f'--{name}' for name in given) or 'none'
+        raise UserError(f'give one of --network, --fake and --views, not {named}')
+    for name in ('data', 'real', 'save_videos', 'save_views'):
+        if flags[name] and name not in _PARTNERS[given[0]]:
+            raise UserError(
+                f'--{name.replace("_", "-")} does not go with --{given[0]}; leave one of them out'
+            )
+    if given[0] == 'network' and not flags['data']:
+        raise UserError('--network needs --data: the data set with real videos and cameras')
+    if flags['data'] and flags['real']:
+        raise UserError('--data and --real both give real videos; leave one of them out')
 
 
 def make_subject(flags: dict[str, Any], settings: Settings) -> Subject:
     """Opens what is judged."""
-    given = [name for name in ('network', 'fake', 'views') if flags[name]]
-    if len(given) != 1:
-        named = ' and '.join(f'--{name}' for name in given) or 'none'
-        raise UserError(f'give one of --network, --fake and --views, not {named}')
-    if flags['fake']:
-        return folder_subject(flags['fake'], flags['real'], settings)
     if flags['views']:
-        return views_subject(flags['views'])
-    if not flags['data']:
-        raise UserError('--network needs --data: the data set with real videos and cameras')
+        return views_subject(flags['views'], settings)
+    if flags['fake']:
+        data = VideoDataset.Config(path=flags['data']).build() if flags['data'] else None
+        return folder_subject(flags['fake'], flags['real'], settings, data)
     snapshot = read_snapshot(flags['network'])
     G = build_network(snapshot, 'G_ema', Generator, settings.device)
     data = VideoDataset.Config(path=flags['data'], span=G.config.span, resolution=G.config.resolution).build()
-    keep = Path(flags['save_videos']) if flags['save_videos'] else None
-    if keep and settings.codec == 'none':
-        raise UserError('--save-videos keeps the encoded videos; leave --codec none out')
-    return network_subject(G, data, settings, snapshot.path.name, snapshot.meta.get('kimg'), keep)
+    return network_subject(G, data, settings, snapshot.path.name, snapshot.meta.get('kimg'))
 
 
-def _save_views(subject: Subject, count: int, folder: str) -> None:
-    if subject.views is None:
-        raise UserError('--save-views needs --network: videos alone have no depth')
-    source = subject.views(count)
-    with tqdm(total=len(source), desc='saving views', disable=None if dist.is_leader() else True) as bar:
-        save_views(source, folder, bar.update)
+def save(flags: dict[str, Any], subject: Subject, requests: Sequence[Request]) -> None:
+    """Writes the videos and views that were judged; those that fail are told."""
+    clips = [r for r in requests if METRICS[r.metric].stage == 'clips']
+    failures: dict[int, str] = {}
+    if flags['save_videos']:
+        for frames in sorted({r.frames for r in clips} or {FRAMES}):
+            count = max((r.count or VIDEOS for r in clips if r.frames == frames), default=VIDEOS)
+            with _bar(count, 'saving videos') as bar:
+                failures |= subject.save_videos(Path(flags['save_videos']), frames, count, bar.update)
+    if flags['save_views']:
+        count = max((r.count or VIDEOS for r in requests if r not in clips), default=VIDEOS)
+        with _bar(count, 'saving views') as bar:
+            failures |= subject.save_views(Path(flags['save_views']), count, bar.update)
+    for item, reason in sorted(failures.items()):
+        dist.print0(f'not saved, item {item}: {reason}')
+
+
+def _bar(total: int, text: str) -> tqdm:
+    return tqdm(total=total, desc=text, disable=None if dist.is_leader() else True)
 
 
 def fail(message: str) -> None:

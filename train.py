@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -137,6 +137,7 @@ def run(options: dict, device: torch.device) -> None:
         config = build_config(options)
         config.split_batch(dist.world_size())
         config = with_facts_of_data(config, options['dry_run'])
+        check_names(config.output.metrics)
     if options['dry_run']:
         from training.estimate import describe_run  # noqa: PLC0415
 
@@ -164,6 +165,7 @@ def run(options: dict, device: torch.device) -> None:
                 shutil.rmtree(run_dir)  # there is nothing to continue in it
             raise
         if trainer.finished:
+            trainer.measure()
             dist.print0(
                 f'this run was finished before, at {trainer.progress.cur_nimg / 1000:g} kimg; nothing to do; '
                 '--fresh starts another, a larger --kimg trains on'
@@ -247,13 +249,22 @@ def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfi
     return config
 
 
+def check_names(metrics: Sequence[str]) -> None:
+    """Refuses names that are no metrics."""
+    if metrics:
+        from metrics.metric_names import parse_metrics  # noqa: PLC0415 - not needed otherwise
+
+        parse_metrics(','.join(metrics))
+
+
 def callback(config: TrainConfig, run_dir: Path, device: torch.device) -> Evaluate | None:
     """Returns what measures the metrics of a run at its checkpoints; None when there are none."""
     if not config.output.metrics:
         return None
     from metrics.training_callback import make_evaluate  # noqa: PLC0415 - not needed otherwise
 
-    return make_evaluate(config.output.metrics, config.dataset.build(), run_dir, device)
+    data = dataclasses.replace(config.dataset, max_clips=None).build()  # all of it, as calc_metrics.py
+    return make_evaluate(config.output.metrics, data, run_dir, device)
 
 
 def stop_on_signals(max_minutes: float | None) -> Callable[[], bool]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metrics.detectors.registry import Detector
 from metrics.feature_store import Record
@@ -61,9 +61,9 @@ class Context(NamedTuple):
     stage: str  # of its metric
     settings: Settings
     detector: Detector | None  # the feature network that the request names
-    find_faces: Callable[[Tensor], list[Tensor | None]]  # pictures -> five points each, see face_alignment.py
+    faces: Detector | None  # finds faces
     estimator: Callable[[], Estimator]  # of geometry, trained on the data when first asked for
-    bin_size: float  # distance of two samples along a ray, scene units
+    bin_size: float | None  # distance of two samples along a ray, scene units; none = not known
 
 
 class Feature(NamedTuple):
@@ -71,6 +71,37 @@ class Feature(NamedTuple):
 
     key: Mapping[str, Any]  # what makes the record, beside the source of the items
     compute: Callable[[int, Any], Record]  # (number of the item, frames [T, H, W, 3] or MultiView) -> record
+
+
+class Sample(NamedTuple):
+    """The records of one side."""
+
+    records: Sequence[Record]
+    groups: Sequence[int]  # real clip that each item is a piece of; of generated ones each is its own
+
+    def stack(self, name: str) -> np.ndarray:
+        """Stacks one array of all records that are no failures, [N, ...]."""
+        return np.array([record[name] for record in self.records if not isinstance(record, str)])
+
+    def good_groups(self) -> list[int]:
+        """Returns the groups of the records that are no failures."""
+        pairs = zip(self.records, self.groups, strict=True)
+        return [group for record, group in pairs if not isinstance(record, str)]
+
+    def failures(self) -> dict[str, list[str]]:
+        """Returns {reason: videos} out of failures `VIDEO: reason`."""
+        found: dict[str, list[str]] = {}
+        for record in self.records:
+            if isinstance(record, str):
+                video, _, reason = record.rpartition(': ')
+                found.setdefault(reason, []).append(video)
+        return found
+
+    def means(self) -> dict[str, float]:
+        """Returns the means of all further values of single videos."""
+        good = [record for record in self.records if not isinstance(record, str)]
+        names = sorted({name for record in good for name in record} - {'value'})
+        return {name: float(np.mean([record[name] for record in good])) for name in names}
 
 
 class Outcome(NamedTuple):
@@ -87,17 +118,14 @@ class Metric:
 
     stage: Literal['clips', 'views']  # videos along real cameras, or two times x two yaws
     title: str
-    goal: Literal['lower', 'higher', 'as real']  # which value is good
+    goal: str  # which value is good
     feature: Callable[[Context], Feature]
-    reduce: Callable[[Context, list[Record], list[Record]], Outcome]  # of fakes and (comparing) reals
+    reduce: Callable[[Context, Sample, Sample], Outcome]  # of fakes and of reals, which may be empty
     detector: tuple[str, str] | None = None  # kind of feature network, and the one that needs no suffix
     comparing: bool = False  # with real videos: their number is then part of the name
+    least_videos: int = 2  # that give a value
     least_frames: int = 1  # of a video
-
-
-def stack(records: Sequence[Record], name: str) -> np.ndarray:
-    """Stacks one array of all records that are no failures, [N, ...]."""
-    return np.array([record[name] for record in records if not isinstance(record, str)])
+    held: bool = False  # looks at generated videos whose camera does not move
 
 
 def mean_outcome(values: np.ndarray, details: Mapping[str, Any] | None = None) -> Outcome:
@@ -107,6 +135,8 @@ def mean_outcome(values: np.ndarray, details: Mapping[str, Any] | None = None) -
     return Outcome(float(np.mean(values)), standard_error(values), details or {})
 
 
-def part_means(records: Sequence[Record], names: Sequence[str]) -> dict[str, float]:
-    """Returns the means of further values of single videos, as details."""
-    return {name: mean_outcome(stack(records, name)).value for name in names}
+def exact_network(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Runs a feature network so that it gives the same bits in every process and run, also on GPUs."""
+    flags = {'enabled': True, 'benchmark': False, 'deterministic': True, 'allow_tf32': False}
+    with torch.no_grad(), torch.backends.cudnn.flags(**flags):
+        return network(inputs)

@@ -13,6 +13,18 @@ from torch import Tensor, nn
 from dnnlib.config import to_dict
 from dnnlib.util import UserError, atomic_write, explain_os_error, file_sha256
 
+_ROOT = Path(__file__).resolve().parent.parent
+_CODE = (  # folders and files that records depend on
+    'metrics',
+    'torch_utils/ops',
+    'training/networks',
+    'training/volumetric_rendering',
+    'training/camera.py',
+    'training/rollout.py',
+    'training/visualize.py',
+    'dnnlib/video.py',
+)
+
 
 def json_digest(value: Any) -> str:
     """Returns the SHA-256 of plain data; the order of keys makes no difference.
@@ -23,6 +35,19 @@ def json_digest(value: Any) -> str:
     """
     text = json.dumps(value, sort_keys=True, separators=(',', ':'), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def code_digest() -> str:
+    """Returns a SHA-256 of all that computes records: sources, and the version of torch.
+
+    Whoever changes a line of rendering or of a metric must not be given what older code has computed.
+    """
+    digest = hashlib.sha256(str(torch.__version__).encode())
+    for name in _CODE:
+        for path in sorted((_ROOT / name).rglob('*')) if '.' not in name else [_ROOT / name]:
+            if path.suffix in ('.py', '.cu', '.h', '.cpp'):
+                digest.update(path.relative_to(_ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def network_digest(module: nn.Module) -> str:

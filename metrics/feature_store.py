@@ -59,6 +59,7 @@ def collect(
     Raises:
         UserError: when the store cannot be written.
     """
+    _check_keys(tasks)
     folders = [open_folder(store, task.key) for task in tasks]
     totals = {
         folder: max(t.total for t, f in zip(tasks, folders, strict=True) if f == folder) for folder in folders
@@ -78,9 +79,24 @@ def collect(
     ours = sum(chunk.size for column in mine for chunk in column.values())
     progress(sum(totals.values()) - ours)
     return [
-        [record for k in range(len(columns)) for record in _part(parts, k).get(folder.name, [])][: task.total]
+        [record for k in range(-(-task.total // CHUNK)) for record in _part(parts, k)[folder.name]][
+            : task.total
+        ]
         for task, folder in zip(tasks, folders, strict=True)
     ]
+
+
+def _check_keys(tasks: Sequence[Task]) -> None:
+    """Refuses processes that see different things: their records would not belong together."""
+    everywhere = dist.gather_objects([dict(task.key) for task in tasks])
+    for rank, keys in enumerate(everywhere):
+        for ours, theirs in zip(everywhere[0], keys, strict=True):
+            differ = sorted(name for name in ours if json_digest(ours[name]) != json_digest(theirs.get(name)))
+            if differ or ours.keys() != theirs.keys():
+                raise UserError(
+                    f'processes 0 and {rank} differ in {", ".join(differ) or "what they measure"}: they need '
+                    'the same code, data, networks and version of ffmpeg'
+                )
 
 
 def _part(parts: Sequence[Sequence[dict[str, list[Record]]]], k: int) -> dict[str, list[Record]]:

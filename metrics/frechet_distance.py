@@ -9,7 +9,7 @@ exact for covariances without full rank, and loses no digits to square roots of 
 centred features themselves as F, sets with fewer features than dimensions need no D x D matrix at all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -130,7 +130,13 @@ def frechet_of_features(features_a: ArrayLike, features_b: ArrayLike) -> float:
     return _distance(*_factor_of_features(a, np.ones(len(a))), *_factor_of_features(b, np.ones(len(b))))
 
 
-def bootstrap_frechet(features_a: ArrayLike, features_b: ArrayLike, rounds: int, seed: int) -> float:
+def bootstrap_frechet(
+    features_a: ArrayLike,
+    features_b: ArrayLike,
+    rounds: int,
+    seed: int,
+    groups_a: Sequence[int] | None = None,
+) -> float:
     """Returns the standard error of the Frechet distance of two sets of features [N, D], [M, D].
 
     It is the deviation of the distance over `rounds` pairs of sets that are drawn with replacement. Drawn
@@ -141,6 +147,8 @@ def bootstrap_frechet(features_a: ArrayLike, features_b: ArrayLike, rounds: int,
         features_b: the other set.
         rounds: sets drawn, at least 2; the error itself is known to about 1 / sqrt(2 rounds) of its value.
         seed: selects the sets.
+        groups_a: which features of the first set belong together (pieces of one video) and are drawn
+            together, [N]; by default each is drawn by itself.
 
     Raises:
         ValueError: as `frechet_of_features`, or for too few rounds.
@@ -148,30 +156,43 @@ def bootstrap_frechet(features_a: ArrayLike, features_b: ArrayLike, rounds: int,
     if rounds < 2:
         raise ValueError(f'a bootstrap needs at least 2 rounds, got {rounds}')
     sets = _pair_of_features(features_a, features_b)
+    members = [_members(groups_a, len(sets[0])), _members(None, len(sets[1]))]
     rng = np.random.default_rng(seed)
     distances = []
     for _ in range(rounds):
-        counts = [rng.multinomial(len(f), np.full(len(f), 1 / len(f))) for f in sets]
+        counts = [rng.multinomial(m.max() + 1, np.full(m.max() + 1, 1 / (m.max() + 1)))[m] for m in members]
         (mean_a, a), (mean_b, b) = (_factor_of_features(f, c) for f, c in zip(sets, counts, strict=True))
         distances.append(_distance(mean_a, a, mean_b, b))
     return float(np.std(distances, ddof=1))
 
 
-def halves_floor(features: ArrayLike, seed: int) -> float:
+def halves_floor(features: ArrayLike, seed: int, groups: Sequence[int] | None = None) -> float:
     """Returns the Frechet distance between two random halves of one set of features [N, D].
 
     What a perfect generator would reach against N / 2 real videos with N / 2 of its own; the floor of N
-    against N is about half of it, since the bias falls like 1 / N. Of an odd N one feature is left out.
+    against N is about half of it, since the bias falls like 1 / N. Of an odd number one is left out.
+
+    Args:
+        features: [N, D].
+        seed: selects the halves.
+        groups: which features belong together (pieces of one video), [N]; a half has all of a group or none.
 
     Raises:
-        ValueError: for fewer than four features, or NaN or infinite ones.
+        ValueError: for fewer than four groups, or NaN or infinite features.
     """
     array = checked_features(features)
-    if len(array) < 4:
-        raise ValueError(f'two halves need at least 4 features, got {len(array)}')
-    order = np.random.default_rng(seed).permutation(len(array))
-    half = len(array) // 2
-    return frechet_of_features(array[order[:half]], array[order[half : 2 * half]])
+    members = _members(groups, len(array))
+    count = members.max() + 1 if len(array) else 0
+    if count < 4:
+        raise ValueError(f'two halves need at least 4 features of different videos, got {count}')
+    order = np.random.default_rng(seed).permutation(count)
+    halves = (order[: count // 2], order[count // 2 : count // 2 * 2])
+    return frechet_of_features(*(array[np.isin(members, half)] for half in halves))
+
+
+def _members(groups: Sequence[int] | None, count: int) -> NDArray:
+    """Numbers the groups from 0."""
+    return np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
 
 
 class KernelDistance(NamedTuple):

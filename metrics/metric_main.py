@@ -1,37 +1,33 @@
-"""Computes metrics: the table of them, their names, and the way from a subject to results.
+"""Computes metrics: the way from a subject to results.
 
 `Metrics.measure` is what the command line, the training loop and the tests all call, so that they give equal
-values. Adding a metric = a row in VIDEO_METRICS or VIEW_METRICS.
+values.
 """
 
 import collections
 import dataclasses
 import functools
-import re
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from dnnlib.util import UserError
-from metrics.base import Context, Feature, Metric, Outcome, Request, Settings
-from metrics.clip_source import ClipError, ClipSource
+from metrics.base import Context, Feature, Metric, Outcome, Request, Sample, Settings
+from metrics.clip_source import ClipError
 from metrics.clips import Shuffled, Static
-from metrics.detectors.face_alignment import find_faces
 from metrics.detectors.registry import Detector, load_detector
-from metrics.digests import json_digest
-from metrics.feature_store import Record, Task, collect
+from metrics.digests import code_digest, json_digest
+from metrics.feature_store import Record, Task, collect, open_folder
 from metrics.geometry import DEFAULT_TRAINING, Estimator, load_or_train_estimator
+from metrics.geometry_truth import has_truth
+from metrics.metric_names import METRICS, VIDEOS, reported_name
 from metrics.subjects import Subject
-from metrics.video_metrics import VIDEO_METRICS
-from metrics.view_metrics import VIEW_METRICS
-from metrics.views import FlatPlane, ViewSource
+from metrics.views import FlatPlane
 from torch_utils import distributed as dist
-
-METRICS: Mapping[str, Metric] = {**VIDEO_METRICS, **VIEW_METRICS}
-FRAMES = 16  # of a video, unless the name says otherwise [PV3D A.4]
-VIDEOS = 1000  # judged by metrics that compare with nothing, at most, unless the name says [PV3D A.4]
-_NAME = re.compile(r'([a-z]+)(\d+)?(?:_(\d+)f)?(?:_([a-z]\w*))?')
+from training.dataset import VideoDataset
 
 
 class Control(NamedTuple):
@@ -39,13 +35,26 @@ class Control(NamedTuple):
 
     stage: str
     title: str
-    apply: Callable[[Any, int], Any]  # (source, seed) -> source
+    make: Callable[[Subject, int, int, int], Any]  # (subject, frames, count, seed) -> source
 
 
 CONTROLS: Mapping[str, Control] = {
-    'static': Control('clips', 'the first frame all the time', lambda source, _: Static(source)),
-    'shuffled': Control('clips', 'frames in another order', Shuffled),
-    'flat': Control('views', 'the front picture on a plane', lambda source, _: FlatPlane(source)),
+    'frozen': Control(
+        'clips',
+        'faces that do not move before a moving camera',
+        lambda s, frames, count, _: s.frozen(frames, count),
+    ),
+    'static': Control(
+        'clips', 'the first frame all the time', lambda s, frames, count, _: Static(s.fakes(frames, count))
+    ),
+    'shuffled': Control(
+        'clips',
+        'frames in another order',
+        lambda s, frames, count, seed: Shuffled(s.fakes(frames, count), seed),
+    ),
+    'flat': Control(
+        'views', 'the front picture on a plane', lambda s, _, count, __: FlatPlane(s.views(count))
+    ),
 }
 
 
@@ -54,6 +63,15 @@ class DetectorFile(NamedTuple):
 
     name: str
     sha256: str
+    registered: bool  # the file is the one that the registry knows
+
+
+class ControlResult(NamedTuple):
+    """A metric of spoilt videos."""
+
+    value: float
+    count: int  # videos that it comes from
+    failures: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,71 +85,19 @@ class Result:
     failures: Mapping[str, list[str]]  # reason -> videos that gave nothing
     real_count: int
     real_failures: Mapping[str, list[str]]
-    controls: Mapping[str, float]  # the same metric of spoilt videos
+    controls: Mapping[str, ControlResult]  # the same metric of spoilt videos
     detector: DetectorFile | None
-
-
-def parse_metrics(text: str) -> list[Request]:
-    """Parses a comma-separated list of names such as `fvd2048_16f_lite0`, `id`, `we64`.
-
-    Raises:
-        UserError: for a name that is no metric; says what names look like.
-    """
-    names = dict.fromkeys(part.strip() for part in text.split(',') if part.strip())
-    if not names:
-        raise UserError(f'no metric is named; choose from {example_names()}')
-    return [_parse(name) for name in names]
-
-
-def example_names() -> str:
-    """Returns one name of each metric."""
-    shown = {'fvd': 'fvd2048_16f', 'fid': 'fid2048', 'kid': 'kid2048'}
-    return ', '.join(shown.get(name, name) for name in METRICS)
-
-
-def _parse(name: str) -> Request:
-    match = _NAME.fullmatch(name)
-    kind, count, frames, detector = match.groups() if match else (None,) * 4
-    metric = METRICS.get(kind or '')
-    if metric is None:
-        raise UserError(f'{name!r} is no metric; choose from {example_names()}')
-    if metric.comparing and not count:
-        raise UserError(f'{name}: say how many videos are compared, for example {kind}2048')
-    if kind == 'fvd' and not frames:
-        raise UserError(f'{name}: say how many frames a video has, for example {kind}{count}_{FRAMES}f')
-    if detector and metric.detector is None:
-        raise UserError(f'{name}: {kind} needs no feature network; leave _{detector} out')
-    if frames and metric.stage == 'views':
-        raise UserError(f'{name}: {kind} looks at two times of a video; leave _{frames}f out')
-    if int(count or 2) < 2 or int(frames or FRAMES) < metric.least_frames:
-        raise UserError(f'{name}: at least 2 videos of at least {metric.least_frames} frames are needed')
-    standard = metric.detector[1] if metric.detector else None
-    return Request(
-        name=name,
-        metric=kind,
-        count=int(count) if count else None,
-        frames=int(frames or FRAMES),
-        detector=detector or standard,
-    )
-
-
-def reported_name(request: Request, settings: Settings) -> str:
-    """Returns the name of a value in files and plots: the asked one, and what is not as usual."""
-    parts = [request.name]
-    if METRICS[request.metric].stage == 'clips' and settings.codec == 'none':
-        parts.append('nocodec')
-    elif METRICS[request.metric].stage == 'clips' and settings.crf != Settings.crf:
-        parts.append(f'crf{settings.crf}')
-    if settings.protocol != 'paper':
-        parts.append(settings.protocol)
-    elif request.metric == 'id' and settings.landmarks != 'detected':
-        parts.append(settings.landmarks)
-    return '_'.join(parts)
+    faces: DetectorFile | None
 
 
 class _Job(NamedTuple):
+    """One metric of one kind of videos."""
+
+    side: str  # '' = generated, 'real', or a control
     context: Context
     feature: Feature
+    source: Any
+    total: int
 
 
 class Metrics:
@@ -147,11 +113,36 @@ class Metrics:
 
     def __init__(self, requests: Sequence[Request], settings: Settings) -> None:
         self.requests, self.settings = requests, settings
+        stages = {METRICS[r.metric].stage for r in requests}
+        for name in settings.controls:
+            if CONTROLS[name].stage not in stages:
+                raise UserError(
+                    f'--control {name} changes nothing that the metrics asked for look at; leave it out'
+                )
         load = functools.cache(self._load)
         kinds = {r.name: METRICS[r.metric].detector for r in requests}
         self._detectors = {r.name: load(r.detector, kinds[r.name][0]) for r in requests if kinds[r.name]}
         aligns = any(r.metric == 'id' for r in requests) and settings.protocol == 'paper'
         self._faces = load('yunet', 'faces') if aligns and settings.landmarks == 'detected' else None
+
+    def check(self, data: VideoDataset) -> None:
+        """Finds out, before a run begins, what would end it at its first checkpoint.
+
+        Raises:
+            UserError: when the data or a network cannot do what a metric needs.
+        """
+        open_folder(self.settings.cache / 'records', {'check': 'writable'})
+        longest = max(data.num_frames(i) for i in range(len(data)))
+        for request in self.requests:
+            stage, detector = METRICS[request.metric].stage, self._detectors.get(request.name)
+            if stage == 'clips' and request.frames > longest:
+                raise UserError(f'{request.name}: the longest clip of the data has {longest} frames')
+            if request.metric == 'geometry' and not has_truth(data.config.path):
+                raise UserError('geometry is measured against the truth in data of `dataset_tool.py synth`')
+            if stage == 'clips' and detector is not None and detector.kind == 'video':
+                blank = np.zeros((request.frames, 32, 32, 3), np.uint8)
+                context = self._context(request, Subject(facts={}))
+                METRICS[request.metric].feature(context).compute(0, blank)
 
     def measure(self, subject: Subject) -> list[Result]:
         """Computes all metrics of a subject; every process must call it and gets the results.
@@ -159,29 +150,22 @@ class Metrics:
         Raises:
             UserError: when the subject lacks what a metric needs.
         """
-        contexts = [self._context(request, subject) for request in self.requests]
         for request in self.requests:
             _check_sources(request, subject)
-        jobs = [_Job(c, METRICS[c.request.metric].feature(c)) for c in contexts]
-        fakes = self._records(jobs, 'generated', functools.partial(_fake_source, subject))
-        with_real = [job for job in jobs if job.context.stage == 'clips' and subject.reals]
-        reals = self._records(with_real, 'real', lambda _, frames, count: subject.reals(frames, count))
-        controls = {name: self._control(name, jobs, subject) for name in self.settings.controls}
+        contexts = [self._context(request, subject) for request in self.requests]
+        features = [METRICS[c.request.metric].feature(c) for c in contexts]
+        jobs = self._jobs(subject, contexts, features)
+        samples = self._samples(jobs)
         results = None
         if dist.is_leader():  # the others would do the same
-            results = [self._result(context, fakes, reals, controls) for context in contexts]
+            results = [self._result(context, samples) for context in contexts]
         return dist.broadcast_object(results)
-
-    def _control(self, name: str, jobs: Sequence[_Job], subject: Subject) -> dict[str, list[Record]]:
-        control = CONTROLS[name]
-        return self._records(
-            [job for job in jobs if job.context.stage == control.stage],
-            f'{name} control',
-            lambda *args: control.apply(_fake_source(subject, *args), self.settings.seed),
-        )
 
     def _load(self, name: str, kind: str) -> Detector:
         s = self.settings
+        if dist.is_leader():  # one of them downloads
+            load_detector(name, kind, s.detector_files, s.cache / 'detectors', 'cpu', s.offline)
+        dist.barrier()
         return load_detector(name, kind, s.detector_files, s.cache / 'detectors', s.device, s.offline)
 
     def _context(self, request: Request, subject: Subject) -> Context:
@@ -190,7 +174,7 @@ class Metrics:
             stage=METRICS[request.metric].stage,
             settings=self.settings,
             detector=self._detectors.get(request.name),
-            find_faces=lambda images: find_faces(images, self._faces.network),
+            faces=self._faces if request.metric == 'id' else None,
             estimator=functools.cache(functools.partial(self._estimator, subject)),
             bin_size=subject.bin_size,
         )
@@ -201,65 +185,107 @@ class Metrics:
             raise UserError('geometry is measured against synthetic data: give --network and --data')
         folder, seed = self.settings.cache / 'estimators', self.settings.seed
         if dist.is_leader():
-            with tqdm(
-                total=DEFAULT_TRAINING.steps, desc='learning geometry', unit='step', disable=None
-            ) as bar:
+            steps = DEFAULT_TRAINING.steps
+            with tqdm(total=steps, desc='learning geometry', unit='step', disable=None) as bar:
                 load_or_train_estimator(subject.data, folder, seed, bar.update)
         dist.barrier()
         return load_or_train_estimator(subject.data, folder, seed)
 
-    def _records(
-        self,
-        jobs: Sequence[_Job],
-        label: str,
-        make_source: Callable[[str, int, int], ClipSource | ViewSource],
-    ) -> dict[str, list[Record]]:
-        """Collects the records of all metrics, {name: records}; metrics of equal sources share the videos."""
-        groups: dict[tuple[str, int], list[_Job]] = collections.defaultdict(list)
-        for job in jobs:
-            groups[job.context.stage, job.context.request.frames].append(job)
-        found = {}
-        for (stage, frames), members in groups.items():
-            requests, features = [j.context.request for j in members], [j.feature for j in members]
-            source = make_source(stage, frames, max(r.count or VIDEOS for r in requests))
-            tasks = [
-                Task({'source': source.identity, **feature.key}, _available(request, len(source), label))
-                for request, feature in zip(requests, features, strict=True)
-            ]
-            read = source.clip if stage == 'clips' else source.view
-            hidden = None if dist.is_leader() else True
-            with tqdm(total=_records(tasks), desc=f'{label} {stage}', unit='record', disable=hidden) as bar:
-                compute = functools.partial(_compute, read, features)
-                records = collect(self.settings.cache / 'records', tasks, compute, bar.update)
-            found |= {request.name: r for request, r in zip(requests, records, strict=True)}
-        return found
+    def _jobs(self, subject: Subject, contexts: Sequence[Context], features: Sequence[Feature]) -> list[_Job]:
+        """Lists what is to be collected; jobs that look at the same items share their source."""
+        source = functools.cache(functools.partial(_source, subject, self.settings.seed))
+        jobs = []
+        for context, feature in zip(contexts, features, strict=True):
+            request, metric = context.request, METRICS[context.request.metric]
+            sides = ['', *(c for c in self.settings.controls if _applies(c, metric))]
+            if metric.stage == 'clips' and subject.reals is not None:
+                sides.append('real')
+            for side in sides:
+                held = metric.held and not side and subject.held is not None
+                items = source(
+                    side or ('held' if held else 'fake'), metric.stage, request.frames, self._most()
+                )
+                label = 'real' if side == 'real' else 'generated'
+                jobs.append(_Job(side, context, feature, items, _available(request, len(items), label)))
+        return jobs
 
-    def _result(
-        self,
-        context: Context,
-        fakes: Mapping[str, list[Record]],
-        reals: Mapping[str, list[Record]],
-        controls: Mapping[str, Mapping[str, list[Record]]],
-    ) -> Result:
-        request = context.request
-        reduce, name = METRICS[request.metric].reduce, request.name
-        real, detector = reals.get(name, []), context.detector
-        spoilt = {c: records[name] for c, records in controls.items() if name in records}
+    def _most(self) -> int:
+        return max(r.count or VIDEOS for r in self.requests)
+
+    def _samples(self, jobs: Sequence[_Job]) -> dict[tuple[str, str], Sample]:
+        """Collects the records of all jobs, {(side, name of the metric): records}."""
+        code, samples = code_digest(), {}
+        groups: dict[tuple[str, int], list[_Job]] = collections.defaultdict(list)
+        for job in jobs:  # real videos apart, and those of other lengths; the rest shares its items
+            groups[
+                f'{"real" if job.side == "real" else "generated"} {job.context.stage}',
+                job.context.request.frames,
+            ].append(job)
+        for (label, _), members in groups.items():
+            tasks = [
+                Task({'source': j.source.identity, 'code': code, **j.feature.key}, j.total) for j in members
+            ]
+            hidden = None if dist.is_leader() else True
+            with tqdm(total=_records(tasks), desc=label, unit='record', disable=hidden) as bar:
+                records = collect(
+                    self.settings.cache / 'records', tasks, functools.partial(_compute, members), bar.update
+                )
+            for job, found in zip(members, records, strict=True):
+                group = (
+                    [job.source.group(i) for i in range(len(found))]
+                    if job.side == 'real'
+                    else range(len(found))
+                )
+                samples[job.side, job.context.request.name] = Sample(found, group)
+        return samples
+
+    def _result(self, context: Context, samples: Mapping[tuple[str, str], Sample]) -> Result:
+        request, name = context.request, context.request.name
+        fakes, reals = samples['', name], samples.get(('real', name), Sample([], []))
+        controls = {c: samples[c, name] for c in self.settings.controls if (c, name) in samples}
         return Result(
             name=reported_name(request, self.settings),
             request=request,
-            outcome=reduce(context, fakes[name], real),
-            count=_successes(fakes[name]),
-            failures=_failures(fakes[name]),
-            real_count=_successes(real),
-            real_failures=_failures(real),
-            controls={c: reduce(context, records, real).value for c, records in spoilt.items()},
-            detector=DetectorFile(detector.info.name, detector.sha256) if detector else None,
+            outcome=_reduce(context, fakes, reals),
+            count=len(fakes.good_groups()),
+            failures=fakes.failures(),
+            real_count=len(reals.good_groups()),
+            real_failures=reals.failures(),
+            controls={c: _control_result(context, sample, reals) for c, sample in controls.items()},
+            detector=_file_of(context.detector),
+            faces=_file_of(context.faces),
         )
 
 
-def _fake_source(subject: Subject, stage: str, frames: int, count: int) -> ClipSource | ViewSource:
-    return subject.fakes(frames, count) if stage == 'clips' else subject.views(count)
+def _file_of(detector: Detector | None) -> DetectorFile | None:
+    return DetectorFile(detector.info.name, detector.sha256, detector.registered) if detector else None
+
+
+def _reduce(context: Context, fakes: Sample, reals: Sample) -> Outcome:
+    metric = METRICS[context.request.metric]
+    sides = [fakes, reals] if metric.comparing else [fakes]
+    if min(len(side.good_groups()) for side in sides) < metric.least_videos:
+        return Outcome(math.nan, math.nan)
+    return metric.reduce(context, fakes, reals)
+
+
+def _control_result(context: Context, sample: Sample, reals: Sample) -> ControlResult:
+    good = len(sample.good_groups())
+    return ControlResult(_reduce(context, sample, reals).value, good, len(sample.records) - good)
+
+
+def _source(subject: Subject, seed: int, side: str, stage: str, frames: int, count: int) -> Any:
+    """Returns the items of a side: of generated videos, spoilt ones, real ones."""
+    if side in CONTROLS:
+        return CONTROLS[side].make(subject, frames, count, seed)
+    if stage == 'views':
+        return subject.views(count)
+    return {'fake': subject.fakes, 'held': subject.held, 'real': subject.reals}[side](frames, count)
+
+
+def _applies(control: str, metric: Metric) -> bool:
+    """Tells whether a control says anything of a metric; if the camera stands still, frozen is static."""
+    return CONTROLS[control].stage == metric.stage and not (metric.held and control == 'frozen')
 
 
 def _check_sources(request: Request, subject: Subject) -> None:
@@ -286,15 +312,21 @@ def _available(request: Request, length: int, label: str) -> int:
     return min(request.count or VIDEOS, length)
 
 
-def _compute(
-    read: Callable[[int], Any], features: Sequence[Feature], i: int, wanted: Sequence[int]
-) -> list[Record]:
-    """Makes the wanted records of item i; one that cannot be had gives the reason for all of them."""
-    try:
-        item = read(i)
-    except ClipError as reason:
-        return [str(reason)] * len(wanted)
-    return [features[k].compute(i, item) for k in wanted]
+def _compute(jobs: Sequence[_Job], i: int, wanted: Sequence[int]) -> list[Record]:
+    """Makes the wanted records of item i: the record, or `VIDEO: reason` where there is none."""
+    items: dict[int, Any] = {}
+    records = []
+    for k in wanted:
+        job = jobs[k]
+        source, stage = job.source, job.context.stage
+        try:
+            if id(source) not in items:
+                items[id(source)] = source.clip(i) if stage == 'clips' else source.view(i)
+            record = job.feature.compute(i, items[id(source)])
+        except ClipError as reason:
+            record = str(reason)
+        records.append(f'{source.name(i)}: {record}' if isinstance(record, str) else record)
+    return records
 
 
 def _records(tasks: Sequence[Task]) -> int:
@@ -304,17 +336,3 @@ def _records(tasks: Sequence[Task]) -> int:
         key = json_digest(task.key)
         totals[key] = max(task.total, totals.get(key, 0))
     return sum(totals.values())
-
-
-def _successes(records: Sequence[Record]) -> int:
-    return sum(not isinstance(record, str) for record in records)
-
-
-def _failures(records: Sequence[Record]) -> dict[str, list[str]]:
-    """Returns {reason: videos}, out of failures `VIDEO: reason`, or `reason` of the video of that number."""
-    found = collections.defaultdict(list)
-    for i, record in enumerate(records):
-        if isinstance(record, str):
-            video, _, reason = record.rpartition(': ')
-            found[reason].append(video or f'item {i}')
-    return dict(found)

@@ -1,6 +1,7 @@
 """Curves of the metrics of a run: `metrics.png` and TensorBoard, out of its metric-*.jsonl files."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +31,11 @@ def read_curves(run_dir: Path) -> list[Curve]:
     curves = []
     for path in sorted(Path(run_dir).glob('metric-*.jsonl')):
         points: dict[float, dict[str, Any]] = {}
-        for number, text in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        for number, text in enumerate(path.read_bytes().splitlines(), 1):
             try:
-                line = json.loads(text)
-            except ValueError as error:
-                raise UserError(f'{path}: line {number} is not JSON; remove it') from error
+                line = dict(json.loads(text))
+            except (ValueError, TypeError) as error:
+                raise UserError(f'{path}: line {number} is no JSON object; remove it') from error
             if isinstance(line.get('value'), float) and isinstance(line.get('kimg'), (int, float)):
                 points[float(line['kimg'])] = line
         if points:
@@ -72,8 +73,10 @@ def plot_run(run_dir: Path) -> Path:
     picture = draw_curves(curves)
     with atomic_write(path) as file:
         Image.fromarray(picture).save(file, format='png')
-    # a folder of its own, so that drawing again does not add to the events of training
-    with SummaryWriter(Path(run_dir, 'metrics-curves')) as events:
+    # a folder of its own, made anew each time, so that no point is there twice
+    folder = Path(run_dir, 'metrics-curves')
+    shutil.rmtree(folder, ignore_errors=True)
+    with SummaryWriter(folder) as events:
         for curve in curves:
             for kimg, value in zip(curve.kimg, curve.value, strict=True):
                 events.add_scalar(f'Metrics/{curve.name}', value, round(kimg * 1000))

@@ -11,7 +11,8 @@ import torch
 
 from dnnlib.util import append_json_line
 from metrics.base import Outcome, Settings
-from metrics.metric_main import METRICS, Result
+from metrics.metric_main import ControlResult, Result
+from metrics.metric_names import METRICS
 from torch_utils import distributed as dist
 
 _NAMED = 100  # failed videos named for a reason in a line of JSON
@@ -43,13 +44,12 @@ def append_results(
 
 def _line(result: Result, settings: Settings, revision: str | None) -> dict[str, Any]:
     detector = result.detector
-    videos = METRICS[result.request.metric].stage == 'clips'
     return {
         'metric': result.name,
         'value': result.outcome.value,
         'standard_error': result.outcome.error,
         **result.outcome.details,
-        'controls': dict(result.controls),
+        'controls': {name: control._asdict() for name, control in result.controls.items()},
         'videos': result.count,
         'failures': sum(map(len, result.failures.values())),
         'failure_reasons': {reason: names[:_NAMED] for reason, names in result.failures.items()},
@@ -58,9 +58,10 @@ def _line(result: Result, settings: Settings, revision: str | None) -> dict[str,
         'real_failure_reasons': {reason: names[:_NAMED] for reason, names in result.real_failures.items()},
         'detector': detector.name if detector else None,
         'detector_sha256': detector.sha256 if detector else None,
+        'detector_registered': detector.registered if detector else None,
+        'face_detector_sha256': result.faces.sha256 if result.faces else None,
         'protocol': settings.protocol,
         'seed': settings.seed,
-        **({'codec': settings.codec, 'crf': settings.crf} if videos else {}),
         **({'landmarks': settings.landmarks} if result.request.metric == 'id' else {}),
         'git': revision,
         'torch': str(torch.__version__),
@@ -87,10 +88,10 @@ def git_revision(folder: Path) -> str | None:
 def describe(result: Result) -> str:
     """Returns a line for people: the value, its error, what it is measured against, what failed."""
     outcome, metric = result.outcome, METRICS[result.request.metric]
-    facts = f'{metric.title}, {result.count} videos ({_goal(metric.goal)})'
+    facts = f'{metric.title}, {result.count} videos ({metric.goal})'
     lines = [f'{result.name:<24s} {_with_error(outcome)}  {facts}']
     details = [f'{name} {value:.4g}' for name, value in outcome.details.items() if isinstance(value, float)]
-    details += [f'{name} control {value:.4g}' for name, value in result.controls.items()]
+    details += [_of_control(name, control) for name, control in result.controls.items()]
     lines += [f'  {", ".join(details)}'] if details else []
     for side, failures in (('generated', result.failures), ('real', result.real_failures)):
         for reason, names in failures.items():
@@ -99,8 +100,9 @@ def describe(result: Result) -> str:
     return '\n'.join(lines)
 
 
-def _goal(goal: str) -> str:
-    return 'should be as of real videos' if goal == 'as real' else f'{goal} is better'
+def _of_control(name: str, control: ControlResult) -> str:
+    failed = f' ({control.failures} failed)' if control.failures else ''
+    return f'{name} control {control.value:.4g}{failed}'
 
 
 def _with_error(outcome: Outcome) -> str:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from metrics.base import Settings
-from metrics.metric_main import Metrics, parse_metrics
+from metrics.metric_main import Metrics
+from metrics.metric_names import parse_metrics, reported_name
 from metrics.results import append_results, describe
 from metrics.subjects import network_subject
 from torch_utils import distributed as dist
@@ -22,23 +23,27 @@ def make_evaluate(
 ) -> Callable[[nn.Module, float], dict[str, float]]:
     """Returns evaluate(G_ema, kimg) -> {name: value}, which also appends to metric-*.jsonl of the run.
 
-    The values are those that calc_metrics.py gives for the snapshot. Every process must call it.
+    The values are those that calc_metrics.py gives for the snapshot. Every process must call it. What stands
+    in the files already is not measured again: {} comes back.
 
     Args:
-        names: of metrics, see metric_main.parse_metrics.
+        names: of metrics, see metric_names.parse_metrics.
         data: the training data.
         run_dir: folder of the run.
         device: of G_ema.
 
     Raises:
-        UserError: for an unknown name or a missing feature network; now, not after hours of training.
+        UserError: for what would end the run at its first checkpoint: an unknown name, a missing network ...
     """
     settings = Settings(cache=cache_folder(), device=device)
     metrics = Metrics(parse_metrics(','.join(names)), settings)
+    metrics.check(data)
 
     def evaluate(G_ema: nn.Module, kimg: float) -> dict[str, float]:
         start = time.time()
         snapshot = snapshot_path(run_dir, round(kimg * 1000)).name
+        if dist.broadcast_object(dist.is_leader() and _is_measured(run_dir, metrics, snapshot)):
+            return {}
         subject = network_subject(G_ema, data, settings, snapshot, kimg)
         results = metrics.measure(subject)
         if dist.is_leader():
@@ -48,3 +53,9 @@ def make_evaluate(
         return {result.name: result.outcome.value for result in results}
 
     return evaluate
+
+
+def _is_measured(run_dir: Path, metrics: Metrics, snapshot: str) -> bool:
+    """Tells whether all metrics of a snapshot stand in the files of the run."""
+    paths = [run_dir / f'metric-{reported_name(r, metrics.settings)}.jsonl' for r in metrics.requests]
+    return all(path.is_file() and f'"snapshot": "{snapshot}"' in path.read_text() for path in paths)

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError
-from metrics.base import Context, Feature, Metric, Outcome, mean_outcome, stack
+from metrics.base import Context, Feature, Metric, Outcome, Sample, exact_network, mean_outcome
 from metrics.consistency import Degenerate
 from metrics.feature_store import Record
 from metrics.frechet_distance import bootstrap_frechet, frechet_of_features, halves_floor, kernel_distance
 from metrics.motion import flicker, motion_magnitude
 
-_ROUNDS = 20  # of the bootstrap
-_LEAST_HALVES = 4  # videos that can be split in halves with a spread
+_ROUNDS = 10  # of the bootstrap; seconds each for thousands of long features
+_LEAST_HALVES = 4  # real videos that can be split in halves with a spread
 _KID_SCALE = 1000  # KID is reported times 1000
 
 
@@ -31,42 +31,41 @@ def _frame_feature(context: Context) -> Feature:
 
 
 def _network_key(context: Context) -> dict[str, Any]:
-    detector = context.detector
-    return {'detector': detector.info.name, 'kind': detector.kind, 'sha256': detector.sha256}
+    detector, device = context.detector, context.settings.device.type
+    return {
+        'detector': detector.info.name,
+        'kind': detector.kind,
+        'sha256': detector.sha256,
+        'device': device,
+    }
 
 
 def _run(context: Context, pictures: np.ndarray) -> Record:
     """Runs the feature network on one video [T, H, W, 3] or picture [H, W, 3]."""
     inputs = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pictures, -1, -3)))[None]
     try:
-        with torch.no_grad():
-            output = context.detector.network(inputs.to(context.settings.device))
+        output = exact_network(context.detector.network, inputs.to(context.settings.device))
     except ValueError as err:  # not every network takes every number of frames
         raise UserError(f'{context.request.name}: {err}') from err
     features = output[0].float().cpu().numpy()
     return {'x': features} if np.isfinite(features).all() else 'the features are not finite'
 
 
-def _frechet(context: Context, fakes: list[Record], reals: list[Record]) -> Outcome:
-    fake, real = stack(fakes, 'x'), stack(reals, 'x')
-    if min(len(fake), len(real)) < 2:
-        return Outcome(math.nan, math.nan)
+def _frechet(context: Context, fakes: Sample, reals: Sample) -> Outcome:
+    fake, real, groups = fakes.stack('x'), reals.stack('x'), reals.good_groups()
     seed = context.settings.seed
-    floor = halves_floor(real, seed) if len(real) >= _LEAST_HALVES else math.nan
-    error = bootstrap_frechet(real, fake, _ROUNDS, seed)
+    floor = halves_floor(real, seed, groups) if len(set(groups)) >= _LEAST_HALVES else math.nan
+    error = bootstrap_frechet(real, fake, _ROUNDS, seed, groups)
     return Outcome(frechet_of_features(real, fake), error, {'floor': floor})
 
 
-def _kernel(context: Context, fakes: list[Record], reals: list[Record]) -> Outcome:
-    fake, real = stack(fakes, 'x'), stack(reals, 'x')
-    if min(len(fake), len(real)) < _LEAST_HALVES:
-        return Outcome(math.nan, math.nan)
-    value, error = kernel_distance(real, fake, context.settings.seed)
+def _kernel(context: Context, fakes: Sample, reals: Sample) -> Outcome:
+    value, error = kernel_distance(reals.stack('x'), fakes.stack('x'), context.settings.seed)
     return Outcome(_KID_SCALE * value, _KID_SCALE * error)
 
 
-def _single(name: str, measure: Callable[[np.ndarray], dict[str, float]]) -> dict[str, Any]:
-    """Returns feature and reduction of a mean over videos; real ones are measured as well."""
+def _single(name: str, measure: Callable[[np.ndarray], dict[str, float]], real_name: str) -> dict[str, Any]:
+    """Returns feature and reduction of a mean over videos; real ones are measured as well, as `real_name`."""
 
     def compute(_: int, frames: np.ndarray) -> Record:
         try:
@@ -74,10 +73,10 @@ def _single(name: str, measure: Callable[[np.ndarray], dict[str, float]]) -> dic
         except Degenerate as reason:
             return str(reason)
 
-    def reduce(context: Context, fakes: list[Record], reals: list[Record]) -> Outcome:
-        real = mean_outcome(stack(reals, 'value'))
-        known = {'real': real.value, 'real_standard_error': real.error} if reals else {}
-        return mean_outcome(stack(fakes, 'value'), known)
+    def reduce(context: Context, fakes: Sample, reals: Sample) -> Outcome:
+        real = mean_outcome(reals.stack('value'))
+        known = {real_name: real.value, f'{real_name}_standard_error': real.error} if reals.records else {}
+        return mean_outcome(fakes.stack('value'), {**fakes.means(), **known})
 
     return {'feature': lambda context: Feature({'metric': name}, compute), 'reduce': reduce}
 
@@ -91,7 +90,7 @@ VIDEO_METRICS: Mapping[str, Metric] = {
     'fvd': Metric(
         stage='clips',
         title='Frechet distance of video features',
-        goal='lower',
+        goal='lower is better',
         feature=_video_feature,
         reduce=_frechet,
         detector=('video', 'i3d'),
@@ -100,7 +99,7 @@ VIDEO_METRICS: Mapping[str, Metric] = {
     'fid': Metric(
         stage='clips',
         title='Frechet distance of frames',
-        goal='lower',
+        goal='lower is better',
         feature=_frame_feature,
         reduce=_frechet,
         detector=('image', 'inception'),
@@ -109,24 +108,27 @@ VIDEO_METRICS: Mapping[str, Metric] = {
     'kid': Metric(
         stage='clips',
         title='kernel distance of frames, times 1000',
-        goal='lower',
+        goal='lower is better',
         feature=_frame_feature,
         reduce=_kernel,
         detector=('image', 'inception'),
         comparing=True,
+        least_videos=4,
     ),
     'motion': Metric(
         stage='clips',
-        title='optical flow, percent of the width per frame',
-        goal='as real',
+        title='optical flow before a camera that stands still, percent of the width per frame',
+        goal='0 = a frozen face',
         least_frames=2,
-        **_single('motion', _motion),
+        held=True,
+        # real videos cannot be seen from a camera that stands still: their heads turn, too
+        **_single('motion', _motion, 'real_with_turning'),
     ),
     'flicker': Metric(
         stage='clips',
         title='change that is no motion, gray levels of 255',
-        goal='as real',
+        goal='should be as of real videos',
         least_frames=3,
-        **_single('flicker', lambda frames: {'value': flicker(frames)}),
+        **_single('flicker', lambda frames: {'value': flicker(frames)}, 'real'),
     ),
 }

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.base import Context, Feature, Metric, Outcome, mean_outcome, part_means, stack
+from dnnlib.util import UserError
+from metrics.base import Context, Feature, Metric, Outcome, Sample, exact_network, mean_outcome
 from metrics.consistency import Degenerate, MultiView, chamfer_distance, identity_similarity, warping_error
-from metrics.detectors.face_alignment import align_faces, project_face_points
+from metrics.detectors.face_alignment import align_faces, find_faces, project_face_points
 from metrics.digests import tensors_digest
 from metrics.feature_store import Record
 from metrics.geometry import ERRORS, geometry_errors
@@ -32,16 +33,15 @@ def _feature(key: Mapping[str, Any], measure: Measure) -> Feature:
     return Feature(key, compute)
 
 
-def _reduce(context: Context, fakes: list[Record], _: list[Record]) -> Outcome:
-    names = sorted({name for record in fakes if not isinstance(record, str) for name in record} - {'value'})
-    return mean_outcome(stack(fakes, 'value'), part_means(fakes, names))
+def _reduce(context: Context, fakes: Sample, _: Sample) -> Outcome:
+    return mean_outcome(fakes.stack('value'), fakes.means())
 
 
-def _reduce_chamfer(context: Context, fakes: list[Record], reals: list[Record]) -> Outcome:
+def _reduce_chamfer(context: Context, fakes: Sample, reals: Sample) -> Outcome:
     outcome = _reduce(context, fakes, reals)
     if context.settings.protocol == 'paper':
         return outcome
-    count = len(stack(fakes, 'value'))  # the released script prints the sum over all videos
+    count = len(fakes.good_groups())  # the released script prints the sum over all videos
     return Outcome(outcome.value * count, outcome.error * count, {**outcome.details, 'mean': outcome.value})
 
 
@@ -50,32 +50,38 @@ def _identity(context: Context) -> Feature:
 
     def measure(views: MultiView) -> dict[str, float]:
         crops = _crops(context, views).to(settings.device)
-        with torch.no_grad():
-            similarity = identity_similarity(detector.network(crops).cpu())
-        parts = similarity._asdict()
+        parts = identity_similarity(exact_network(detector.network, crops).cpu())._asdict()
         return {'value': parts.pop('mean'), **parts}
 
     key = {'detector': detector.info.name, 'sha256': detector.sha256, 'protocol': settings.protocol}
-    return _feature(key | {'landmarks': settings.landmarks}, measure)
+    key |= {'device': settings.device.type, 'landmarks': settings.landmarks}
+    return _feature(key | {'faces': context.faces.sha256 if context.faces else None}, measure)
 
 
 def _crops(context: Context, views: MultiView) -> Tensor:
     """Returns what the identity network sees of four views, float32 [4, 3, 112, 112] in [0, 255]."""
-    if context.settings.protocol == 'released':  # the whole frame, no alignment
+    if (
+        context.settings.protocol == 'released'
+    ):  # the whole frame, no alignment; the way of resizing is inferred
         size = (_CROP, _CROP)
         return torch.nn.functional.interpolate(views.image.float(), size, mode='bilinear', antialias=True)
     if context.settings.landmarks == 'camera':
         points = project_face_points(views.cameras, views.image.shape[-1])
     else:
-        found = context.find_faces(views.image)
+        found = find_faces(views.image.to(context.settings.device), context.faces.network)
         if any(face is None for face in found):
             raise Degenerate(NO_FACE)
-        points = torch.stack(found)
+        points = torch.stack(found).cpu()
     return align_faces(views.image, points)
 
 
 def _chamfer(context: Context) -> Feature:
     protocol, size = context.settings.protocol, context.bin_size
+    if size is None and protocol == 'paper':
+        raise UserError(
+            f'{context.request.name}: these views do not say the distance of samples along a ray; add '
+            'bin_size (in scene units) to their files, or use --protocol released'
+        )
     key = {'metric': 'cd', 'protocol': protocol, 'bin_size': size}
     return _feature(key, lambda views: chamfer_distance(views, size, protocol)._asdict())
 
@@ -111,7 +117,7 @@ def _geometry(context: Context) -> Feature:
     )
 
 
-def _reduce_geometry(context: Context, fakes: list[Record], reals: list[Record]) -> Outcome:
+def _reduce_geometry(context: Context, fakes: Sample, reals: Sample) -> Outcome:
     outcome, floor = _reduce(context, fakes, reals), context.estimator().floor
     floors = {'floor': floor['depth_error'], 'floor_normal_error_deg': floor['normal_error_deg']}
     return outcome._replace(details={**outcome.details, **floors})
@@ -121,36 +127,36 @@ VIEW_METRICS: Mapping[str, Metric] = {
     'id': Metric(
         stage='views',
         title='identity similarity over times and views',
-        goal='higher',
+        goal='higher is better',
         feature=_identity,
         reduce=_reduce,
         detector=('identity', 'arcface'),
     ),
     'cd': Metric(
         stage='views',
-        title='Chamfer distance of point clouds, squared bins',
-        goal='lower',
+        title='Chamfer distance of point clouds, squared bins (released: scene units)',
+        goal='lower is better',
         feature=_chamfer,
         reduce=_reduce_chamfer,
     ),
     'we': Metric(
         stage='views',
         title='warping error, gray levels of 255',
-        goal='lower',
+        goal='lower is better',
         feature=_warping,
         reduce=_reduce,
     ),
     'depthvar': Metric(
         stage='views',
         title='variance of depth about the best plane, squared scene units',
-        goal='as real',
+        goal='0 = flat',
         feature=_depth_variance,
         reduce=_reduce,
     ),
     'geometry': Metric(
         stage='views',
         title='depth error against synthetic truth, scene units',
-        goal='lower',
+        goal='lower is better',
         feature=_geometry,
         reduce=_reduce_geometry,
     ),

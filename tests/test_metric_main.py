@@ -9,12 +9,12 @@ import tiny
 import torch
 
 from dnnlib.util import UserError
-from metrics import metric_main
 from metrics.base import Settings
 from metrics.clip_source import ClipError
 from metrics.consistency import chamfer_distance, warping_error
 from metrics.frechet_distance import frechet_of_features, halves_floor
-from metrics.metric_main import METRICS, Metrics, parse_metrics, reported_name
+from metrics.metric_main import Metrics
+from metrics.metric_names import METRICS, example_names, parse_metrics, reported_name
 from metrics.motion import motion_magnitude
 from metrics.results import append_results, describe
 from metrics.subjects import network_subject
@@ -49,7 +49,7 @@ def test_names():
         ('fid', 50, 16, 'inception'),
     ]
     assert parse_metrics('fvd8_9f_r2plus1d_18')[0].detector == 'r2plus1d_18'
-    assert {r.metric for r in parse_metrics(metric_main.example_names())} == set(METRICS)
+    assert {r.metric for r in parse_metrics(example_names())} == set(METRICS)
 
 
 @pytest.mark.parametrize(

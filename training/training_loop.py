@@ -97,6 +97,8 @@ class Trainer:
             self.reporter = Reporter(self.run_dir, config, self.dataset, self.device, progress.cur_nimg)
             if progress.cur_nimg == 0 and config.output.image_ticks:
                 self.reporter.first_pictures(self.G_ema)
+        if self._saved_nimg:
+            self.measure()  # what the session before may not have come to
         start = self._tick_start = time.time()
         seconds_before, reported = progress.seconds, progress.cur_nimg
         while True:
@@ -175,10 +177,16 @@ class Trainer:
         if self.reporter is not None and (draw or (stop and output.image_ticks)):
             self.reporter.pictures(self.G_ema, nimg)
         if self.evaluate is not None and (done or (save and not stop)):
-            metrics = self.evaluate(self.G_ema, nimg / 1000)
-            if self.reporter is not None:
-                self.reporter.metrics(metrics, nimg)
+            self.measure()
         self._tick_start = time.time()
+
+    def measure(self) -> None:
+        """Measures the metrics of G_ema as it is and reports them."""
+        metrics = (
+            self.evaluate(self.G_ema, self.progress.cur_nimg / 1000) if self.evaluate is not None else {}
+        )
+        if self.reporter is not None:
+            self.reporter.metrics(metrics, self.progress.cur_nimg)
 
     def save(self) -> None:
         """Writes a checkpoint: the snapshot that people share, and what is needed to go on."""
