@@ -21,7 +21,8 @@ ADDRESS = 'https://www.youtube.com/watch?v={}'
 PAUSE_SEC = 2.0  # behind each video
 
 _GONE = re.compile(
-    r'private|removed|unavailable|not available|terminated|copyright|deleted|age|members|HTTP Error 4(?:03|04|10)',
+    r'private|removed|video unavailable|not available|terminated|copyright|deleted|your age|members|'
+    r'HTTP Error 4(?:04|10)',
     flags=re.I,
 )
 
@@ -93,8 +94,12 @@ def youtube(video: str, folder: Path, address: str = ADDRESS) -> None:
             downloader.download([address.format(video)])
     except yt_dlp.utils.YoutubeDLError as err:
         reason = re.sub(r'\x1b\[[0-9;]*m|^ERROR:\s*|\[\S+\] (?:\S+: )?', '', str(err)).strip().split('\n')[0]
-        gone = _GONE.search(reason) is not None
-        raise StageError(f'the video cannot be fetched: {reason}', retry=not gone) from err
+        raise StageError(f'the video cannot be fetched: {reason}', retry=not is_gone(reason)) from err
+
+
+def is_gone(message: str) -> bool:
+    """Tells whether a message of yt-dlp says that a video will not come back."""
+    return _GONE.search(message) is not None
 
 
 class _Silent:

@@ -16,7 +16,7 @@ from dnnlib.video import video_frames
 _GRID = 32  # pixels of a side of the small grey picture
 _SAMPLES = 4  # samples per pixel of the small picture and axis
 _BINS = 16  # of each of the two chromaticities
-_FLOOR = 0.25  # smallest difference that can be a cut; see tests/test_shots.py for what was measured
+_FLOOR = 0.35  # smallest difference that can be a cut; see tests/test_shots.py for what was measured
 _RATIO = 4.0  # times the difference around it
 _AROUND = 8  # frames before and after
 _FLASH = 3  # frames that a flash lasts at most
@@ -75,7 +75,7 @@ def split(signatures: list[np.ndarray]) -> list[tuple[int, int]]:
         if step < max(_FLOOR, _RATIO * usual):
             continue
         last = cuts[-1] if cuts else 0
-        before = signatures[max(last, i + 1 - _FLASH) : i + 1]
+        before = signatures[max(last, i - _FLASH) : i + 1]
         after = signatures[i + 1 : i + 2 + _FLASH]
         back = min(difference(signatures[i], s) for s in after)  # the picture before, seen again: a flash began
         begun = min(difference(s, signatures[i + 1]) for s in before)  # or it ended

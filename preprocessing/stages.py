@@ -30,7 +30,8 @@ except ImportError:  # not on Windows: two runs in one work folder are then not 
     fcntl = None
 
 _DIGITS = 6  # of numbers in results
-_LONGEST_NAME = 150  # characters of an item: file systems take 255 bytes with the suffixes
+_NUMBER = re.compile(r'\d+(?:\.\d+)?')
+_LONGEST_NAME = 150  # bytes of an item: file systems take 255 bytes with the suffixes
 
 Inputs = Mapping[str, Any] | Callable[[str], Any]  # item -> what its result depends on, JSON
 
@@ -174,9 +175,13 @@ def item_name(path: str) -> str:
 
 
 def count_reasons(rejected: Mapping[str, str]) -> dict[str, int]:
-    """Counts reasons, the most frequent first; those that differ in numbers alone are counted together."""
-    kinds = collections.Counter(re.sub(r'\d+(?:\.\d+)?', 'N', reason) for reason in rejected.values())
-    examples = {re.sub(r'\d+(?:\.\d+)?', 'N', reason): reason for reason in reversed(rejected.values())}
+    """Counts reasons, the most frequent first.
+
+    Those that differ in numbers alone, or in what follows a colon, are counted together.
+    """
+    short = [reason.split(': ')[0] for reason in rejected.values()]
+    kinds = collections.Counter(_NUMBER.sub('N', reason) for reason in short)
+    examples = {_NUMBER.sub('N', reason): reason for reason in short}
     ranked = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
     return {examples[kind] if count == 1 else kind: count for kind, count in ranked}
 
