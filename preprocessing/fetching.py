@@ -79,7 +79,9 @@ def youtube(video: str, folder: Path, address: str = ADDRESS) -> None:
     options = {
         'format': 'bestvideo*/best',
         'format_sort': ['res', 'fps', 'vcodec:h264'],
-        'outtmpl': {'default': str(folder / (video + '.%(ext)s')).replace('%', '%%').replace('%%(ext)', '%(ext)')},
+        'outtmpl': {
+            'default': str(folder / (video + '.%(ext)s')).replace('%', '%%').replace('%%(ext)', '%(ext)')
+        },
         'ffmpeg_location': imageio_ffmpeg.get_ffmpeg_exe(),
         'continuedl': True,
         'noplaylist': True,

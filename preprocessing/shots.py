@@ -77,7 +77,9 @@ def split(signatures: list[np.ndarray]) -> list[tuple[int, int]]:
         last = cuts[-1] if cuts else 0
         before = signatures[max(last, i - _FLASH) : i + 1]
         after = signatures[i + 1 : i + 2 + _FLASH]
-        back = min(difference(signatures[i], s) for s in after)  # the picture before, seen again: a flash began
+        back = min(
+            difference(signatures[i], s) for s in after
+        )  # the picture before, seen again: a flash began
         begun = min(difference(s, signatures[i + 1]) for s in before)  # or it ended
         if min(back, begun) >= max(_FLOOR, 0.5 * step):
             cuts.append(i + 1)

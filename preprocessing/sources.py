@@ -97,7 +97,9 @@ def examine(path: Path) -> dict[str, Any]:
     except (OSError, RuntimeError, ValueError, LookupError, StopIteration) as err:
         if isinstance(err, VideoError):
             raise
-        raise VideoError('the video cannot be decoded; it is broken, cut short, or of an unknown kind') from err
+        raise VideoError(
+            'the video cannot be decoded; it is broken, cut short, or of an unknown kind'
+        ) from err
     expected = float(meta['fps']) * float(meta['duration'])
     cut = re.search('partial file|ended prematurely', done.stderr) is not None
     if frames < 1 or ((done.stderr or done.returncode) and (cut or frames < _SHORTFALL * expected - 1)):
@@ -135,13 +137,28 @@ def cut_listed(path: Path, clip: Listed, dest: Path) -> Box | None:
     region, box = (None, None) if clip.box is None else _regions(clip.box, facts['width'], facts['height'])
     crop = [] if region is None else ['-vf', 'crop={}:{}:{}:{}:exact=1'.format(*region)]
     temp = dest.with_name(f'.{dest.name}.part.mp4')
-    command = ['-nostdin', '-v', 'error', '-y', '-threads', '1', *times, '-i', str(path), '-map', '0:v:0', '-an']
+    command = [
+        '-nostdin',
+        '-v',
+        'error',
+        '-y',
+        '-threads',
+        '1',
+        *times,
+        '-i',
+        str(path),
+        '-map',
+        '0:v:0',
+        '-an',
+    ]
     command += [*crop, '-fps_mode', 'passthrough', '-c:v', 'libx264', '-crf', '8', '-preset', 'fast']
     command += ['-threads', '1', '-pix_fmt', 'yuv420p', '-map_metadata', '-1', '-bitexact', str(temp)]
     try:
         done = run_ffmpeg(command)
         if done.returncode:
-            raise StageError('the listed clip cannot be cut out: ' + (done.stderr.strip().splitlines() or ['?'])[-1])
+            raise StageError(
+                'the listed clip cannot be cut out: ' + (done.stderr.strip().splitlines() or ['?'])[-1]
+            )
         temp.replace(dest)
     finally:
         temp.unlink(missing_ok=True)
@@ -269,7 +286,9 @@ def _union(boxes: list[Box]) -> Box:
 def _regions(box: Box, width: int, height: int) -> tuple[tuple[int, int, int, int], Box]:
     """Returns the region to keep (width, height, left, top; even numbers) and the box in its pixels."""
     left, top, right, bottom = (v * s for v, s in zip(box, (width, height) * 2, strict=True))
-    margin = max(right - left, bottom - top) / 2  # on each side: twice the box, where the picture goes that far
+    margin = (
+        max(right - left, bottom - top) / 2
+    )  # on each side: twice the box, where the picture goes that far
     x0, y0 = max(0, int(left - margin)) // 2 * 2, max(0, int(top - margin)) // 2 * 2
     x1, y1 = min(width, int(right + margin)), min(height, int(bottom + margin))
     w, h = (x1 - x0) // 2 * 2, (y1 - y0) // 2 * 2
@@ -282,7 +301,18 @@ def _key_frame_after(path: Path, sec: float) -> float:
     """Returns the time of the first key frame at or after `sec`, `sec` itself where there is none."""
     if sec <= 0:
         return 0.0
-    command = ['-nostdin', '-threads', '1', '-ss', f'{sec}', '-copyts', '-skip_frame', 'nokey', '-i', str(path)]
+    command = [
+        '-nostdin',
+        '-threads',
+        '1',
+        '-ss',
+        f'{sec}',
+        '-copyts',
+        '-skip_frame',
+        'nokey',
+        '-i',
+        str(path),
+    ]
     done = run_ffmpeg([*command, '-map', '0:v:0', '-vf', 'showinfo', '-frames:v', '1', '-f', 'null', '-'])
     times = [float(t) for t in re.findall(r'pts_time:\s*([\d.]+)', done.stderr)]
     return min((t for t in times if t >= sec - 1e-6), default=sec)

@@ -2,8 +2,8 @@
 
 The result of item I of stage S is the file `W/S/I.json` in the work folder W. It carries a key, the SHA-256 of
 everything that it depends on (stage, version, options, keys of its inputs): a result with the same key is kept,
-any other is made anew. What an item writes besides is listed in its "files"; the JSON file is removed before
-they are touched and written after them, so that a result never stands beside the files of another. JSON is
+any other is made anew. Files and folders that an item writes besides are listed in its "files"; the JSON file is removed
+before they are touched and written after them, so that a result never stands beside the files of another. JSON is
 written with sorted keys and rounded numbers: a second run gives the same bytes. No torch here.
 """
 
@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ def run_stage(
     """Makes the results of all items that are missing or outdated.
 
     Args:
-        name: of the stage, also of the folder of its results.
+        name: of the stage, also of the folder of its results, from which those of other items are removed;
+            '' puts results of the whole into the work folder itself.
         workdir: work folder; made when it is missing.
         items: names of the items, each fit for a file name (see `item_name`).
         inputs: what the result of an item depends on (version, options, keys of inputs).
@@ -105,11 +107,22 @@ def run_stage(
     folder = Path(workdir, name)
     _make_folder(folder)
     remove_temp_files(folder)
+    known = set(items)
+    if name:
+        for path in folder.glob('*.json'):
+            if path.stem not in known:
+                _remove(workdir, path)
     tasks = [(item, stage_key(name, item, inputs)) for item in items]
     heads = {item: _read_head(workdir, name, item, key) for item, key in tasks}
     todo = [task for task in tasks if heads[task[0]] is None]
     made = parallel(functools.partial(_make, name, workdir, work), todo, min(workers, len(todo)))
-    bar = tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=f'{name:10s}', disable=None, smoothing=0.1)
+    bar = tqdm(
+        total=len(tasks),
+        initial=len(tasks) - len(todo),
+        desc=f'{name or items[0]:10s}',
+        disable=None,
+        smoothing=0.1,
+    )
     with contextlib.closing(made), bar:
         for (item, _), head in zip(todo, made, strict=True):
             heads[item] = head
@@ -199,14 +212,16 @@ def locked(workdir: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as err:
-                raise UserError(f'another run works in {workdir}; wait for it or choose another folder') from err
+                raise UserError(
+                    f'another run works in {workdir}; wait for it or choose another folder'
+                ) from err
         yield
 
 
 def _make(name: str, workdir: Path, work: Callable[[str], dict[str, Any]], task: tuple[str, str]) -> Any:
     item, key = task
     path = result_path(workdir, name, item)
-    path.unlink(missing_ok=True)  # it would not fit the files that are about to be written
+    _remove(workdir, path)  # it would not fit the files that are about to be written
     try:
         result = work(item)
     except StageError as err:
@@ -214,7 +229,27 @@ def _make(name: str, workdir: Path, work: Callable[[str], dict[str, Any]], task:
     except VideoError as err:
         result = {'rejected': str(err)}
     write_json(path, {**result, 'key': key})
-    return key, result.get('rejected')
+    return key, _reason(result)
+
+
+def _remove(workdir: Path, path: Path) -> None:
+    """Removes a result and the files that it names."""
+    try:
+        files = json.loads(path.read_bytes()).get('files', [])
+    except (OSError, ValueError, AttributeError):
+        files = []
+    path.unlink(missing_ok=True)
+    for file in files:
+        target = Path(workdir, file)
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+
+def _reason(result: dict[str, Any]) -> str | None:
+    reason = result.get('rejected')
+    return reason if isinstance(reason, str) else None  # a table of rejected parts is no rejection
 
 
 def _read_head(workdir: Path, name: str, item: str, key: str) -> tuple[str, str | None] | None:
@@ -226,7 +261,7 @@ def _read_head(workdir: Path, name: str, item: str, key: str) -> tuple[str, str 
     valid = isinstance(result, dict) and result.get('key') == key and not result.get('retry')
     if not valid or not all(Path(workdir, file).exists() for file in result.get('files', [])):
         return None
-    return key, result.get('rejected')
+    return key, _reason(result)
 
 
 def _make_folder(folder: Path) -> None:

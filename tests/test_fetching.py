@@ -37,7 +37,10 @@ def test_what_is_there_is_not_fetched_again(tmp_path):
 
     results = run()
     assert calls == ['half0', 'gone0', 'later', 'lost0']
-    assert results['own00']['path'] == str(tmp_path / 'own00.mov') and fetched('half0', tmp_path).suffix == '.webm'
+    assert (
+        results['own00']['path'] == str(tmp_path / 'own00.mov')
+        and fetched('half0', tmp_path).suffix == '.webm'
+    )
     assert set(results.rejected) == {'gone0', 'later', 'lost0'} and 'Private' in results.rejected['gone0']
     calls.clear()
     run()

@@ -21,7 +21,16 @@ def video(tmp_path_factory):
 
 
 def test_folder(tmp_path, video):
-    names = ['clip10.mp4', 'clip2.mp4', 'a/b/x.MOV', 'a__b/x.mkv', 'a__b__x.avi', 'notes.txt', 'a/.hid.mp4', '.h/y.mp4']
+    names = [
+        'clip10.mp4',
+        'clip2.mp4',
+        'a/b/x.MOV',
+        'a__b/x.mkv',
+        'a__b__x.avi',
+        'notes.txt',
+        'a/.hid.mp4',
+        '.h/y.mp4',
+    ]
     for name in [*names, 'frames']:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -34,7 +43,10 @@ def test_folder(tmp_path, video):
         'clip10': 'clip10.mp4',
     }
     assert list(found)[-2:] == ['clip2', 'clip10']
-    assert list(passed) == ['frames', 'notes.txt'] and 'the suffix .txt is not one of .mp4' in passed['notes.txt']
+    assert (
+        list(passed) == ['frames', 'notes.txt']
+        and 'the suffix .txt is not one of .mp4' in passed['notes.txt']
+    )
     with pytest.raises(UserError, match='is not a folder; --source'):
         find_videos(str(tmp_path / 'none'))
 
@@ -54,7 +66,9 @@ def test_broken_files_are_told(tmp_path, video, content):
 
         write_front(path, noise)
         data = path.read_bytes()[: path.stat().st_size // 2]
-    path.write_bytes({'empty': b'', 'text': b'hello' * 99, 'headless': data[: len(data) // 2]}.get(content, data))
+    path.write_bytes(
+        {'empty': b'', 'text': b'hello' * 99, 'headless': data[: len(data) // 2]}.get(content, data)
+    )
     if content == 'picture':
         path.write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(99))
     reason = {'empty': 'the file is empty', 'half': r'cut short: \d+ of about 30 frames'}

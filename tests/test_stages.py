@@ -203,11 +203,18 @@ def test_a_folder_is_for_one_run(tmp_path):
 
 
 def test_small_helpers():
-    assert rounded({'a': (1, 2.00000049, [-1e-9, True, None, 'x'])}) == {'a': [1, 2.0, [0.0, True, None, 'x']]}
+    assert rounded({'a': (1, 2.00000049, [-1e-9, True, None, 'x'])}) == {
+        'a': [1, 2.0, [0.0, True, None, 'x']]
+    }
     assert item_name('a/b c/d') == 'a__b c__d'
     long = item_name('ä' * 200 + '/x')
     assert len(long.encode()) <= 150 and long != item_name('ä' * 200 + '/y')
-    rejected = {'a': '12 frames, needed are 16', 'b': 'no face', 'c': '3 frames, needed are 16', 'd': 'at 1.5 s'}
+    rejected = {
+        'a': '12 frames, needed are 16',
+        'b': 'no face',
+        'c': '3 frames, needed are 16',
+        'd': 'at 1.5 s',
+    }
     assert count_reasons(rejected) == {'N frames, needed are N': 2, 'at 1.5 s': 1, 'no face': 1}
 
 
