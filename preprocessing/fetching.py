@@ -1,8 +1,8 @@
 """Fetches the videos of a public list from YouTube with yt-dlp (`pip install -e '.[download]'`).
 
-The highest resolution, one video at a time with a pause behind it. What is there already is not fetched again,
-what was half fetched is continued. A video that is gone for good (private, removed) is remembered as such; one
-that a failing network kept away is tried again by the next run.
+The highest resolution, one video at a time with a pause behind it. What is there already is not fetched
+again, what was half fetched is continued. A video that is gone for good (private, removed) is remembered as
+such; one that a failing network kept away is tried again by the next run.
 """
 
 import re

@@ -2,9 +2,9 @@
 
     fetch -> sources -> shots -> tracks -> align -> cameras -> embeddings -> verify -> identities -> pack
 
-`fetch` only with a list. Up to `tracks` an item is a video, from then on a clip: one face in one shot, named by its
-video and first frame. Every stage leaves its results in the work folder (preprocessing/stages.py), so a run that
-was stopped goes on where it was, and a changed option makes again only what depends on it.
+`fetch` only with a list. Up to `tracks` an item is a video, from then on a clip: one face in one shot, named
+by its video and first frame. Every stage leaves its results in the work folder (preprocessing/stages.py), so
+a run that was stopped goes on where it was, and a changed option makes again only what depends on it.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ def run(
     only: str | None = None,
     workers: int = 1,
     say: Callable[[str], None] = print,
-) -> None:
+) -> str:
     """Runs the stages, each where it was left.
 
     Args:
@@ -73,6 +73,9 @@ def run(
         only: run this stage alone, with what the earlier ones left; the results of those must be there.
         workers: processes; the result does not depend on it.
         say: takes a line per stage: how many in, how many out, the reasons of what was rejected.
+
+    Returns:
+        the last stage that ran.
 
     Raises:
         UserError: if a path or an earlier result is missing, no clip is left, or a file cannot be written.
@@ -89,6 +92,7 @@ def run(
     problems = pipeline.problems
     if problems:
         raise UserError(f'{options.dest} was written, but {len(problems)} clips of it are bad: {problems}')
+    return STAGES[last]
 
 
 class Pipeline:

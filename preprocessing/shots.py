@@ -1,9 +1,9 @@
 """Finds hard cuts in a video.
 
-Two differences between neighbouring frames, neither of which sees a change of brightness: 1 - the correlation of
-small grey pictures, and the distance of histograms of chromaticity. A cut is where their sum stands out from the
-frames around it: heads that turn fast change for several frames in a row, cuts for one. A flash that passes
-within a few frames is no cut. Fades are not looked for.
+Two differences between neighbouring frames, neither of which sees a change of brightness: 1 - the correlation
+of small grey pictures, and the distance of histograms of chromaticity. A cut is where their sum stands out
+from the frames around it: heads that turn fast change for several frames in a row, cuts for one. A flash that
+passes within a few frames is no cut. Fades are not looked for.
 """
 
 from pathlib import Path

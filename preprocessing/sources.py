@@ -1,15 +1,15 @@
-"""Which videos there are: a folder of videos, or the public clip lists of VoxCeleb, CelebV-HQ and TalkingHead-1KH.
+"""Which videos there are: those of a folder, or of the lists of VoxCeleb, CelebV-HQ and TalkingHead-1KH.
 
-A list names YouTube videos, the time ranges and the boxes of its clips; `preprocessing/fetching.py` brings them.
-Layouts of the lists, from what their authors publish:
-- voxceleb: a folder of .txt files, one per utterance: lines "Identity : id00012", "Reference : YouTube id", then
-  rows "FRAME X Y W H" at 25 frames per second. Boxes are fractions of the picture (VoxCeleb2). Those of
+A list names YouTube videos, the time ranges and the boxes of its clips; `preprocessing/fetching.py` brings
+them. Layouts of the lists, from what their authors publish:
+- voxceleb: a folder of .txt files, one per utterance: lines "Identity : id00012", "Reference : YouTube id",
+  then rows "FRAME X Y W H" at 25 frames per second. Boxes are fractions of the picture (VoxCeleb2). Those of
   VoxCeleb1 are pixels of a picture whose size is not told, and are left out.
-- celebvhq: celebvhq_info.json, {"clips": {name: {"ytb_id", "duration": {"start_sec", "end_sec"}, "bbox": {"top",
-  "bottom", "left", "right"}}}} with boxes as fractions.
-- talkinghead: rows "name, H, W, start, end, left, top, right, bottom". Assumed: name is the YouTube id, '_' and
-  the number of a piece of one minute, which begins with the first key frame of its minute; start and end are
-  frames of that piece, boxes pixels of an HxW picture. A file with ids alone stands for the whole videos.
+- celebvhq: celebvhq_info.json, {"clips": {name: {"ytb_id", "duration": {"start_sec", "end_sec"}, "bbox":
+  {"top", "bottom", "left", "right"}}}} with boxes as fractions.
+- talkinghead: rows "name, H, W, start, end, left, top, right, bottom". Assumed: name is the YouTube id, '_'
+  and the number of a piece of one minute, which begins with the first key frame of its minute; start and end
+  are frames of that piece, boxes pixels of an HxW picture. A file with ids alone stands for the whole videos.
 """
 
 import dataclasses
@@ -244,7 +244,7 @@ def _celebvhq(path: Path) -> Iterator[Listed]:
             )
     except (ValueError, KeyError, TypeError, AttributeError) as err:
         raise UserError(
-            f'{path} is not a CelebV-HQ list: {{"clips": {{name: {{"ytb_id", "duration", "bbox"}}}}}} ({err!r})'
+            f'{path} is not a CelebV-HQ list, {{"clips": {{name: {{"ytb_id", "duration", "bbox"}}}}}}: {err}'
         ) from err
 
 

@@ -1,8 +1,9 @@
 """What the stages do with one item: a video (`sources`, `shots`, `tracks`) or a clip (`align`, `cameras`).
 
-Each is a small object that can be sent to a worker process, called with the name of the item, that reads from the
-work folder what earlier stages left and returns the content of its JSON file. Networks are loaded once per
-process; torch computes with one thread, so that results do not depend on the machine or the number of workers.
+Each is a small object that can be sent to a worker process, called with the name of the item, that reads from
+the work folder what earlier stages left and returns the content of its JSON file. Networks are loaded once
+per process; torch computes with one thread, so that results do not depend on the machine or the number of
+workers.
 """
 
 import contextlib

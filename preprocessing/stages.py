@@ -1,10 +1,11 @@
 """Runs a stage of the pipeline over its items: in processes, with a bar, and so that a kill costs nothing.
 
-The result of item I of stage S is the file `W/S/I.json` in the work folder W. It carries a key, the SHA-256 of
-everything that it depends on (stage, version, options, keys of its inputs): a result with the same key is kept,
-any other is made anew. Files and folders that an item writes besides are listed in its "files"; the JSON file is removed
-before they are touched and written after them, so that a result never stands beside the files of another. JSON is
-written with sorted keys and rounded numbers: a second run gives the same bytes. No torch here.
+The result of item I of stage S is the file `W/S/I.json` in the work folder W. It carries a key, the SHA-256
+of everything that it depends on (stage, version, options, keys of its inputs): a result with the same key is
+kept, any other is made anew. Files and folders that an item writes besides are listed in its "files"; the
+JSON file is removed before they are touched and written after them, so that a result never stands beside the
+files of another. JSON is written with sorted keys and rounded numbers: a second run gives the same bytes. No
+torch here.
 """
 
 import collections
@@ -96,7 +97,7 @@ def run_stage(
         workdir: work folder; made when it is missing.
         items: names of the items, each fit for a file name (see `item_name`).
         inputs: what the result of an item depends on (version, options, keys of inputs).
-        work: makes the result of an item, a JSON object; files that it wrote stand in its "files", relative to
+        work: makes the result of an item, a JSON object; its "files" are those that it wrote, relative to
             the work folder. It runs in another process when workers > 1. A StageError rejects the item, a
             VideoError too; a UserError stops the stage, any other error is a bug and gets out.
         workers: processes; 1 works in this one. Results do not depend on it.

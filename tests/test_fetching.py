@@ -1,8 +1,9 @@
-"""Fetching, with stand-ins for YouTube: a function, and where yt-dlp is installed a server on this machine."""
+"""Fetching, with stand-ins for YouTube: a function, and if yt-dlp is installed a server on this machine."""
 
 import functools
 import http.server
 import threading
+from pathlib import Path
 
 import pytest
 from test_dataset_tool import pictures, write_video
@@ -98,7 +99,7 @@ def test_yt_dlp(tmp_path, server):
     one = functools.partial(youtube, address=server)
     path = fetch('abcdefghijk', tmp_path / 'videos', one, 0)['path']
     assert path == str(tmp_path / 'videos' / 'abcdefghijk.mp4')
-    assert (tmp_path / 'www' / 'abcdefghijk.mp4').read_bytes() == open(path, 'rb').read()
+    assert (tmp_path / 'www' / 'abcdefghijk.mp4').read_bytes() == Path(path).read_bytes()
     with pytest.raises(StageError, match='cannot be fetched.*404') as caught:
         fetch('missing', tmp_path / 'videos', one, 0)
     assert not caught.value.retry

@@ -147,7 +147,7 @@ def test_only_what_depends_on_a_change_is_made_again(tmp_path):
 
 
 def test_old_result_is_gone_before_its_files_change(tmp_path):
-    """Otherwise options that go there and back, with a kill between, would leave files of the other options."""
+    """Otherwise options that go there and back, with a kill between, would leave files of the others."""
     stage(tmp_path, options=1)
     with pytest.raises(RuntimeError):
         stage(tmp_path, options=2, fail='clip0')
