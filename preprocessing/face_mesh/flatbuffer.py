@@ -1,7 +1,7 @@
 """Reads flatbuffers without their schema compiled: fields are asked for by number.
 
-The layout (all little endian) is stated in https://flatbuffers.dev/internals: an offset to the root table at the
-beginning; a table begins with the distance back to its vtable, which says where each field lies; vectors
+The layout (all little endian) is stated in https://flatbuffers.dev/internals: an offset to the root table at
+the beginning; a table begins with the distance back to its vtable, which says where each field lies; vectors
 begin with their length; tables, vectors and strings are referred to by an offset from where it stands.
 """
 

@@ -30,12 +30,14 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tupl
     return total // 2, total - total // 2
 
 
-def _pad(x: Tensor, kernel: Sequence[int], options: Mapping[str, int], value: float) -> tuple[Tensor, list[int]]:
+def _pad(
+    x: Tensor, kernel: Sequence[int], options: Mapping[str, int], value: float
+) -> tuple[Tensor, list[int]]:
     """Does what the padding of a window says to NCHW.
 
     Returns:
-        the picture, padded where the two ends of an axis differ; and the padding that is left to the operator,
-        which need not copy for it.
+        the picture, padded where the two ends of an axis differ; and the padding that is left to the
+        operator, which need not copy for it.
     """
     if options['padding'] == _VALID:
         return x, [0, 0]
@@ -100,7 +102,11 @@ def _prelu() -> TorchFunction:
     return lambda x, slope: F.prelu(x.permute(0, 3, 1, 2), slope.flatten()).permute(0, 2, 3, 1)
 
 
-_WINDOW: dict[str, Option] = {'padding': (0, 'i1', _SAME), 'stride_w': (1, '<i4', 0), 'stride_h': (2, '<i4', 0)}
+_WINDOW: dict[str, Option] = {
+    'padding': (0, 'i1', _SAME),
+    'stride_w': (1, '<i4', 0),
+    'stride_h': (2, '<i4', 0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +181,9 @@ class TfliteGraph(nn.Module):
         (graph,) = model.tables(2)
         buffers = [t.vector(0, 'u1') for t in model.tables(4)]
         tensors = graph.tables(0)
-        constants = {i: _constant(t, buffers) for i, t in enumerate(tensors) if len(buffers[t.scalar(2, '<u4')])}
+        constants = {
+            i: _constant(t, buffers) for i, t in enumerate(tensors) if len(buffers[t.scalar(2, '<u4')])
+        }
         (self._input,) = graph.vector(1, '<i4').tolist()
         self._outputs = {tensors[i].text(3): i for i in graph.vector(2, '<i4').tolist()}
         self._steps: list[Step] = []
