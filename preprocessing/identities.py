@@ -85,9 +85,7 @@ def embed_faces(frames: np.ndarray, points: np.ndarray, network: nn.Module) -> n
     return nn.functional.normalize(torch.cat(parts).float(), dim=1).cpu().numpy()
 
 
-def embed_clip(
-    frames: np.ndarray, landmarks: np.ndarray, network: nn.Module, step: int = STEP
-) -> np.ndarray:
+def embed_clip(frames: np.ndarray, landmarks: np.ndarray, network: nn.Module, step: int = STEP) -> np.ndarray:
     """Embeds every `step`-th frame of an aligned clip.
 
     Args:
@@ -120,7 +118,8 @@ class EmbedWork:
         points = five_points(landmarks[chosen])
         vectors = embed_faces(folder.frames(clip, chosen), points, self.recognizer.load())
         write_arrays(folder.root / 'embeddings' / f'{clip}.npz', {'embeddings': vectors})
-        return {'frames': list(chosen), 'network': self.recognizer.name, 'step': self.step}
+        file = f'embeddings/{clip}.npz'
+        return {'files': [file], 'frames': list(chosen), 'network': self.recognizer.name, 'step': self.step}
 
 
 def mean_direction(vectors: np.ndarray) -> np.ndarray:
@@ -232,7 +231,7 @@ def identify(
 def _source_pixels(folder: WorkFolder, clip: str) -> float:
     """Returns how many pixels of the source a side of the crop spans."""
     size = folder.frames(clip, [0]).shape[1]
-    return round(size / folder.whole(f'aligned/{clip}')['upscale'], 1)
+    return round(size / folder.read(f'aligned/{clip}')['upscale'], 1)
 
 
 def _connected(vectors: np.ndarray, threshold: float) -> np.ndarray:

@@ -79,5 +79,5 @@ class VerifyWork:
     def __call__(self, clip: str) -> dict[str, Any]:
         """Judges one clip."""
         folder = WorkFolder(self.workdir)
-        step = folder.whole(f'embeddings/{clip}')['step']
+        step = folder.read(f'embeddings/{clip}')['step']
         return judge(folder.arrays('embeddings', clip)['embeddings'], step, self.threshold, self.limit)

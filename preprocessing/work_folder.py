@@ -9,9 +9,7 @@
     verify/CLIP.json                    similarity of frames
     identities.json, pack.json          who is kept; what the data set holds
 
-A result with the key 'rejected' and a sentence is an item that its stage could not use. Files are written
-under a temporary name and renamed; JSON has sorted keys and six digits, so that the same work gives the same
-bytes.
+A result with the key 'rejected' and a sentence is an item that its stage could not use.
 """
 
 import json
@@ -25,8 +23,6 @@ from PIL import Image
 from dnnlib.util import UserError, atomic_write, explain_os_error
 from dnnlib.video import natural
 
-_DIGITS = 6  # after the point
-
 
 class WorkFolder:
     """Reads what the stages left in a folder.
@@ -38,15 +34,14 @@ class WorkFolder:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
-    def whole(self, name: str) -> dict[str, Any]:
-        """Returns `name`.json, the result of a stage that looks at everything at once; {} = not there."""
+    def read(self, name: str) -> dict[str, Any]:
+        """Returns the object in `name`.json; {} = not there."""
         path = self.root / f'{name}.json'
         return read_json(path) if path.exists() else {}
 
-    def results(self, stage: str) -> dict[str, dict[str, Any]]:
-        """Returns the results of a stage, item -> content of `stage`/item.json, in natural order."""
-        files = sorted(self.root.glob(f'{stage}/*.json'), key=lambda p: natural(p.stem))
-        return {path.stem: read_json(path) for path in files}
+    def items(self, stage: str) -> list[str]:
+        """Lists the items that a stage has results of, in natural order; read one as `stage`/item."""
+        return sorted((path.stem for path in self.root.glob(f'{stage}/*.json')), key=natural)
 
     def frame_files(self, clip: str) -> list[Path]:
         """Lists the aligned pictures of a clip in order of time."""
@@ -104,29 +99,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON with sorted keys and floats of six digits; its folder is made when missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path, 'w') as file:
-        json.dump(rounded(content), file, sort_keys=True, indent=1, allow_nan=False)
-
-
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes a .npz without dates: the same arrays give the same bytes; its folder is made when missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         np.savez(file, **{name: arrays[name] for name in sorted(arrays)})
-
-
-def rounded(content: Any) -> Any:
-    """Rounds floats anywhere in dictionaries, lists and arrays to six digits."""
-    if isinstance(content, dict):
-        return {key: rounded(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [rounded(value) for value in content]
-    if isinstance(content, (np.ndarray, np.generic)):
-        return rounded(content.tolist())
-    return round(content, _DIGITS) + 0.0 if isinstance(content, float) else content  # -0.0 -> 0.0
 
 
 def _decode(path: Path) -> np.ndarray:
