@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import affine_transform
 
 from preprocessing import head_pose
 from preprocessing.face_mesh.canonical import SIXTY_EIGHT
@@ -15,7 +16,7 @@ from preprocessing.smoothing import smooth
 
 PIVOT = np.array([0.0, 0.0, 0.2])  # what the standard camera looks at, as training.camera has it
 _ROUNDS = 4  # of pose and placement in turn; the crop moves by less than 0.1 pixels of 512 in a fifth
-_MARGIN = 4  # pixels around the part of the frame that is resampled, for the bicubic filter
+_MARGIN = 8  # pixels around the part of the frame that is resampled, for the filters
 
 
 def ffhq_quad(points: np.ndarray) -> np.ndarray:
@@ -94,7 +95,7 @@ def warp_frame(frame: np.ndarray, transform: np.ndarray, size: int) -> np.ndarra
     """Cuts the crop out of a frame, antialiased; beyond its borders the frame is reflected.
 
     The part of the frame that is seen is reduced with a bicubic filter of the right width where the crop is
-    smaller than it, then turned and shifted with bicubic interpolation.
+    smaller than it, then turned and shifted with cubic splines.
 
     Args:
         frame: RGB, uint8 [H, W, 3].
@@ -114,14 +115,21 @@ def warp_frame(frame: np.ndarray, transform: np.ndarray, size: int) -> np.ndarra
         _reflect(np.arange(a, a + n), limit)
         for a, n, limit in zip(low, extent, frame.shape[1::-1], strict=True)
     )
-    part = Image.fromarray(frame[rows[:, None], columns])
+    part = frame[rows[:, None], columns]
     reduced = np.maximum(np.ceil(extent * min(scale, 1.0)), 1).astype(int)
-    part = part.resize(tuple(reduced.tolist()), Image.Resampling.BICUBIC)
-    to_part = (reduced / extent)[:, None] * np.concatenate(
-        [linear, (-linear @ transform[:, 2] - low)[:, None]], axis=1
-    )
-    crop = part.transform((size, size), Image.Transform.AFFINE, to_part.ravel(), Image.Resampling.BICUBIC)
-    return np.asarray(crop)
+    if scale < 1:
+        part = np.asarray(Image.fromarray(part).resize(tuple(reduced.tolist()), Image.Resampling.BICUBIC))
+    zoom = reduced / extent
+    to_part = zoom[:, None] * linear
+    start = (
+        zoom * (-linear @ transform[:, 2] - low) + to_part @ [0.5, 0.5] - 0.5
+    )  # of the first pixel's middle
+    swapped = (to_part[::-1, ::-1], start[::-1])  # rows before columns
+    channels = [
+        affine_transform(part[..., k].astype(np.float32), *swapped, (size, size), mode='mirror')
+        for k in range(part.shape[2])
+    ]
+    return np.clip(np.rint(np.stack(channels, axis=-1)), 0, 255).astype(np.uint8)
 
 
 def compose(scale: np.ndarray, angle: np.ndarray, centre: np.ndarray, target: np.ndarray) -> np.ndarray:

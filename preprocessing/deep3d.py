@@ -2,7 +2,7 @@
 
 Its face is turned by R = Rz Ry Rx (Euler angles in radians), shifted by t, and seen from (0, 0, 10) along
 -z, y up. As EG3D does, its lengths are multiplied by 0.27 and its origin, the middle of the 3DMM, is put at
-(0, 0.006, 0.161); then the camera is brought to the distance 2.7 from the origin. Run it on the aligned crops.
+(0, 0.006, 0.161); then the camera is brought to the distance 2.7 from the origin. Run it on aligned crops.
 
 Tested on numbers made from known cameras. Untested on files that Deep3DFaceRecon itself wrote: its weights
 cannot be had without registration.

@@ -16,12 +16,12 @@ from preprocessing.smoothing import smooth, smooth_rotations
 FOCAL, RADIUS = 4.2647, 2.7  # as training.camera has them, whose import would bring torch
 
 # The canonical face in the world of training/camera.py: world = SCALE * canonical + OFFSET.
-# OFFSET [scene units] is what fits the landmarks of an orbit of the released generator, whose cameras are known
-# exactly. SCALE [scene units per cm] then gives 16 clips that were aligned as EG3D does the size that they have:
-# 0.0254 at a distance of 2.7, less by what the face stands nearer (the orbit's own: 0.0240). By that the point
-# that the cameras of those clips look at, (0, 0.007, 0.156), lies where EG3D has the middle of its 3DMM,
-# (0, 0.006, 0.161). A tilt that was fitted too came out as 0.1 degrees for the clips and as -1.8 for the orbit,
-# one face, and was left out.
+# OFFSET [scene units] is what fits the landmarks of an orbit of the released generator, whose cameras are
+# known exactly. SCALE [scene units per cm] then gives 16 clips that were aligned as EG3D does the size that
+# they have: 0.0254 at a distance of 2.7, less by what the face stands nearer (the orbit's own: 0.0240). The
+# point that the cameras of those clips look at, (0, 0.007, 0.156), comes by that to where EG3D has the middle
+# of its 3DMM, (0, 0.006, 0.161). A tilt that was fitted too came out as 0.1 degrees for the clips and as -1.8
+# for the orbit, which is one face, and was left out.
 SCALE = 0.0244
 OFFSET = np.array([0.0, 0.018, 0.109])
 
