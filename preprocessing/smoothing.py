@@ -10,7 +10,10 @@ _REACH = 4.0  # half width of the kernel in sigmas
 
 
 def smooth(x: np.ndarray, sigma: float) -> np.ndarray:
-    """Smooths with a Gaussian over time; at the borders the part of the kernel inside is renormalised.
+    """Smooths with a Gaussian over time.
+
+    At the borders the part of the kernel inside is renormalised and a line is fitted under it instead of a
+    constant, without which the ends of a steady motion would lag by 0.8 sigma; inside both are the same.
 
     Args:
         x: one value per frame, [T, ...].
@@ -25,10 +28,13 @@ def smooth(x: np.ndarray, sigma: float) -> np.ndarray:
     if sigma == 0 or len(x) < 2:
         return x.copy()
     reach = min(math.ceil(_REACH * sigma), len(x))
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    total = correlate1d(np.ones(len(x)), kernel, mode='constant')
-    sums = correlate1d(x, kernel, axis=0, mode='constant')
-    return sums / total.reshape(-1, *[1] * (x.ndim - 1))
+    time = np.arange(-reach, reach + 1)
+    kernels = [np.exp(-0.5 * (time / sigma) ** 2) * time**k for k in range(3)]  # moments 0, 1, 2
+    sums = [correlate1d(x, k, axis=0, mode='constant') for k in kernels[:2]]
+    shape = (-1, *[1] * (x.ndim - 1))
+    s0, s1, s2 = (correlate1d(np.ones(len(x)), k, mode='constant').reshape(shape) for k in kernels)
+    slope = (sums[1] * s0 - sums[0] * s1) / np.maximum(s2 * s0 - s1**2, np.finfo(float).tiny)
+    return (sums[0] - slope * s1) / s0
 
 
 def smooth_rotations(rotations: np.ndarray, sigma: float) -> np.ndarray:

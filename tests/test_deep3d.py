@@ -33,7 +33,7 @@ def test_finds_known_cameras():
     labels = orbit(RNG.uniform(-50, 50, 30), RNG.uniform(-25, 25, 30))
     found = deep3d.coefficient_cameras(*coefficients(labels), sigma=0)
     assert np.allclose(found.labels, labels, atol=1e-6)
-    assert np.array_equal(found.labels, found.raw_labels)
+    assert np.allclose(found.labels, found.raw_labels)
     assert found.residual is None
 
 
@@ -61,7 +61,7 @@ def test_smoothing():
     angle, shift = coefficients(labels)
     found = deep3d.coefficient_cameras(angle + RNG.normal(0, 0.02, angle.shape), shift, sigma=2)
     assert second_difference(found.labels) < second_difference(found.raw_labels) / 3
-    assert angles_between(found.labels, labels)[8:-8].max() < 2.5
+    assert angles_between(found.labels, labels).max() < 2.5
     assert np.allclose(np.linalg.norm(positions(found.labels), axis=1), 2.7)
 
 

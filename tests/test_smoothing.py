@@ -8,17 +8,23 @@ from tests.head_views import second_difference
 
 
 def naive(x, sigma):
-    """The definition: means weighted by a Gaussian of the distance in time."""
-    t = np.arange(len(x))
-    weight = np.exp(-0.5 * ((t[:, None] - t) / sigma) ** 2)
-    return np.tensordot(weight / weight.sum(axis=1, keepdims=True), x, axes=1)
+    """The definition: around every frame a line, fitted with Gaussian weights; its value at the frame."""
+    t = np.arange(float(len(x)))
+    fits = [np.polyfit(t - c, x, 1, w=np.exp(-0.25 * ((t - c) / sigma) ** 2)) for c in t]
+    return np.stack([fit[1] for fit in fits])
 
 
-@pytest.mark.parametrize('frames', [1, 2, 5, 40])
-@pytest.mark.parametrize('sigma', [0.3, 2.0, 7.5])
-def test_is_the_mean_weighted_by_a_gaussian(frames, sigma):
-    x = np.random.default_rng(0).normal(size=(frames, 4, 2))
-    assert np.allclose(smooth(x, sigma), naive(x, sigma), atol=2e-3)  # the kernel ends at four sigmas
+@pytest.mark.parametrize('frames', [3, 5, 40])
+@pytest.mark.parametrize('sigma', [0.5, 2.0, 7.5])
+def test_is_a_weighted_fit(frames, sigma):
+    x = np.random.default_rng(0).normal(size=(frames, 4))
+    assert np.allclose(smooth(x, sigma), naive(x, sigma), atol=5e-3)  # the kernel ends at four sigmas
+
+
+@pytest.mark.parametrize('sigma', [0.01, 0.1, 1])
+def test_short_clips(sigma):
+    assert smooth(np.ones((1, 3)), sigma).tolist() == [[1, 1, 1]]
+    assert np.allclose(smooth(np.array([1.0, 4]), sigma), [1, 4])
 
 
 def test_agrees_with_scipy_inside():
@@ -26,10 +32,9 @@ def test_agrees_with_scipy_inside():
     assert np.allclose(smooth(x, 2)[10:-10], gaussian_filter1d(x, 2)[10:-10], atol=1e-12)
 
 
-def test_keeps_constants_to_the_borders_and_lines_inside():
-    assert np.allclose(smooth(np.full((30, 3), 7.0), 3), 7)
-    line = np.arange(60.0)
-    assert np.allclose(smooth(line, 3)[15:-15], line[15:-15])
+def test_keeps_lines_to_the_borders():
+    line = np.stack([np.full((30, 3), 7.0), np.linspace(2, -5, 90).reshape(30, 3)], axis=-1)
+    assert np.allclose(smooth(line, 3), line)
 
 
 def test_sigma_0_changes_nothing_and_negative_is_refused():
@@ -58,5 +63,4 @@ def test_rotations_through_half_a_turn_do_not_cancel():
         'y', np.linspace(150, 210, 40)[:, None], degrees=True
     )  # quaternions change their sign
     off = (Rotation.from_matrix(smooth_rotations(path.as_matrix(), 2)) * path.inv()).magnitude()
-    assert off[10:-10].max() < 1e-6
-    assert off.max() < np.deg2rad(60 / 39 * 2)  # at the borders it lags by less than sigma
+    assert off.max() < np.deg2rad(0.05)
