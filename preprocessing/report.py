@@ -1,8 +1,8 @@
 """report.html: one self-contained page about a run of `from-videos`, made from its work folder at any time.
 
-Counts and reasons of each stage, pictures of clips with landmarks and pose axes, histograms, what was left out
-and why, where clips are from. Pictures are samples, so that the page of a thousand clips stays small. The same
-work folder gives the same bytes.
+Counts and reasons of each stage, pictures of clips with landmarks and pose axes, histograms, what was left
+out and why, where clips are from. Pictures are samples, so that the page of a thousand clips stays small. The
+same work folder gives the same bytes.
 """
 
 import collections
@@ -27,7 +27,8 @@ _LISTED = 1000  # rows of a table
 _REASONS = 8  # kinds of reasons per stage
 
 _STYLE = """
-body { font: 14px/1.45 system-ui, sans-serif; color: #222; margin: 24px auto; max-width: 1080px; padding: 0 16px }
+body { font: 14px/1.45 system-ui, sans-serif; color: #222; margin: 24px auto; max-width: 1080px;
+padding: 0 16px }
 h1 { font-size: 24px; margin-bottom: 4px } h2 { font-size: 18px; margin-top: 36px }
 p.note { color: #666; margin: 4px 0 12px }
 table { border-collapse: collapse; font-size: 13px } td, th { padding: 4px 12px 4px 0; text-align: left;
@@ -161,9 +162,10 @@ def _charts(facts: Facts) -> str:
         array = np.array(values, np.float64)
         charts.append(histogram(array, name, '', round_limits(array, least)))
     note = (
-        'Of the clips that were kept, but for similarity, which is of all. Positive yaw: the face looks to the '
-        'left of the picture; positive pitch: the camera stands above. The red line is the threshold of the '
-        'stage verify. Upscale factor: aligned pixels per pixel of the source; above 1 the picture is blurred.'
+        'Of the clips that were kept; similarity is of all. Positive yaw: the face looks to the left of the '
+        'picture; positive pitch: the camera stands above; positive roll: the head leans left. The red '
+        'line is the threshold of the stage verify. Upscale factor: aligned pixels per pixel of the source; '
+        'above 1 the picture is blurred.'
     )
     return f'<p class="note">{note}</p><div class="charts">{"".join(charts)}</div>'
 
