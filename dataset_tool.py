@@ -274,7 +274,7 @@ def from_videos(
     Examples:
       python dataset_tool.py from-videos --source videos --dest data/my.zip --resolution 512
       python dataset_tool.py from-videos --source videos --dest data/my.zip --until align
-      python dataset_tool.py from-videos --source yt --dest hq.zip --list celebvhq celebvhq_info.json --download
+      python dataset_tool.py from-videos --source yt --dest hq.zip --list celebvhq info.json --download
     """
     with _user_errors():
         from preprocessing import pipeline

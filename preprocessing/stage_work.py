@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from dnnlib.video import video_frames
 from preprocessing import fetching, sources
 from preprocessing.shots import shots_result
 from preprocessing.stages import StageError, result_path
+from preprocessing.work_folder import write_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class TracksWork:
             arrays, result = track_video(entry['path'], shots, face_mesh(), options)
         if entry['box'] is not None:
             arrays, result = _listed_face(arrays, result, entry['box'])
-        save_arrays(Path(self.workdir, 'tracks', f'{video}.npz'), arrays)
+        write_arrays(Path(self.workdir, 'tracks', f'{video}.npz'), arrays)
         return {**result, 'files': [f'tracks/{video}.npz']}
 
 
@@ -110,7 +110,7 @@ class AlignWork:
 
     def __call__(self, clip: str) -> dict[str, Any]:
         """Writes aligned/CLIP/*.png and CLIP.npz, returns what the contents of aligned/CLIP.json are."""
-        from preprocessing.alignment import crop_transforms, warp_frame
+        from preprocessing.alignment import crop_transforms, transform_points, warp_frame
 
         video, k = self.clips[clip]
         entry, track = read(self.workdir, 'sources', video), read(self.workdir, 'tracks', video)['tracks'][k]
@@ -131,11 +131,8 @@ class AlignWork:
                     picture = warp_frame(frame, transforms[i - first], self.resolution)
                     with atomic_write(folder / f'{i - first:05d}.png') as file:
                         Image.fromarray(picture).save(file, 'PNG', compress_level=3)
-        moved = (
-            np.einsum('tij,tnj->tni', transforms[:, :, :2], landmarks[..., :2]) + transforms[:, None, :, 2]
-        )
-        points = np.concatenate([moved, landmarks[..., 2:] * scales[:, None, None]], axis=-1)
-        save_arrays(folder.with_name(f'{clip}.npz'), {'landmarks': points.astype(np.float32)})
+        points = transform_points(transforms, landmarks).astype(np.float32)
+        write_arrays(folder.with_name(f'{clip}.npz'), {'landmarks': points})
         return {
             'video': video,
             'first': first,
@@ -163,11 +160,26 @@ class CamerasWork:
 
         with np.load(Path(self.workdir, 'aligned', f'{clip}.npz')) as file:
             landmarks = file['landmarks'].astype(np.float64)
-        cameras = estimate_cameras(landmarks, self.resolution, self.sigma)
-        if not np.isfinite(cameras.labels).all() or not math.isfinite(cameras.residual):
+        if self.deep3d is None:
+            cameras = estimate_cameras(landmarks, self.resolution, self.sigma)
+        else:
+            cameras = self._from_coefficients(clip, len(landmarks))
+        if not np.isfinite(cameras.labels).all():
             raise StageError('no finite camera can be estimated')
         tables = {'labels': cameras.labels.tolist(), 'raw_labels': cameras.raw_labels.tolist()}
-        return {**tables, 'residual': float(cameras.residual)}
+        return {**tables, 'residual': cameras.residual}
+
+    def _from_coefficients(self, clip: str, frames: int) -> Any:
+        from preprocessing.deep3d import coefficient_cameras, load_coefficients
+
+        named = [Path(self.deep3d or '', clip + suffix) for suffix in ('', '.mat', '.npz', '.json')]
+        found = [path for path in named if path.exists()]
+        if not found:
+            raise StageError('no coefficients of the clip in the folder of --deep3d', retry=True)
+        angle, translation = load_coefficients(found[0])
+        if len(angle) != frames:
+            raise StageError(f'{frames} frames but {len(angle)} coefficients', retry=True)
+        return coefficient_cameras(angle, translation, self.sigma)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,12 +197,6 @@ class OneThread:
 def read(workdir: str, stage: str, item: str) -> dict[str, Any]:
     """Returns the result of an earlier stage."""
     return json.loads(result_path(Path(workdir), stage, item).read_bytes())
-
-
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes an npz file, whole or not at all; the same arrays give the same bytes."""
-    with atomic_write(path) as file:
-        np.savez(file, **{name: arrays[name] for name in sorted(arrays)})
 
 
 @functools.cache
