@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import imageio_ffmpeg
+import numpy as np
 
 from dnnlib.util import UserError, explain_os_error, file_sha256
 from dnnlib.video import VIDEO_TYPES, VideoError, natural
@@ -79,7 +80,11 @@ def find_videos(source: str) -> tuple[dict[str, Path], dict[str, str]]:
 
 
 def examine(path: Path) -> dict[str, Any]:
-    """Decodes a whole video and returns its sha256, fps, frames, width and height.
+    """Decodes a whole video.
+
+    Returns:
+        sha256, fps, frames, width, height, and pace: [time of the first frame, time between frames] in
+        seconds where frames are evenly spaced, otherwise none.
 
     Raises:
         VideoError: if it is empty, not a video, or cut short.
@@ -90,23 +95,25 @@ def examine(path: Path) -> dict[str, Any]:
         reader = imageio_ffmpeg.read_frames(str(path))
         meta = next(reader)
         reader.close()
-        command = ['-nostdin', '-v', 'error', '-progress', 'pipe:1', '-threads', '1', '-i', str(path)]
-        command += ['-map', '0:v:0', '-fps_mode', 'passthrough', '-f', 'null', '-']
-        done = run_ffmpeg(command)
-        frames = int(re.findall(r'^frame=\s*(\d+)', done.stdout, flags=re.M)[-1])
+        command = ['-nostdin', '-v', 'error', '-threads', '1', '-i', str(path), '-map', '0:v:0']
+        done = run_ffmpeg([*command, '-fps_mode', 'passthrough', '-f', 'framecrc', '-'])
+        tick = re.search(r'^#tb 0: (\d+)/(\d+)', done.stdout, flags=re.M)
+        times = [int(line.split(',')[2]) for line in done.stdout.splitlines() if line[:2] == '0,']
+        seconds = np.array(times) * int(tick[1]) / int(tick[2]) if tick else np.zeros(0)
     except (OSError, RuntimeError, ValueError, LookupError, StopIteration) as err:
         if isinstance(err, VideoError):
             raise
         raise VideoError(
             'the video cannot be decoded; it is broken, cut short, or of an unknown kind'
         ) from err
+    frames = len(seconds)
     expected = float(meta['fps']) * float(meta['duration'])
     cut = re.search('partial file|ended prematurely', done.stderr) is not None
     if frames < 1 or ((done.stderr or done.returncode) and (cut or frames < _SHORTFALL * expected - 1)):
         raise VideoError(f'the video is cut short: {frames} of about {expected:.0f} frames can be decoded')
     width, height = meta['size']
     result = {'sha256': file_sha256(path), 'fps': float(meta['fps']), 'frames': frames}
-    return {**result, 'width': width, 'height': height}
+    return {**result, 'width': width, 'height': height, 'pace': _pace(seconds)}
 
 
 def cut_listed(path: Path, clip: Listed, dest: Path) -> Box | None:
@@ -276,6 +283,13 @@ LISTS: dict[str, Callable[[Path], Iterator[Listed]]] = {
     'celebvhq': _celebvhq,
     'talkinghead': _talkinghead,
 }
+
+
+def _pace(seconds: np.ndarray) -> list[float] | None:
+    """Returns [first time, step] of evenly spaced times of frames, otherwise none."""
+    step = float(seconds[-1] - seconds[0]) / max(len(seconds) - 1, 1)
+    even = seconds[0] + step * np.arange(len(seconds))
+    return [float(seconds[0]), step] if step > 0 and np.abs(seconds - even).max() < 0.3 * step else None
 
 
 def _union(boxes: list[Box]) -> Box:

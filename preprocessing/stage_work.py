@@ -9,6 +9,7 @@ workers.
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from preprocessing import fetching, sources
 from preprocessing.shots import shots_result
 from preprocessing.stages import StageError, result_path
 from preprocessing.work_folder import write_arrays
+
+_SEEK_FRAMES = 50  # fewer frames before a clip are decoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,14 +126,14 @@ class AlignWork:
         for old in folder.iterdir():  # of a run that was killed
             old.unlink()
         first, count = track['first'], track['frames']
-        with contextlib.closing(video_frames(entry['path'])) as frames:
-            for i, (frame, _) in enumerate(frames):
-                if i >= first + count:
-                    break
-                if i >= first:
-                    picture = warp_frame(frame, transforms[i - first], self.resolution)
-                    with atomic_write(folder / f'{i - first:05d}.png') as file:
-                        Image.fromarray(picture).save(file, 'PNG', compress_level=3)
+        done = 0
+        for i, frame in enumerate(_frames(entry, first, count)):
+            picture = warp_frame(frame, transforms[i], self.resolution)
+            with atomic_write(folder / f'{i:05d}.png') as file:
+                Image.fromarray(picture).save(file, 'PNG', compress_level=3)
+            done += 1
+        if done != count:
+            raise StageError(f'only {done} of {count} frames can be decoded a second time')
         points = transform_points(transforms, landmarks).astype(np.float32)
         write_arrays(folder.with_name(f'{clip}.npz'), {'landmarks': points})
         return {
@@ -220,8 +223,19 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _frames(entry: dict[str, Any], first: int, count: int) -> Iterator[np.ndarray]:
+    """Yields frames [first, first + count) of a video of sources.json, without decoding all before them."""
+    skipped, start_sec = first, 0.0
+    if entry['pace'] is not None and first > _SEEK_FRAMES:
+        begin, step = entry['pace']
+        skipped, start_sec = 0, begin + (first - 0.5) * step
+    with contextlib.closing(video_frames(entry['path'], start_sec)) as frames:
+        for frame, _ in itertools.islice(frames, skipped, skipped + count):
+            yield frame
+
+
 def _absent(video: str, folder: Path) -> None:
-    raise StageError(f'not in {folder}; --download fetches what is missing', retry=True)
+    raise StageError('not in the folder of --source: --download fetches what is missing', retry=True)
 
 
 def _listed_face(

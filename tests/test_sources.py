@@ -53,7 +53,7 @@ def test_folder(tmp_path, video):
 
 def test_examine(video):
     expected = {'fps': 10.0, 'frames': 30, 'width': 128, 'height': 128, 'sha256': file_sha256(video)}
-    assert examine(video) == expected
+    assert examine(video) == {**expected, 'pace': [0.0, pytest.approx(0.1)]}
 
 
 @pytest.mark.parametrize('content', ['empty', 'text', 'picture', 'headless', 'half'])
@@ -195,3 +195,40 @@ def test_ranges_outside_are_rejected(tmp_path, video, change):
     with pytest.raises(StageError, match='is not in the'):
         cut_listed(video, Listed('c', 'abcdefghijk', **change), tmp_path / 'a.mp4')
     assert not list(tmp_path.iterdir())
+
+
+CONTAINERS = [
+    ('a.mp4', ['-r', '25', '-c:v', 'libx264', '-bf', '3', '-g', '40']),
+    ('b.mkv', ['-r', '30000/1001', '-c:v', 'libx264', '-bf', '2', '-g', '250', '-c:a', 'libvorbis']),
+    ('c.webm', ['-r', '30', '-c:v', 'libvpx', '-g', '100', '-c:a', 'libvorbis']),
+    ('d.mp4', ['-r', '25', '-c:v', 'libx264', '-output_ts_offset', '1.7']),
+    ('e.avi', ['-r', '12', '-c:v', 'mpeg4', '-g', '30']),
+]
+
+
+@pytest.mark.parametrize('name, encode', CONTAINERS, ids=[name for name, _ in CONTAINERS])
+def test_frames_of_a_clip(tmp_path, name, encode):
+    """A clip in the middle of a video is found without decoding from the start: exactly its frames."""
+    from preprocessing.sources import run_ffmpeg
+    from preprocessing.stage_work import _frames
+
+    make = ['-nostdin', '-f', 'lavfi', '-i', 'testsrc=size=64x48:rate=60:duration=7']
+    sound = ['-f', 'lavfi', '-i', 'sine=duration=8']
+    assert run_ffmpeg([*make, *sound, *encode, str(tmp_path / name)]).returncode == 0
+    facts = examine(tmp_path / name)
+    whole = np.stack([frame for frame, _ in video_frames(tmp_path / name)])
+    assert (facts['pace'] is None) == name.endswith('.avi') and facts['frames'] == len(whole)
+    entry = {**facts, 'path': str(tmp_path / name)}
+    for first in (0, 51, 60, 75, len(whole) - 3):
+        clip = np.stack(list(_frames(entry, first, 9)))
+        assert (clip == whole[first : first + 9]).all(), first
+
+
+def test_uneven_frames_are_noticed(tmp_path):
+    from preprocessing.sources import run_ffmpeg
+
+    make = ['-nostdin', '-f', 'lavfi', '-i', 'testsrc=size=64x48:rate=25:duration=4']
+    drop = ['-vf', "select='not(between(n,30,44))'", '-fps_mode', 'vfr', str(tmp_path / 'a.mp4')]
+    assert run_ffmpeg([*make, *drop]).returncode == 0
+    facts = examine(tmp_path / 'a.mp4')
+    assert facts['pace'] is None and facts['frames'] == 85
