@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import torch
 
+from preprocessing.head_geometry import EYE_RADIUS
 from preprocessing.head_identity import sample_identity
 from preprocessing.head_model import HeadModel
 from preprocessing.head_motion import Motion
@@ -15,11 +16,13 @@ SIZE = 192
 
 @functools.cache
 def head(seed=4, yaw_deg=0.0):
-    """Returns a head, uint8 [192, 192, 3], and its eyeballs' x, y, float [2, 2]; the picture's left first."""
+    """Returns a head, uint8 [192, 192, 3], and x, y of its eyes, float [2, 2]; the picture's left first."""
     model = HeadModel(sample_identity(seed))
     label = camera.orbit_label(np.radians(yaw_deg), 0)
     picture = model.render(Motion(), label.numpy(), SIZE).image
-    eyes, _ = camera.project(torch.from_numpy(model.face.eyes), label.double())
+    radius = EYE_RADIUS * model.identity.eye_size
+    pupils = model.face.eyes + [0, 0, radius]
+    eyes, _ = camera.project(torch.from_numpy(pupils), label.double())
     picture.setflags(write=False)
     return picture, eyes.numpy() * SIZE
 
