@@ -78,6 +78,16 @@ def test_a_batch_is_its_pictures_one_by_one(name):
         np.testing.assert_allclose(both[key][1:], second[key], rtol=1e-5, atol=TOLERANCE.get(key, 1e-4))
 
 
+def test_bits_do_not_depend_on_the_number_of_threads():
+    graph, results = load('face_landmark.tflite'), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append(run(graph, waves(192, 0))['conv2d_21'])
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)
+    assert (results[0] == results[1]).all()
+
+
 @pytest.mark.parametrize('size, kernel, stride, dilation, expected', [
     (8, 3, 1, 1, (1, 1)),
     (8, 3, 2, 1, (0, 1)),
