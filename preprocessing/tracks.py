@@ -168,7 +168,7 @@ class _Follower:
         points, scores = self._mesh.landmarks(picture, [rect_of_landmarks(t.points[-1]) for t in followed])
         lost = []
         for track, p, score in zip(followed, points, scores, strict=True):
-            if self._is_face(p, score) and _continues(track, p):
+            if self._is_face(p, score, picture) and _continues(track, p):
                 self._add(track, p, score)
             else:
                 lost.append(track)
@@ -186,15 +186,20 @@ class _Follower:
         # once more, from the points as in frames that follow: their rectangles differ from those of detection
         points, scores = self._mesh.landmarks(picture, [rect_of_landmarks(p) for p in points])
         for p, score in zip(points, scores, strict=True):
-            if self._is_face(p, score):
+            if self._is_face(p, score, picture):
                 before = next((t for t in lost if _continues(t, p)), None)
                 track = before or Track(self._shot, frame)
                 if self._add(track, p, score) and before is None:
                     self.tracks.append(track)
                 lost = [t for t in lost if t is not before]
 
-    def _is_face(self, points: np.ndarray, score: float) -> bool:
-        return bool(score >= self._options.min_score and np.isfinite(points).all())
+    def _is_face(self, points: np.ndarray, score: float, picture: np.ndarray) -> bool:
+        """Tells whether the network saw a face, more than half of it in the picture."""
+        size = np.array([picture.shape[1], picture.shape[0]])
+        box = box_of(points)
+        center, sides = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
+        inside = (center >= 0).all() and (center <= size).all() and (sides <= 2 * size.max()).all()
+        return bool(score >= self._options.min_score and inside)
 
     def _add(self, track: Track, points: np.ndarray, score: float) -> bool:
         """Adds a frame to a track, unless another has this face already, which ends this one."""

@@ -3,9 +3,9 @@
 Source: Bazarevsky et al., BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs, 2019; anchors,
 decoding and thresholds as MediaPipe configures the short-range model.
 
-The network sees 128x128 pixels and finds faces larger than about 15 % of its picture. So the whole frame
-comes first, letterboxed; where that shows nothing, overlapping square tiles of the frame follow, first as
-large as its short side, then half as large.
+The network sees 128x128 pixels and finds faces larger than about 15 % of its picture. So it looks at the
+whole frame, letterboxed, and at overlapping squares as large as its short side; where they show nothing, at
+tiles half as large.
 """
 
 import dataclasses
@@ -50,18 +50,18 @@ class FaceDetector(nn.Module):
 
         Args:
             images: uint8 RGB [N, H, W, 3].
-            tiles: look closer where the whole picture shows no face.
+            tiles: look closer where no large face is.
 
         Returns:
             for each picture its faces, the best score first.
         """
-        levels = search_places(*images.shape[1:3])
+        large, small = search_places(*images.shape[1:3])
         found = []
         for image in images:
             picture = Image.fromarray(image)
-            faces = self._search(picture, levels[0])
-            for places in levels[1:] if tiles else []:
-                faces = faces or self._search(picture, places)
+            faces = self._search(picture, large)
+            if small and tiles and not faces:
+                faces = self._search(picture, small)
             found.append(faces)
         return found
 
@@ -79,15 +79,16 @@ class FaceDetector(nn.Module):
         return merge(np.concatenate(candidates), np.concatenate(weights))
 
 
-def search_places(height: int, width: int) -> list[list[Box]]:
-    """Lists where to look in a picture, one list of boxes after the other; the first is the whole."""
+def search_places(height: int, width: int) -> tuple[list[Box], list[Box]]:
+    """Lists where to look in a picture for large faces, and for small ones."""
     short = min(height, width)
-    levels = [[(0, 0, width, height)]]
-    for side in (short, short // 2) if short >= 2 * _SIZE else ():
-        columns, rows = (_starts(length, side) for length in (width, height))
-        if len(columns) * len(rows) > 1:
-            levels.append([(x, y, side, side) for y in rows for x in columns])
-    return levels
+    squares = _tiles(height, width, short) if max(height, width) > 1.2 * short else []
+    small = _tiles(height, width, short // 2) if short >= 2 * _SIZE else []
+    return [(0, 0, width, height), *squares], small
+
+
+def _tiles(height: int, width: int, side: int) -> list[Box]:
+    return [(x, y, side, side) for y in _starts(height, side) for x in _starts(width, side)]
 
 
 def _starts(length: int, side: int) -> list[int]:

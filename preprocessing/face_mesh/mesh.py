@@ -94,10 +94,10 @@ def cut_out(image: np.ndarray, rect: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     low = np.floor([x - reach, y - reach]).astype(int)
     high = np.ceil([x + reach, y + reach]).astype(int)
-    inner_low = np.clip(low, 0, [width - 1, height - 1])
-    inner_high = np.clip(high, inner_low + 1, [width, height])
-    part = image[inner_low[1] : inner_high[1], inner_low[0] : inner_high[0]]
-    before, after = inner_low - low, high - inner_high
+    first = np.clip(low, 0, [width - 1, height - 1])  # at least one row and column, also far outside
+    last = np.clip(high, first + 1, [width, height])
+    part = image[first[1] : last[1], first[0] : last[0]]
+    before, after = (np.clip(n, 0, high - low - 1) for n in (first - low, high - last))
     if before.any() or after.any():
         part = np.pad(part, ((before[1], after[1]), (before[0], after[0]), (0, 0)), mode='edge')
     picture = Image.fromarray(part)
