@@ -40,7 +40,6 @@ vertical-align: top; border-bottom: 1px solid #e4e4e4 } td.number { text-align: 
 figure { margin: 0 0 14px } figure img { display: block; max-width: 100% }
 figcaption { color: #555; font-size: 12px; overflow-wrap: anywhere }
 .gone { display: flex; flex-wrap: wrap; gap: 16px } .gone figure { width: 330px; margin: 0 }
-.none { height: 60px; line-height: 60px; background: #eee; color: #888; text-align: center }
 .x { color: #eb3c32 } .y { color: #1e9e48 } .z { color: #3a6ee8 } .bad { color: #c62828 }
 """
 
@@ -230,18 +229,18 @@ def _left_out(work: WorkFolder, facts: Facts) -> str:
         clip = facts.clips.get(rejection.clip)
         path = str(facts.videos.get(rejection.video, {}).get('path', ''))
         picture = rejection_picture(work, rejection, _telling_frames(clip), path, _THUMBNAIL)
-        image = '<div class="none">no picture</div>'
-        if picture is not None:
-            image = f'<img src="{data_uri(picture)}" alt="{esc(rejection.item)}">'
+        if picture is None:  # no video, or one that does not decode
+            continue
+        image = f'<img src="{data_uri(picture)}" alt="{esc(rejection.item)}">'
         text = f'<b>{esc(rejection.item)}</b><br>{rejection.stage}: {esc(rejection.reason)}'
         figures.append(f'<figure>{image}<figcaption>{text}</figcaption></figure>')
     lines = [
-        f'<p class="note">{len(shown)} of {len(facts.rejections)} with a picture: of clips the first and the '
+        f'<p class="note">{len(figures)} of {len(facts.rejections)} with a picture: of clips the first and the '
         'last frame and, between them, the one least like the others; of videos the first frame of the '
         'shot.</p>',
         f'<div class="gone">{"".join(figures)}</div>',
     ]
-    if len(shown) < len(facts.rejections):
+    if len(figures) < len(facts.rejections):
         rows = [[r.stage, esc(r.item), esc(r.reason)] for r in facts.rejections[:_LISTED]]
         lines.append(f'<p class="note">{_of(len(rows), len(facts.rejections))} in words:</p>')
         lines.append(f'<div class="scroll">{_table(["stage", "what", "why"], rows)}</div>')

@@ -107,7 +107,7 @@ def rejection_picture(
         rejection: what was left out.
         frames: which frames of an aligned clip, beside each other.
         path: file of the video, '' = not known.
-        size: pixels of the width.
+        size: pixels of the width at most; the height is at most half of it.
     """
     try:
         if rejection.clip:
@@ -116,8 +116,8 @@ def rejection_picture(
             picture = video_picture(path, rejection.time_sec)
     except (OSError, RuntimeError, ValueError, LookupError, StopIteration):  # the reason is told all the same
         return None
-    height = max(1, round(picture.height * size / picture.width))
-    return picture.resize((size, height), Image.Resampling.LANCZOS)
+    picture.thumbnail((size, size // 2), Image.Resampling.LANCZOS)
+    return picture
 
 
 def video_picture(path: str, time_sec: float) -> Image.Image:
