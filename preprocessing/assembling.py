@@ -12,13 +12,15 @@ import numpy as np
 from dnnlib.util import UserError, file_sha256
 from preprocessing.checking import check_dataset
 from preprocessing.packing import PackOptions, RawClip, pack
-from preprocessing.work_folder import WorkFolder
+from preprocessing.work_folder import WorkFolder, clip_names
 
 MIN_FRAMES = 16  # of a clip: what a generated video spans [PV3D A.1]
 _DIGITS = 6  # after the point
 
 
-def assemble(workdir: str, dest: str, options: PackOptions, workers: int = 1) -> dict[str, Any]:
+def assemble(
+    workdir: str, dest: str, options: PackOptions, workers: int = 1, min_frames: int = MIN_FRAMES
+) -> dict[str, Any]:
     """Packs the clips that identities.json keeps into a data set zip, and checks it.
 
     Args:
@@ -27,6 +29,7 @@ def assemble(workdir: str, dest: str, options: PackOptions, workers: int = 1) ->
         dest: path of the zip.
         options: size and format of the pictures.
         workers: processes that encode.
+        min_frames: shorter clips are left out.
 
     Returns:
         content of pack.json: {'dest': file name, 'sha256', 'resolution', 'format', 'frames': number,
@@ -42,8 +45,8 @@ def assemble(workdir: str, dest: str, options: PackOptions, workers: int = 1) ->
     clips, rejected = [], {}
     for clip in identities.get('kept', []):
         count = len(work.read(f'cameras/{clip}').get('labels', []))
-        if count < MIN_FRAMES:
-            rejected[clip] = f'has {count} frames; a clip of the data set needs at least {MIN_FRAMES}'
+        if count < min_frames:
+            rejected[clip] = f'has {count} frames; a clip of the data set needs at least {min_frames}'
         else:
             clips.append(_raw_clip(work, clip, videos, identities))
     if not clips:
@@ -104,7 +107,7 @@ def provenance(
         'fps': aligned['fps'],
         'crop': {'first': transforms[0].tolist(), 'mean': transforms.mean(axis=0).tolist()},
         'upscale': aligned['upscale'],
-        'landmarks_score': landmarks_score(work, clip, aligned),
+        'landmarks_score': landmarks_score(work, clip, video['id']),
         'camera_residual': work.read(f'cameras/{clip}')['residual'],
         'similarity': {'min': similarity.min().item(), 'mean': similarity.mean().item()},
         'identity': identity,
@@ -112,13 +115,10 @@ def provenance(
     return _rounded(info | ({'speaker': speaker} if speaker is not None else {}))
 
 
-def landmarks_score(work: WorkFolder, clip: str, aligned: dict[str, Any]) -> float:
+def landmarks_score(work: WorkFolder, clip: str, video: str) -> float:
     """Returns the mean score of the landmarks of a clip: that of the track it is made from."""
-    tracks = work.read(f'tracks/{aligned["video"]}')['tracks']
-    same = [k for k, track in enumerate(tracks) if track['first'] == aligned['first']]
-    number = clip.removeprefix(f'{aligned["video"]}-{aligned["first"]:06d}').removeprefix('-')
-    k = same[0] if len(same) == 1 else same[int(number)]
-    return float(work.arrays('tracks', aligned['video'])[f'scores_{k}'].mean())
+    k = clip_names(video, work.read(f'tracks/{video}')['tracks']).index(clip)
+    return float(work.arrays('tracks', video)[f'scores_{k}'].mean())
 
 
 def _raw_clip(

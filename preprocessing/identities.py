@@ -26,10 +26,10 @@ LIMIT = 2  # clips of an identity [PV3D A.3]
 # Points of the 468-point mesh whose means are the five points of metrics.detectors.face_alignment: the
 # person's right and left eye, tip of the nose, right and left corner of the mouth.
 FIVE_POINTS = ((33, 133, 159, 145), (362, 263, 386, 374), (4,), (61,), (291,))
-# Clips join at this mean similarity. Measured with SFace on 16 aligned clips of 15 people (heads turn by up to
-# 50 degrees): clips of two people at most 0.38 (mean 0.13), two clips of one person 0.93, the first and last
-# third of a clip at least 0.77; every threshold from 0.40 to 0.90 finds the 15 people. Half, since other light
-# and another camera lower the similarity of one person further. ArcFace has not been measured.
+# Clips join at this mean similarity. Measured with SFace on 16 aligned clips of 15 people (heads turn by up
+# to 50 degrees): clips of two people at most 0.38 (mean 0.13), two clips of one person 0.93, the first and
+# last third of a clip at least 0.77; every threshold from 0.40 to 0.90 finds the 15 people. It is not higher,
+# since other light and another camera lower the similarity of one person. ArcFace has not been measured.
 THRESHOLD = 0.5
 _BATCH = 16  # faces at a time, bounds memory
 _BLOCK = 1024  # rows of the matrix of similarities at a time

@@ -21,8 +21,10 @@ from preprocessing.work_folder import WorkFolder
 
 T = TypeVar('T')
 
-_SHEETS, _SHEET_FRAMES, _TILE = 60, 6, 168  # clips that are shown, frames of each, pixels of a frame
-_THUMBNAILS, _THUMBNAIL = 90, 150  # things left out that are shown, pixels
+_NUMBER = re.compile(r'\d+(?:\.\d+)?')
+
+_SHEETS, _SHEET_FRAMES, _TILE = 100, 6, 168  # clips that are shown, frames of each, pixels of a frame
+_THUMBNAILS, _THUMBNAIL = 120, 330  # things left out that are shown, pixels of their width
 _LISTED = 1000  # rows of a table
 _REASONS = 8  # kinds of reasons per stage
 
@@ -37,8 +39,7 @@ vertical-align: top; border-bottom: 1px solid #e4e4e4 } td.number { text-align: 
 .charts { display: flex; flex-wrap: wrap; gap: 16px }
 figure { margin: 0 0 14px } figure img { display: block; max-width: 100% }
 figcaption { color: #555; font-size: 12px; overflow-wrap: anywhere }
-.gone { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 16px }
-.none { width: 150px; height: 84px; background: #eee; color: #888; display: grid; place-items: center }
+.gone { display: flex; flex-wrap: wrap; gap: 16px } .gone figure { width: 330px; margin: 0 }
 .x { color: #eb3c32 } .y { color: #1e9e48 } .z { color: #3a6ee8 } .bad { color: #c62828 }
 """
 
@@ -103,14 +104,24 @@ def sample(items: Sequence[T], most: int) -> list[T]:
 
 
 def reason_kinds(rejections: Sequence[Rejection]) -> list[tuple[str, int]]:
-    """Counts reasons that differ in numbers and in what follows a colon alone, the most frequent first."""
+    """Counts reasons, the most frequent first.
+
+    Those that differ in numbers and in what follows a colon alone are one kind; a number that differs within
+    a kind reads #.
+    """
     groups: dict[str, list[str]] = collections.defaultdict(list)
     for rejection in rejections:
         short = rejection.reason.partition(': ')[0]
-        groups[re.sub(r'\d+(?:\.\d+)?', '#', short)].append(short)
-    # reasons of a kind that are all the same keep their numbers
-    kinds = [(texts[0] if len(set(texts)) == 1 else kind, len(texts)) for kind, texts in groups.items()]
+        groups[_NUMBER.sub('#', short)].append(short)
+    kinds = [(_common(texts), len(texts)) for texts in groups.values()]
     return sorted(kinds, key=lambda kind: (-kind[1], kind[0]))
+
+
+def _common(texts: Sequence[str]) -> str:
+    """Returns a text for texts that differ in numbers alone; those numbers read #."""
+    values = [set(column) for column in zip(*map(_NUMBER.findall, texts), strict=True)]
+    numbers = iter(column.pop() if len(column) == 1 else '#' for column in values)
+    return _NUMBER.sub(lambda match: next(numbers), texts[0])
 
 
 def _summary(facts: Facts) -> str:
@@ -157,7 +168,7 @@ def _charts(facts: Facts) -> str:
     for values, name, least in (
         ([clip.upscale for clip in facts.kept()], 'Upscale factor of clips', (0, 2)),
         ([clip.frames for clip in facts.kept()], 'Frames of clips', (0, 100)),
-        ([clip.residual for clip in kept], 'Camera residual of clips, pixels at 512', (0, 5)),
+        ([clip.residual for clip in kept], 'Camera residual, pixels at 512', (0, 5)),
     ):
         array = np.array(values, np.float64)
         charts.append(histogram(array, name, '', round_limits(array, least)))
@@ -217,29 +228,31 @@ def _left_out(work: WorkFolder, facts: Facts) -> str:
     for rejection in shown:
         clip = facts.clips.get(rejection.clip)
         path = str(facts.videos.get(rejection.video, {}).get('path', ''))
-        picture = rejection_picture(work, rejection, _worst_frame(clip), path, _THUMBNAIL)
-        image = '<div class="none">no picture</div>'
-        if picture is not None:
-            image = f'<img src="{data_uri(picture)}" alt="{esc(rejection.item)}">'
+        picture = rejection_picture(work, rejection, _telling_frames(clip), path, _THUMBNAIL)
+        if picture is None:  # no video, or one that does not decode
+            continue
+        image = f'<img src="{data_uri(picture)}" alt="{esc(rejection.item)}">'
         text = f'<b>{esc(rejection.item)}</b><br>{rejection.stage}: {esc(rejection.reason)}'
         figures.append(f'<figure>{image}<figcaption>{text}</figcaption></figure>')
     lines = [
-        f'<p class="note">{len(shown)} of {len(facts.rejections)} with a frame: of clips the one least like '
-        'the others, of videos the first of the shot.</p>',
+        f'<p class="note">{len(figures)} of {len(facts.rejections)} with a picture: of clips the first and the '
+        'last frame and, between them, the one least like the others; of videos the first frame of the '
+        'shot.</p>',
         f'<div class="gone">{"".join(figures)}</div>',
     ]
-    if len(shown) < len(facts.rejections):
+    if len(figures) < len(facts.rejections):
         rows = [[r.stage, esc(r.item), esc(r.reason)] for r in facts.rejections[:_LISTED]]
         lines.append(f'<p class="note">{_of(len(rows), len(facts.rejections))} in words:</p>')
         lines.append(f'<div class="scroll">{_table(["stage", "what", "why"], rows)}</div>')
     return '\n'.join(lines)
 
 
-def _worst_frame(clip: Clip | None) -> int:
-    """Returns the frame least like the others, or the middle one where none was examined."""
+def _telling_frames(clip: Clip | None) -> list[int]:
+    """Returns the first and the last frame, and between them the one least like the others, if examined."""
     if clip is None:
-        return 0
-    return clip.examined[int(clip.similarity.argmin())] if len(clip.similarity) else clip.frames // 2
+        return [0]
+    worst = clip.examined[int(clip.similarity.argmin())] if len(clip.similarity) else clip.frames // 2
+    return [0, worst, clip.frames - 1]
 
 
 def _provenance(facts: Facts) -> str:

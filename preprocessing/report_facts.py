@@ -1,14 +1,16 @@
 """What the work folder of `from-videos` tells about a run: facts of clips, and what was left out and why.
 
-Read at any time, also of a run that has not ended. Frames of long runs are reduced as they are read.
+Read at any time, also of a run that has not ended. What earlier runs with other videos or options left in the
+folder is passed over: a clip counts when its video and its track are still there.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from preprocessing.work_folder import WorkFolder
+from preprocessing.work_folder import WorkFolder, clip_names
 
 STAGES = ('sources', 'shots', 'tracks', 'align', 'cameras', 'verify', 'identities', 'pack')
 
@@ -96,8 +98,7 @@ def collect(work: WorkFolder) -> Facts:
     _count(
         facts, 'sources', (len(videos) + len(sources.get('rejected', {})), 'files'), (len(videos), 'videos')
     )
-    _collect_tracks(work, facts)
-    _collect_aligned(work, facts)
+    _collect_aligned(work, facts, _collect_tracks(work, facts))
     _collect_cameras(work, facts)
     _collect_verified(work, facts)
     _collect_identities(work, facts)
@@ -105,19 +106,20 @@ def collect(work: WorkFolder) -> Facts:
     return facts
 
 
-def _collect_tracks(work: WorkFolder, facts: Facts) -> None:
+def _collect_tracks(work: WorkFolder, facts: Facts) -> list[str]:
+    """Returns the names of the clips that should be aligned."""
     cut = 0
     starts = {}  # video -> first frames of its shots
-    for video in work.items('shots'):
+    for video in _present(work, 'shots', facts.videos):
         result = work.read(f'shots/{video}')
         starts[video] = [shot[0] for shot in result.get('shots', [])]
         cut += len(starts[video])
         _reject(facts, 'shots', video, result, video=video)
     _count(facts, 'shots', (len(starts), 'videos'), (cut, 'shots'))
-    tracks = 0
-    for video in work.items('tracks'):
+    names: list[str] = []
+    for video in _present(work, 'tracks', starts):
         result = work.read(f'tracks/{video}')
-        tracks += len(result.get('tracks', []))
+        names += clip_names(video, result.get('tracks', []))
         rejected = result.get('rejected', [])
         if isinstance(rejected, str):  # the whole video
             _reject(facts, 'tracks', video, result, video=video)
@@ -128,11 +130,12 @@ def _collect_tracks(work: WorkFolder, facts: Facts) -> None:
             item = f'{video}, shot {entry["shot"] + 1}'
             rejection = Rejection('tracks', item, entry['reason'], video=video, time_sec=time_sec)
             facts.rejections.append(rejection)
-    _count(facts, 'tracks', (cut, 'shots'), (tracks, 'faces'))
+    _count(facts, 'tracks', (cut, 'shots'), (len(names), 'faces'))
+    return names
 
 
-def _collect_aligned(work: WorkFolder, facts: Facts) -> None:
-    names = work.items('aligned')
+def _collect_aligned(work: WorkFolder, facts: Facts, clips: list[str]) -> None:
+    names = _present(work, 'aligned', clips)
     for name in names:
         result = work.read(f'aligned/{name}')
         if not _reject(facts, 'align', name, result):
@@ -142,7 +145,7 @@ def _collect_aligned(work: WorkFolder, facts: Facts) -> None:
 
 
 def _collect_cameras(work: WorkFolder, facts: Facts) -> None:
-    names = [name for name in work.items('cameras') if name in facts.clips]
+    names = _present(work, 'cameras', [clip.name for clip in facts.kept()])
     good = 0
     for name in names:
         result = work.read(f'cameras/{name}')
@@ -154,7 +157,7 @@ def _collect_cameras(work: WorkFolder, facts: Facts) -> None:
 
 
 def _collect_verified(work: WorkFolder, facts: Facts) -> None:
-    names = [name for name in work.items('verify') if name in facts.clips]
+    names = _present(work, 'verify', [clip.name for clip in facts.kept()])
     good = 0
     for name in names:
         result, clip = work.read(f'verify/{name}'), facts.clips[name]
@@ -190,6 +193,12 @@ def _collect_packed(facts: Facts) -> None:
         _reject(facts, 'pack', name, {'rejected': reason}, clip=name)
     frames = f'clips, {facts.pack.get("frames", 0)} frames'
     _count(facts, 'pack', (len(clips) + len(rejected), 'clips'), (len(clips), frames))
+
+
+def _present(work: WorkFolder, stage: str, wanted: Iterable[str]) -> list[str]:
+    """Returns the wanted items that a stage has results of, in natural order."""
+    chosen = set(wanted)
+    return [item for item in work.items(stage) if item in chosen]
 
 
 def _reject(

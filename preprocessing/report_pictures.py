@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from preprocessing.report_facts import Rejection
 from preprocessing.work_folder import WorkFolder
 from training.camera import project
+from training.visualize import strip
 
 # Lines of the 468-point mesh: point numbers in order; the first is drawn at the end again where closed.
 _CLOSED = (
@@ -97,25 +98,25 @@ def _axis_points() -> torch.Tensor:
 
 
 def rejection_picture(
-    work: WorkFolder, rejection: Rejection, frame: int, path: str, size: int
+    work: WorkFolder, rejection: Rejection, frames: Sequence[int], path: str, size: int
 ) -> Image.Image | None:
-    """Shows what was left out: a frame of the aligned clip, otherwise one of the video; none = no picture.
+    """Shows what was left out: frames of the aligned clip, otherwise one of the video; none = no picture.
 
     Args:
         work: the work folder.
         rejection: what was left out.
-        frame: which frame of an aligned clip.
+        frames: which frames of an aligned clip, beside each other.
         path: file of the video, '' = not known.
-        size: pixels of a side at most.
+        size: pixels of the width at most; the height is at most half of it.
     """
     try:
         if rejection.clip:
-            picture = Image.fromarray(work.frames(rejection.clip, [frame])[0])
+            picture = Image.fromarray(strip(work.frames(rejection.clip, frames)))
         else:
             picture = video_picture(path, rejection.time_sec)
     except (OSError, RuntimeError, ValueError, LookupError, StopIteration):  # the reason is told all the same
         return None
-    picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+    picture.thumbnail((size, size // 2), Image.Resampling.LANCZOS)
     return picture
 
 

@@ -13,7 +13,7 @@ A result with the key 'rejected' and a sentence is an item that its stage could 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,19 @@ class WorkFolder:
             raise UserError(f'cannot read {explain_os_error(error, path)}') from error
         except Exception as error:  # a cut-off zip raises what zipfile, zlib or numpy think fit
             raise UserError(f'{path} is broken; remove it and run the stage {stage} again') from error
+
+
+def clip_names(video: str, tracks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the names of the clips that the tracks of a video become: video, first frame, and a number
+    where several faces begin in the same frame.
+
+    Args:
+        video: its id.
+        tracks: those of tracks/VIDEO.json.
+    """
+    firsts = [track['first'] for track in tracks]
+    numbers = [f'-{firsts[:k].count(f)}' if firsts.count(f) > 1 else '' for k, f in enumerate(firsts)]
+    return [f'{video}-{first:06d}{number}' for first, number in zip(firsts, numbers, strict=True)]
 
 
 def read_json(path: Path) -> dict[str, Any]:
