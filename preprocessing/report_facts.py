@@ -151,7 +151,8 @@ def _collect_cameras(work: WorkFolder, facts: Facts) -> None:
         result = work.read(f'cameras/{name}')
         if not _reject(facts, 'cameras', name, result, clip=name):
             clip = facts.clips[name]
-            clip.residual, clip.angles_deg = result['residual'], angles(result['labels'])
+            clip.angles_deg = angles(result['labels'])
+            clip.residual = np.nan if result['residual'] is None else result['residual']
             good += 1
     _count(facts, 'cameras', (len(names), 'clips'), (good, 'clips'))
 

@@ -130,7 +130,7 @@ class AlignWork:
         for i, frame in enumerate(_frames(entry, first, count)):
             picture = warp_frame(frame, transforms[i], self.resolution)
             with atomic_write(folder / f'{i:05d}.png') as file:
-                Image.fromarray(picture).save(file, 'PNG', compress_level=3)
+                Image.fromarray(picture).save(file, 'PNG', compress_level=1)
             done += 1
         if done != count:
             raise StageError(f'only {done} of {count} frames can be decoded a second time')
