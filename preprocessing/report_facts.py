@@ -5,7 +5,7 @@ folder is passed over: a clip counts when its video and its track are still ther
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -177,8 +177,7 @@ def _collect_identities(work: WorkFolder, facts: Facts) -> None:
     for name, number in clusters.items():
         if name in facts.clips:
             facts.clips[name].identity = number
-    for name, reason in sorted(result.get('rejected', {}).items()):
-        _reject(facts, 'identities', name, {'rejected': reason}, clip=name)
+    _reject_clips(facts, 'identities', result.get('rejected', {}))
     people = len(set(clusters.values()))
     _count(facts, 'identities', (len(clusters), f'clips of {people} people'), (len(kept), 'clips'))
 
@@ -189,8 +188,7 @@ def _collect_packed(facts: Facts) -> None:
     for folder, name in clips.items():
         if name in facts.clips:
             facts.clips[name].packed = folder
-    for name, reason in sorted(rejected.items()):
-        _reject(facts, 'pack', name, {'rejected': reason}, clip=name)
+    _reject_clips(facts, 'pack', rejected)
     frames = f'clips, {facts.pack.get("frames", 0)} frames'
     _count(facts, 'pack', (len(clips) + len(rejected), 'clips'), (len(clips), frames))
 
@@ -212,6 +210,12 @@ def _reject(
     if item in facts.clips:
         facts.clips[item].reason = reason
     return True
+
+
+def _reject_clips(facts: Facts, stage: str, rejected: Mapping[str, str]) -> None:
+    for clip in facts.kept():
+        if clip.name in rejected:
+            _reject(facts, stage, clip.name, {'rejected': rejected[clip.name]}, clip=clip.name)
 
 
 def _count(facts: Facts, stage: str, before: tuple[int, str], after: tuple[int, str]) -> None:
