@@ -67,9 +67,9 @@ class Facts:
 def angles(labels: np.ndarray) -> np.ndarray:
     """Returns yaw, pitch and roll of cameras about the head, in degrees.
 
-    Yaw is positive when the camera stands at positive x (the head looks to the left of the picture), pitch
-    when it stands above, roll when the top of the camera leans towards its right (the head seems to lean
-    left). They follow from the axes of the camera, not from its place.
+    Yaw and pitch say where the camera stands, as preprocessing.checking has them: yaw is positive at positive
+    x (the face looks to the left of the picture), pitch above. Roll is positive when the right side of the
+    camera is lowered (the head leans to the left of the picture).
 
     Args:
         labels: [T, 25].
@@ -77,15 +77,13 @@ def angles(labels: np.ndarray) -> np.ndarray:
     Returns:
         [T, 3].
     """
-    rotation = np.asarray(labels, np.float64).reshape(-1, 25)[:, :16].reshape(-1, 4, 4)[:, :3, :3]
-    right, forward = rotation[:, :, 0], rotation[:, :, 2]
+    pose = np.asarray(labels, np.float64).reshape(-1, 25)[:, :16].reshape(-1, 4, 4)
+    right, forward, (x, y, z) = pose[:, :3, 0], pose[:, :3, 2], pose[:, :3, 3].T
     level = np.cross(forward, [0.0, 1.0, 0.0])
     level /= np.linalg.norm(level, axis=1, keepdims=True)
     down = np.cross(forward, level)
-    yaw = np.arctan2(-forward[:, 0], -forward[:, 2])
-    pitch = np.arcsin(np.clip(-forward[:, 1], -1, 1))
     roll = np.arctan2((right * down).sum(axis=1), (right * level).sum(axis=1))
-    return np.degrees(np.stack([yaw, pitch, roll], axis=1))
+    return np.degrees(np.stack([np.arctan2(x, z), np.arctan2(y, np.hypot(x, z)), roll], axis=1))
 
 
 def collect(work: WorkFolder) -> Facts:

@@ -208,7 +208,7 @@ def test_round_limits():
 
 @pytest.mark.parametrize(('yaw', 'pitch'), [(0.0, 0.0), (0.5, 0.0), (-0.3, 0.4)])
 def test_angles_are_those_of_the_camera(yaw, pitch):
-    label = orbit_label(yaw, pitch, pivot=(0, 0, 0)).numpy()
+    label = orbit_label(yaw, pitch).numpy()
     np.testing.assert_allclose(angles(label)[0], [np.degrees(yaw), np.degrees(pitch), 0], atol=1e-4)
     turn = np.eye(4)  # the camera turns about its axis, its right side down
     turn[:2, :2] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
