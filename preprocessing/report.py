@@ -235,8 +235,8 @@ def _left_out(work: WorkFolder, facts: Facts) -> str:
         text = f'<b>{esc(rejection.item)}</b><br>{rejection.stage}: {esc(rejection.reason)}'
         figures.append(f'<figure>{image}<figcaption>{text}</figcaption></figure>')
     lines = [
-        f'<p class="note">{len(figures)} of {len(facts.rejections)} with a picture: of clips the first and the '
-        'last frame and, between them, the one least like the others; of videos the first frame of the '
+        f'<p class="note">{len(figures)} of {len(facts.rejections)} with a picture: of clips the first and '
+        'the last frame and, between them, the one least like the others; of videos the first frame of the '
         'shot.</p>',
         f'<div class="gone">{"".join(figures)}</div>',
     ]

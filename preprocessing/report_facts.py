@@ -5,7 +5,7 @@ folder is passed over: a clip counts when its video and its track are still ther
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,9 +67,9 @@ class Facts:
 def angles(labels: np.ndarray) -> np.ndarray:
     """Returns yaw, pitch and roll of cameras about the head, in degrees.
 
-    Yaw is positive when the camera stands at positive x (the head looks to the left of the picture), pitch
-    when it stands above, roll when the top of the camera leans towards its right (the head seems to lean
-    left). They follow from the axes of the camera, not from its place.
+    Yaw and pitch say where the camera stands, as preprocessing.checking has them: yaw is positive at positive
+    x (the face looks to the left of the picture), pitch above. Roll is positive when the right side of the
+    camera is lowered (the head leans to the left of the picture).
 
     Args:
         labels: [T, 25].
@@ -77,15 +77,13 @@ def angles(labels: np.ndarray) -> np.ndarray:
     Returns:
         [T, 3].
     """
-    rotation = np.asarray(labels, np.float64).reshape(-1, 25)[:, :16].reshape(-1, 4, 4)[:, :3, :3]
-    right, forward = rotation[:, :, 0], rotation[:, :, 2]
+    pose = np.asarray(labels, np.float64).reshape(-1, 25)[:, :16].reshape(-1, 4, 4)
+    right, forward, (x, y, z) = pose[:, :3, 0], pose[:, :3, 2], pose[:, :3, 3].T
     level = np.cross(forward, [0.0, 1.0, 0.0])
     level /= np.linalg.norm(level, axis=1, keepdims=True)
     down = np.cross(forward, level)
-    yaw = np.arctan2(-forward[:, 0], -forward[:, 2])
-    pitch = np.arcsin(np.clip(-forward[:, 1], -1, 1))
     roll = np.arctan2((right * down).sum(axis=1), (right * level).sum(axis=1))
-    return np.degrees(np.stack([yaw, pitch, roll], axis=1))
+    return np.degrees(np.stack([np.arctan2(x, z), np.arctan2(y, np.hypot(x, z)), roll], axis=1))
 
 
 def collect(work: WorkFolder) -> Facts:
@@ -178,8 +176,7 @@ def _collect_identities(work: WorkFolder, facts: Facts) -> None:
     for name, number in clusters.items():
         if name in facts.clips:
             facts.clips[name].identity = number
-    for name, reason in sorted(result.get('rejected', {}).items()):
-        _reject(facts, 'identities', name, {'rejected': reason}, clip=name)
+    _reject_clips(facts, 'identities', result.get('rejected', {}))
     people = len(set(clusters.values()))
     _count(facts, 'identities', (len(clusters), f'clips of {people} people'), (len(kept), 'clips'))
 
@@ -190,8 +187,7 @@ def _collect_packed(facts: Facts) -> None:
     for folder, name in clips.items():
         if name in facts.clips:
             facts.clips[name].packed = folder
-    for name, reason in sorted(rejected.items()):
-        _reject(facts, 'pack', name, {'rejected': reason}, clip=name)
+    _reject_clips(facts, 'pack', rejected)
     frames = f'clips, {facts.pack.get("frames", 0)} frames'
     _count(facts, 'pack', (len(clips) + len(rejected), 'clips'), (len(clips), frames))
 
@@ -213,6 +209,12 @@ def _reject(
     if item in facts.clips:
         facts.clips[item].reason = reason
     return True
+
+
+def _reject_clips(facts: Facts, stage: str, rejected: Mapping[str, str]) -> None:
+    for clip in facts.kept():
+        if clip.name in rejected:
+            _reject(facts, stage, clip.name, {'rejected': rejected[clip.name]}, clip=clip.name)
 
 
 def _count(facts: Facts, stage: str, before: tuple[int, str], after: tuple[int, str]) -> None:
