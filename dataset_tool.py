@@ -163,9 +163,7 @@ def pack(
 
 
 @main.command('from-videos')
-@click.option(
-    '--source', required=True, metavar='DIR', help='Folder with the videos, also those of a list.'
-)
+@click.option('--source', required=True, metavar='DIR', help='Folder with the videos, also those of a list.')
 @click.option('--dest', required=True, metavar='X.zip', help='The zip to write.')
 @click.option('--workdir', metavar='W', help='Folder for what the stages find. [default: X-work beside X]')
 @click.option(

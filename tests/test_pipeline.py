@@ -330,7 +330,7 @@ def test_defaults_are_those_of_the_command_line():
 @pytest.mark.slow
 @pytest.mark.skipif(not CLIPS.is_dir(), reason='the real clips are not here')
 def test_real_clips(tmp_path):
-    """Two people: faces in every frame, cameras near the known ones, a checked data set."""
+    """Two people in processes: faces in every frame, cameras near the known ones, a checked data set."""
     sface_file()
     (tmp_path / 'videos').mkdir()
     for name in ('woman_16f.mp4', 'generated48/rgb_0004.mp4'):
