@@ -237,8 +237,8 @@ def _left_out(work: WorkFolder, facts: Facts) -> str:
     lines = []
     if figures:
         lines = [
-            f'<p class="note">{len(figures)} of {len(facts.rejections)} with a picture: of clips the first and '
-            'the last frame and, between them, the one least like the others; of videos the first frame of '
+            f'<p class="note">{len(figures)} of {len(facts.rejections)} with a picture: of clips the first '
+            'and the last frame and, between them, the one least like the others; of videos the first of '
             'the shot.</p>',
             f'<div class="gone">{"".join(figures)}</div>',
         ]
