@@ -234,12 +234,14 @@ def _left_out(work: WorkFolder, facts: Facts) -> str:
         image = f'<img src="{data_uri(picture)}" alt="{esc(rejection.item)}">'
         text = f'<b>{esc(rejection.item)}</b><br>{rejection.stage}: {esc(rejection.reason)}'
         figures.append(f'<figure>{image}<figcaption>{text}</figcaption></figure>')
-    lines = [
-        f'<p class="note">{len(figures)} of {len(facts.rejections)} with a picture: of clips the first and '
-        'the last frame and, between them, the one least like the others; of videos the first frame of the '
-        'shot.</p>',
-        f'<div class="gone">{"".join(figures)}</div>',
-    ]
+    lines = []
+    if figures:
+        lines = [
+            f'<p class="note">{len(figures)} of {len(facts.rejections)} with a picture: of clips the first '
+            'and the last frame and, between them, the one least like the others; of videos the first of '
+            'the shot.</p>',
+            f'<div class="gone">{"".join(figures)}</div>',
+        ]
     if len(figures) < len(facts.rejections):
         rows = [[r.stage, esc(r.item), esc(r.reason)] for r in facts.rejections[:_LISTED]]
         lines.append(f'<p class="note">{_of(len(rows), len(facts.rejections))} in words:</p>')
