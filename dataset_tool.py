@@ -48,6 +48,7 @@ def main() -> None:
     \b
     Examples:
       python dataset_tool.py synth --dest data/heads.zip --clips 200 --frames 32 --resolution 64
+      python dataset_tool.py from-videos --source videos --dest data/my.zip --resolution 512
       python dataset_tool.py pack --source clips --cameras cameras.json --dest data/my.zip --resolution 512
       python dataset_tool.py check data/my.zip
       python dataset_tool.py show data/my.zip --dest my.png
@@ -159,6 +160,136 @@ def pack(
         )
     click.echo(f'{len(clips) - len(bad)} clips')
     _say_written(dest)
+
+
+@main.command('from-videos')
+@click.option('--source', required=True, metavar='DIR', help='Folder with the videos, also those of a list.')
+@click.option('--dest', required=True, metavar='X.zip', help='The zip to write.')
+@click.option('--workdir', metavar='W', help='Folder for what the stages find. [default: X-work beside X]')
+@click.option(
+    '--resolution',
+    type=click.IntRange(min=32),
+    default=512,
+    show_default=True,
+    help='Pixels of a side of the crops.',
+)
+@click.option(
+    '--list',
+    'list_',
+    nargs=2,
+    type=(click.Choice(['voxceleb', 'celebvhq', 'talkinghead']), str),
+    metavar='KIND FILE',
+    help='A public clip list instead of all videos of DIR; see above.',
+)
+@click.option('--download', is_flag=True, help='Fetch listed videos that DIR lacks from YouTube.')
+@click.option('--until', metavar='STAGE', help='Stop after this stage.')
+@click.option('--only', metavar='STAGE', help='Run this stage alone; the earlier ones must have run.')
+@click.option(
+    '--min-frames', type=click.IntRange(min=2), default=16, show_default=True, help='The shortest clip.'
+)
+@click.option(
+    '--face-size',
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help='A face smaller than this part of the largest in its shot is passed over.',
+)
+@click.option(
+    '--sigma',
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    help='Gaussian smoothing of landmarks and cameras over time, in frames.',
+)
+@click.option('--deep3d', metavar='DIR', help='Cameras from Deep3DFaceRecon coefficients; see docs/data.md.')
+@click.option('--arcface', metavar='FILE', help='Weights of ArcFace, to tell people apart. [default: SFace]')
+@click.option(
+    '--similarity',
+    type=click.FloatRange(-1, 1),
+    default=0.5,
+    show_default=True,
+    help='A frame less similar than this to the others of its clip is noisy.',
+)
+@click.option(
+    '--noisy', type=click.IntRange(min=0), default=2, show_default=True, help='Noisy frames a clip may have.'
+)
+@click.option(
+    '--same-person',
+    type=click.FloatRange(-1, 1),
+    default=0.5,
+    show_default=True,
+    help='Clips more similar than this are of one person.',
+)
+@click.option(
+    '--per-person',
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help='Clips of a person at most.',
+)
+@click.option(
+    '--format',
+    type=click.Choice(['png', 'webp', 'jpg']),
+    default='png',
+    show_default=True,
+    help='As in pack.',
+)
+@_WORKERS
+def from_videos(
+    list_: tuple[str, str] | None,
+    arcface: str | None,
+    until: str | None,
+    only: str | None,
+    workers: int,
+    **rest: Any,
+) -> None:
+    """Makes a data set from raw videos: finds faces, crops them, estimates cameras, sorts people out.
+
+    The steps of the paper (appendix A.3). Each leaves its results in the work folder W: the same command
+    given again goes on where it was stopped, and after a change of an option makes what depends on it.
+
+    \b
+    Stages (--until, --only):
+      fetch       brings the videos of a list (only with --list)
+      sources     finds videos; broken ones are named and passed over   W/sources.json
+      shots       cuts                                                  W/shots/VIDEO.json
+      tracks      468 landmarks of every face, followed over time       W/tracks/VIDEO.json, .npz
+      align       crops that follow the head without jitter             W/aligned/CLIP/00000.png ...
+      cameras     where the camera stood, per frame                     W/cameras/CLIP.json
+      embeddings  what the faces look like to a recognition network     W/embeddings/CLIP.npz
+      verify      discards clips in which the face changes              W/verify/CLIP.json
+      identities  who is who; at most two clips of a person             W/identities.json
+      pack        writes X.zip and checks it                            W/pack.json
+    W/report.html shows what was found and what was rejected, and why.
+
+    \b
+    Lists of KIND:
+      voxceleb     folder with the .txt files of VoxCeleb2
+      celebvhq     celebvhq_info.json of CelebV-HQ
+      talkinghead  train_video_tubes.txt of TalkingHead-1KH, or its file of video ids
+
+    \b
+    Examples:
+      python dataset_tool.py from-videos --source videos --dest data/my.zip --resolution 512
+      python dataset_tool.py from-videos --source videos --dest data/my.zip --until align
+      python dataset_tool.py from-videos --source yt --dest hq.zip --list celebvhq info.json --download
+    """
+    with _user_errors():
+        from preprocessing import pipeline
+
+        for stage in (until, only):
+            if stage not in (None, *pipeline.STAGES):
+                raise UserError(f'{stage} is no stage; the stages are {", ".join(pipeline.STAGES)}')
+        kind, path = list_ or (None, None)
+        rest['workdir'] = rest['workdir'] or str(Path(rest['dest']).absolute().with_suffix('')) + '-work'
+        network = ('arcface', arcface) if arcface else ('sface', None)
+        options = pipeline.Options(
+            **rest, list_kind=kind, list_path=path, recognizer=network[0], recognizer_file=network[1]
+        )
+        done = pipeline.run(options, until or pipeline.STAGES[-1], only, workers, click.echo)
+    if done == 'pack':
+        _say_written(options.dest)
+    click.echo(f'report: {options.workdir}/report.html')
 
 
 @main.command()

@@ -20,11 +20,15 @@ class VideoError(UserError):
     """A video that cannot be decoded; the message does not repeat its name, which the caller knows."""
 
 
-def video_frames(path: Path | str) -> Iterator[tuple[np.ndarray, float]]:
+def video_frames(path: Path | str, start_sec: float = 0.0) -> Iterator[tuple[np.ndarray, float]]:
     """Decodes a video file, frame by frame as they are stored (none is doubled or dropped).
 
     The same file gives the same bits everywhere with one version of ffmpeg. Whoever stops early closes the
     iterator (or lets go of it), which ends the decoder.
+
+    Args:
+        path: the file.
+        start_sec: frames before this time are skipped, quickly where the file has an index.
 
     Yields:
         picture, uint8 RGB [H, W, 3] (read-only), and the frame rate of the file.
@@ -33,7 +37,8 @@ def video_frames(path: Path | str) -> Iterator[tuple[np.ndarray, float]]:
         VideoError: when the file cannot be decoded. One that was cut short in the middle ends early instead.
     """
     exact = ['-fps_mode', 'passthrough', '-sws_flags', 'lanczos+accurate_rnd+full_chroma_int']
-    reader = imageio_ffmpeg.read_frames(str(path), input_params=['-threads', '1'], output_params=exact)
+    begin = ['-threads', '1'] + (['-ss', f'{start_sec:.6f}'] if start_sec > 0 else [])
+    reader = imageio_ffmpeg.read_frames(str(path), input_params=begin, output_params=exact)
     try:
         meta = next(reader)
         width, height = meta['size']

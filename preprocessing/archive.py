@@ -7,7 +7,9 @@ processes start quickly without it.
 import collections
 import json
 import multiprocessing
+import os
 import signal
+import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -36,7 +38,7 @@ def parallel(function: Callable[[A], B], items: Iterable[A], workers: int) -> It
         yield from map(function, items)
         return
     context = multiprocessing.get_context('spawn')  # forking a process that has threads is not safe
-    pool = ProcessPoolExecutor(workers, context, _ignore_interrupt)
+    pool = ProcessPoolExecutor(workers, context, _start_worker)
     pending: collections.deque[Any] = collections.deque()
     try:
         for item in items:
@@ -64,5 +66,14 @@ def write_entry(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(entry, data)
 
 
-def _ignore_interrupt() -> None:
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends a worker whose parent was killed: it would wait for work forever, and write beside a new run."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

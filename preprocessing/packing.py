@@ -13,7 +13,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class RawClip:
     name: str  # path relative to the source
     path: Path  # video file or folder of pictures
     labels: list[Any] | Path  # one label per frame, or the JSON file of the released layout that holds them
+    fps: float | None = None  # frame rate; none = that of the video, or 25 for a folder
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more for its entry in `clips`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +167,7 @@ def pack(
                 name = f'{folder}/{i:05d}.{options.format}'
                 write_entry(archive, name, frame)
                 labels.append([name, label])
-            info[folder] = {'source': clip.name, 'fps': packed.fps}
+            info[folder] = {'source': clip.name, 'fps': packed.fps, **clip.info}
             fps[packed.fps] += 1
         if bad and (not skip_bad or not info):
             advice = 'mend or remove them' + ('' if skip_bad else ', or leave them out with --skip-bad')
@@ -195,7 +197,7 @@ def convert(clip: RawClip, options: PackOptions) -> PackedClip:
         return PackedClip([], [], 0.0, error=f'a clip needs at least two frames, this has {len(frames)}')
     if len(frames) != wanted and not isinstance(clip.labels, Path):
         return PackedClip([], [], 0.0, error=f'{len(frames)} frames but {len(labels)} labels')
-    return PackedClip(frames, labels[: len(frames)], fps, min(sides))
+    return PackedClip(frames, labels[: len(frames)], clip.fps or fps, min(sides))
 
 
 def listing(names: list[str]) -> str:

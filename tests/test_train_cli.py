@@ -276,7 +276,7 @@ def test_dry_run_without_the_right_data(data, tmp_path, change):
 
 
 SCRIPTS = ['train', 'gen_videos', 'calc_metrics']
-HELP = [*SCRIPTS, *(f'dataset_tool {c}' for c in ('', 'synth', 'pack', 'check', 'show'))]
+HELP = [*SCRIPTS, *(f'dataset_tool {c}' for c in ('', 'synth', 'pack', 'from-videos', 'check', 'show'))]
 
 
 @pytest.mark.parametrize('command', HELP)
