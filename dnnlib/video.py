@@ -16,7 +16,7 @@ from typing import IO
 import imageio_ffmpeg
 import numpy as np
 
-from dnnlib.util import UserError, explain_os_error
+from dnnlib.util import UserError
 
 VIDEO_TYPES = ('.mp4', '.mov', '.mkv', '.avi', '.webm', '.m4v')
 PICTURE_TYPES = ('.png', '.jpg', '.jpeg', '.webp')
@@ -53,7 +53,7 @@ def video_frames(path: Path | str) -> Iterator[tuple[np.ndarray, float]]:
     coding = f'-pix_fmt rgb24 -c:v ppm -f image2pipe {exact}'  # ppm: each frame tells its size
     options = '-nostdin -hide_banner -nostats -threads 1'
     with _naming_trouble(path), contextlib.ExitStack() as stack:
-        open(path, 'rb').close()
+        _check_readable(path)
         log = stack.enter_context(tempfile.TemporaryFile())
         decoder = subprocess.Popen(
             [imageio_ffmpeg.get_ffmpeg_exe(), *options.split(), '-i', f'file:{path}', *coding.split(), '-'],
@@ -80,14 +80,20 @@ def is_system_trouble(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def _naming_trouble(path: Path | str) -> Iterator[None]:
-    """Turns errors of the operating system into SystemTrouble, or VideoError where there is no such file."""
     try:
         yield
     except (OSError, MemoryError) as error:
-        if not is_system_trouble(error):
-            raise VideoError(_UNDECODABLE) from error
-        what = explain_os_error(error, path) if isinstance(error, OSError) else f'{path}: out of memory'
-        raise SystemTrouble(f'cannot decode {what}') from error
+        what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise SystemTrouble(f'cannot decode {path}: {what or "out of memory"}') from error
+
+
+def _check_readable(path: Path | str) -> None:
+    try:
+        open(path, 'rb').close()
+    except OSError as error:
+        if is_system_trouble(error):
+            raise
+        raise VideoError(_UNDECODABLE) from error
 
 
 def _read_ppm(stream: IO[bytes]) -> np.ndarray | None:
