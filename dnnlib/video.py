@@ -3,9 +3,15 @@
 numpy and imageio_ffmpeg alone: the processes that pack a data set start quickly without torch.
 """
 
+import contextlib
+import errno
+import os
 import re
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import imageio_ffmpeg
 import numpy as np
@@ -14,6 +20,16 @@ from dnnlib.util import UserError
 
 VIDEO_TYPES = ('.mp4', '.mov', '.mkv', '.avi', '.webm', '.m4v')
 PICTURE_TYPES = ('.png', '.jpg', '.jpeg', '.webp')
+
+
+_UNDECODABLE = 'the video cannot be decoded; it is broken, cut short, or of an unknown kind'
+_MAX_LOG = 1 << 20  # bytes of what the decoder says that are looked at
+_LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # as good as broken
+_TRANSIENT = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC)  # of the decoder
+
+
+class SystemTrouble(UserError):
+    """A file could not be read though it may be good: memory, open files, the disk, permissions."""
 
 
 class VideoError(UserError):
@@ -35,21 +51,93 @@ def video_frames(path: Path | str, start_sec: float = 0.0) -> Iterator[tuple[np.
 
     Raises:
         VideoError: when the file cannot be decoded. One that was cut short in the middle ends early instead.
+        SystemTrouble: when the machine could not do it, with this file or any other.
     """
-    exact = ['-fps_mode', 'passthrough', '-sws_flags', 'lanczos+accurate_rnd+full_chroma_int']
-    begin = ['-threads', '1'] + (['-ss', f'{start_sec:.6f}'] if start_sec > 0 else [])
-    reader = imageio_ffmpeg.read_frames(str(path), input_params=begin, output_params=exact)
+    exact = '-fps_mode passthrough -sws_flags lanczos+accurate_rnd+full_chroma_int'
+    coding = f'-pix_fmt rgb24 -c:v ppm -f image2pipe {exact}'  # ppm: each frame tells its size
+    options = '-nostdin -hide_banner -nostats -threads 1'
+    begin = f' -ss {start_sec:.6f}' if start_sec > 0 else ''
+    with _naming_trouble(path), contextlib.ExitStack() as stack:
+        _check_readable(path)
+        log = stack.enter_context(tempfile.TemporaryFile())
+        decoder = subprocess.Popen(
+            [
+                imageio_ffmpeg.get_ffmpeg_exe(),
+                *(options + begin).split(),
+                '-i',
+                f'file:{path}',
+                *coding.split(),
+                '-',
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C in a terminal is for us, who then end it
+        )
+        stack.enter_context(decoder)
+        stack.callback(decoder.kill)
+        rate = None
+        while (picture := _read_ppm(decoder.stdout)) is not None:
+            rate = rate or _frame_rate(_text(log))
+            yield picture, rate
+        _check_end(decoder.wait(), _text(log), rate is not None)
+
+
+def is_system_trouble(error: BaseException | None) -> bool:
+    """Tells whether an error lies with the machine at this moment, not with what a file holds or lacks."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno is not None and error.errno not in _LASTING
+    )
+
+
+@contextlib.contextmanager
+def _naming_trouble(path: Path | str) -> Iterator[None]:
     try:
-        meta = next(reader)
-        width, height = meta['size']
-        for data in reader:
-            yield np.frombuffer(data, np.uint8).reshape(height, width, 3), float(meta['fps'])
-    except (OSError, RuntimeError, ValueError, LookupError, StopIteration) as error:
-        raise VideoError(
-            'the video cannot be decoded; it is broken, cut short, or of an unknown kind'
-        ) from error
-    finally:
-        reader.close()
+        yield
+    except (OSError, MemoryError) as error:
+        what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise SystemTrouble(f'cannot decode {path}: {what or "out of memory"}') from error
+
+
+def _check_readable(path: Path | str) -> None:
+    try:
+        open(path, 'rb').close()
+    except OSError as error:
+        if is_system_trouble(error):
+            raise
+        raise VideoError(_UNDECODABLE) from error
+
+
+def _read_ppm(stream: IO[bytes]) -> np.ndarray | None:
+    """Reads a picture of a stream, or None when it has ended, in the middle of one too."""
+    magic, size, _ = (stream.readline() for _ in range(3))
+    if magic != b'P6\n':
+        return None
+    width, height = map(int, size.split())
+    data = stream.read(width * height * 3)
+    complete = len(data) == width * height * 3
+    return np.frombuffer(data, np.uint8).reshape(height, width, 3) if complete else None
+
+
+def _frame_rate(log: str) -> float:
+    """Returns what ffmpeg says of the video in its input, 0 when it does not know."""
+    match = re.search(r'Stream #0.*?: Video: .*?, ([0-9.]+)(k?) fps', log)
+    return float(match[1]) * (1000 if match[2] else 1) if match else 0.0
+
+
+def _text(log: IO[bytes]) -> str:
+    return os.pread(log.fileno(), _MAX_LOG, 0).decode(errors='replace')
+
+
+def _check_end(code: int, log: str, any_frames: bool) -> None:
+    """Raises unless the decoder ended as it should; `code` is its exit status."""
+    if code < 0:
+        raise OSError(errno.ENOMEM, f'the decoder was killed by signal {-code}')
+    for number in _TRANSIENT:
+        if code and os.strerror(number) in log:
+            raise OSError(number, os.strerror(number))
+    if not any_frames:
+        raise VideoError(_UNDECODABLE)
 
 
 def find_clips(root: Path) -> Iterator[Path]:

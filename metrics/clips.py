@@ -6,7 +6,6 @@ depends neither on how many items are asked for nor on the process that asks. So
 released scripts.
 """
 
-import contextlib
 import functools
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib.util import UserError
-from dnnlib.video import video_frames
+from dnnlib.video import SystemTrouble, VideoError, video_frames
 from metrics import shooting
 from metrics.clip_source import (
     ClipError,
     ClipSource,
     checked,
     decoder_version,
+    failures_of_content,
     nth_clip,
-    too_short,
-    window_rng,
+    window_start,
 )
 from metrics.digests import claim_folder, dataset_digest, tensors_digest
 from metrics.feature_store import CHUNK
@@ -35,7 +34,6 @@ from metrics.folder_clips import FolderClips
 from torch_utils import distributed as dist
 from training import rollout, visualize
 from training.dataset import VideoDataset
-from training.dataset_files import DataError
 
 _CAMERAS, _SHUFFLE = 103, 104  # second words of the seeds, keep streams apart
 
@@ -68,19 +66,21 @@ class DatasetClips:
     def __len__(self) -> int:
         return self.count
 
+    def name(self, i: int) -> str:
+        """See ClipSource."""
+        return self.dataset.names[self.group(i)]
+
+    def group(self, i: int) -> int:
+        """See ClipSource."""
+        return nth_clip(self.seed, len(self.dataset), i)[0]
+
     def clip(self, i: int) -> np.ndarray:
         """See ClipSource."""
         index, repeat = nth_clip(self.seed, len(self.dataset), i)
-        name, places = self.dataset.names[index], self.dataset.num_frames(index) - self.frames + 1
-        if places < 1:
-            raise ClipError(too_short(name, places + self.frames - 1, self.frames))
-        rng = window_rng(self.seed, index)
-        start = int(rng.permutation(places)[repeat % places])
-        try:
+        start = window_start(self.seed, index, repeat, self.dataset.num_frames(index), self.frames)
+        with failures_of_content(self.dataset.config.path):
             pictures = self.dataset.clip_frames(index, range(start, start + self.frames))
-        except DataError as err:
-            raise ClipError(str(err)) from err
-        return checked(pictures.permute(0, 2, 3, 1).numpy(), name)
+        return checked(pictures.permute(0, 2, 3, 1).numpy())
 
 
 def dataset_cameras(dataset: VideoDataset) -> list[Tensor]:
@@ -96,6 +96,8 @@ class GeneratedClips:
 
     'paper' rounds to uint8; 'released' truncates, and samples rays at the near ends of their bins.
     """
+
+    moves = ''  # what alone moves; '' = head and camera
 
     def __init__(
         self,
@@ -137,75 +139,116 @@ class GeneratedClips:
             'frames': frames,
             'seed': seed,
             'protocol': protocol,
+            **({'moves': self.moves} if self.moves else {}),
         }
 
     def __len__(self) -> int:
         return self.count
+
+    def name(self, i: int) -> str:
+        """See ClipSource."""
+        return f'seed {self.seed}, item {i}'
+
+    def group(self, i: int) -> int:
+        """See ClipSource."""
+        return i
+
+    def film(self, cameras: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Changes the cameras [T, 25] and times [T] of a clip; here not at all."""
+        return cameras, times
 
     def clip(self, i: int) -> np.ndarray:
         """See ClipSource."""
         rng = np.random.default_rng((self.seed, _CAMERAS, i))
         labels = self.cameras[rng.integers(len(self.cameras))]
         start = rng.integers(len(labels) - self.frames + 1)
-        cameras, times = labels[start : start + self.frames], torch.linspace(0, 1, self.frames)
+        cameras, times = self.film(labels[start : start + self.frames], torch.linspace(0, 1, self.frames))
         codes = shooting.item_codes(self.G, self.seed, i)
         shot = shooting.shoot(self.G, codes, cameras, cameras[:1], times, self.options)
-        name = f'seed {self.seed}, item {i}'
         if problem := shooting.nonfinite(shot):
-            raise ClipError(f'{name}: {problem}')
-        return checked(shooting.to_pictures(shot.image, self.protocol), name)
+            raise ClipError(problem)
+        return checked(shooting.to_pictures(shot.image, self.protocol))
 
 
-class Encoded:
+class HeldCamera(GeneratedClips):
+    """The same clips with the camera of frame 0 all the time: what moves is the head."""
+
+    moves = 'head'
+
+    def film(self, cameras: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """See GeneratedClips."""
+        return cameras[:1].expand(len(cameras), -1), times
+
+
+class FrozenHead(GeneratedClips):
+    """Control: the same clips with the time of frame 0 all the time; what moves is the camera."""
+
+    moves = 'camera'
+
+    def film(self, cameras: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """See GeneratedClips."""
+        return cameras, times[:1].expand(len(times))
+
+
+class _Changed:
+    """The clips of another source, changed one by one."""
+
+    def __init__(self, source: ClipSource) -> None:
+        self.source, self.size, self.frames = source, source.size, source.frames
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, i: int) -> str:
+        """See ClipSource."""
+        return self.source.name(i)
+
+    def group(self, i: int) -> int:
+        """See ClipSource."""
+        return self.source.group(i)
+
+
+class Encoded(_Changed):
     """The H.264 round trip: each clip is written as a video and read again. Videos of a folder stay as are.
 
     Odd sizes grow by a row and a column, as in visualize.open_video. Put controls around it, not inside.
     """
 
-    def __init__(self, source: ClipSource, crf: int, fps: float, folder: Path | None = None) -> None:
-        """Wraps a source.
-
-        Args:
-            source: of clips.
-            crf: quality, see visualize.open_video.
-            fps: of the videos; it has a small influence on the quality.
-            folder: keeps the videos there as `save_clips` does, and reads those that are there already.
-        """
-        self.source, self.crf, self.fps, self.folder = source, crf, fps, folder
-        self.size = source.size + source.size % 2
-        if folder is not None:
-            _claim(folder, source, crf, fps)
+    def __init__(self, source: ClipSource, crf: int, fps: float) -> None:
+        """Wraps a source; see visualize.open_video for the quality `crf`, on which `fps` has an influence."""
+        super().__init__(source)
+        self.crf, self.fps = crf, fps
+        self.applied = not isinstance(source, FolderClips) or source.folder.has_pictures  # to any clip at all
+        self.size += self.size % 2 if self.applied else 0
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """See ClipSource."""
-        if isinstance(self.source, FolderClips) and not any(p.is_dir() for p in self.source.paths):
+        if not self.applied:
             return self.source.identity
         codec = {'name': 'h264', 'crf': self.crf, 'fps': self.fps, 'ffmpeg': decoder_version()}
         return {'codec': codec, 'of': self.source.identity}
 
-    def __len__(self) -> int:
-        return len(self.source)
-
     def clip(self, i: int) -> np.ndarray:
         """See ClipSource."""
+        clip = self.source.clip(i)
         if isinstance(self.source, FolderClips) and self.source.is_video(i):
-            return self.source.clip(i)
-        with contextlib.ExitStack() as stack:
-            folder = self.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            path = _write(self.source, i, folder, self.crf, self.fps)
-            return np.stack([picture for picture, _ in video_frames(path)])
+            return clip
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, 'clip.mp4')
+            visualize.write_video(path, clip, self.fps, self.crf)
+            try:
+                return np.stack([picture for picture, _ in video_frames(path)])
+            except VideoError as err:  # it was good when it was written
+                raise SystemTrouble(f'{self.name(i)}: the encoded video cannot be read again') from err
 
 
-class Static:
+class Static(_Changed):
     """Control: the first frame of each clip, repeated."""
 
     def __init__(self, source: ClipSource) -> None:
-        self.source, self.size = source, source.size
+        super().__init__(source)
         self.identity = {'control': 'static', 'of': source.identity}
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def clip(self, i: int) -> np.ndarray:
         """See ClipSource."""
@@ -213,15 +256,13 @@ class Static:
         return np.repeat(clip[:1], len(clip), axis=0)
 
 
-class Shuffled:
+class Shuffled(_Changed):
     """Control: the frames of each clip in another order."""
 
     def __init__(self, source: ClipSource, seed: int) -> None:
-        self.source, self.seed, self.size = source, seed, source.size
+        super().__init__(source)
+        self.seed = seed
         self.identity = {'control': 'shuffled', 'seed': seed, 'of': source.identity}
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def clip(self, i: int) -> np.ndarray:
         """See ClipSource."""
@@ -240,7 +281,7 @@ def save_clips(
     fps: float,
     progress: Callable[[int], object] = lambda count: None,
 ) -> dict[int, str]:
-    """Writes the clips of a source as NUMBER.mp4, those that are not there yet; processes share the work.
+    """Writes the clips of a source as NUMBER.mp4, those that are not there whole; processes share the work.
 
     Args:
         source: of clips.
@@ -256,23 +297,24 @@ def save_clips(
         UserError: when the folder holds clips of another source, or cannot be written.
     """
     folder, failures = Path(folder), {}
-    _claim(folder, source, crf, fps)
+    claim_folder(folder, 'clips.json', {'clips': source.identity, 'crf': crf, 'fps': fps})
     for i in range(len(source)):
         if i // CHUNK % dist.world_size() == dist.rank():
+            path = folder / f'{i:05d}.mp4'
             try:
-                _write(source, i, folder, crf, fps)
+                if not _is_whole(path, source):
+                    visualize.write_video(path, source.clip(i), fps, crf)
             except ClipError as err:
+                path.unlink(missing_ok=True)
                 failures[i] = str(err)
             progress(1)
     return {i: reason for part in dist.gather_objects(failures) for i, reason in part.items()}
 
 
-def _write(source: ClipSource, i: int, folder: Path, crf: int, fps: float) -> Path:
-    path = folder / f'{i:05d}.mp4'
-    if not path.exists():
-        visualize.write_video(path, source.clip(i), fps, crf)
-    return path
-
-
-def _claim(folder: Path, source: ClipSource, crf: int, fps: float) -> None:
-    claim_folder(folder, 'clips.json', {'clips': source.identity, 'crf': crf, 'fps': fps})
+def _is_whole(path: Path, source: ClipSource) -> bool:
+    """Tells whether a video is there and has all its frames; other files of that name are written again."""
+    side = source.size + source.size % 2
+    try:
+        return [p.shape for p, _ in video_frames(path)] == [(side, side, 3)] * source.frames
+    except VideoError:
+        return False

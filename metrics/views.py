@@ -4,9 +4,11 @@ As clips: item i -> MultiView, or ClipError with the reason; `identity` says exa
 A.4 and its released script for views.
 """
 
+import contextlib
 import functools
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib.util import UserError, atomic_write
-from dnnlib.video import natural
+from dnnlib.video import SystemTrouble, is_system_trouble, natural
 from metrics import shooting
 from metrics.clip_source import ClipError, checked
 from metrics.consistency import MultiView
@@ -44,6 +46,9 @@ class ViewSource(Protocol):
 
     def __len__(self) -> int:
         """Returns the number of items."""
+
+    def name(self, i: int) -> str:
+        """Returns what item i is called where failures are told."""
 
     def view(self, i: int) -> MultiView:
         """Returns the views of item i, or raises ClipError."""
@@ -90,6 +95,10 @@ class GeneratedViews:
     def __len__(self) -> int:
         return self.count
 
+    def name(self, i: int) -> str:
+        """See ViewSource."""
+        return f'seed {self.seed}, item {i}'
+
     def view(self, i: int) -> MultiView:
         """See ViewSource."""
         rng = np.random.default_rng((self.seed, _TIMES, i))
@@ -100,10 +109,9 @@ class GeneratedViews:
         cameras, times = torch.stack([front, side, side, front]), t[[0, 1, 0, 1]]
         codes = shooting.item_codes(self.G, self.seed, i)
         shot = shooting.shoot(self.G, codes, cameras, cameras[:1], times, self.options)
-        name = f'seed {self.seed}, item {i}'
         if problem := shooting.nonfinite(shot):
-            raise ClipError(f'{name}: {problem}')
-        pictures = checked(shooting.to_pictures(shot.image, self.protocol), name)
+            raise ClipError(problem)
+        pictures = checked(shooting.to_pictures(shot.image, self.protocol))
         image = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
         return MultiView(image, shot.depth, shot.opacity, shot.xyz, cameras, t)
 
@@ -111,14 +119,16 @@ class GeneratedViews:
 class FolderViews:
     """Views in files NAME.npz with the arrays of MultiView by name, so that any network can be measured.
 
-    Cameras and world are those of training/camera.py.
+    Cameras and world are those of training/camera.py. views.json beside them, or else the further arrays
+    `bin_size` (distance of two samples along a ray, scene units) and `protocol` of each file, say how they
+    were made; what is said nowhere is None.
     """
 
     def __init__(self, path: str | Path, count: int | None = None) -> None:
         """Looks for files; count = None takes all, else the first in natural order.
 
         Raises:
-            UserError: when there are none.
+            UserError: when there are none, or when they do not agree on how they were made.
         """
         self.root = Path(path)
         found = self.root.glob('*.npz') if self.root.is_dir() else []
@@ -126,6 +136,7 @@ class FolderViews:
         if not self.paths:
             raise UserError(f'{path} must be a folder with views, NAME.npz each')
         self.size = self._first_size()
+        self.bin_size, self.protocol = self._made_with()
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -135,22 +146,48 @@ class FolderViews:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def name(self, i: int) -> str:
+        """See ViewSource."""
+        return self.paths[i].name
+
     def view(self, i: int) -> MultiView:
         """See ViewSource."""
-        name = self.paths[i].name
         view = load_view(self.paths[i])
         if view.image.shape[2] != self.size:
             size = view.image.shape[2]
-            raise ClipError(f'{name}: pictures of {size}x{size}, the others have {self.size}x{self.size}')
-        checked(view.image.permute(0, 2, 3, 1).numpy(), name)
+            raise ClipError(f'pictures of {size}x{size}, the others have {self.size}x{self.size}')
+        checked(view.image.permute(0, 2, 3, 1).numpy())
         return view
+
+    def _made_with(self) -> tuple[float | None, str | None]:
+        """Returns bin size and protocol."""
+        note = _read_note(self.root / 'views.json')
+        notes = []
+        for path in self.paths:
+            with contextlib.suppress(ClipError):
+                arrays = _read_arrays(path, ('bin_size', 'protocol'))
+                notes.append({k: x.item() for k, x in arrays.items() if x.ndim == 0})
+        found = []
+        for key in ('bin_size', 'protocol'):
+            values = {n.get(key, note.get(key)) for n in (note, *notes) if key in note or n is not note}
+            if len(values) > 1:
+                told = ' and '.join(sorted(map(str, values)))
+                raise UserError(f'{self.root} holds views of different {key}: {told}; keep them apart')
+            found.append(values.pop() if values else None)
+        bin_size, protocol = found
+        if bin_size is not None and not (isinstance(bin_size, int | float) and 0 < bin_size < math.inf):
+            raise UserError(f'{self.root}: bin_size {bin_size!r} of views must be a positive number')
+        if protocol not in (None, *shooting.PROTOCOLS):
+            allowed = ' or '.join(shooting.PROTOCOLS)
+            raise UserError(f'{self.root}: protocol {protocol!r} of views must be {allowed}')
+        return bin_size, protocol
 
     def _first_size(self) -> int:
         for path in self.paths:
             try:
                 return load_view(path).image.shape[2]
             except ClipError as err:
-                reason = err
+                reason = f'{path.name}: {err}'
         raise UserError(f'{self.root}: none of {len(self.paths)} files holds views; the last one: {reason}')
 
 
@@ -159,33 +196,65 @@ def load_view(path: Path) -> MultiView:
 
     Raises:
         ClipError: when it is damaged, or an array is missing, of another shape, or not finite.
+        SystemTrouble: when the machine could not read it.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in MultiView._fields if name in file.files}
-    except Exception as err:  # broken files make numpy and zipfile raise a dozen unrelated types
-        raise ClipError(f'{path.name}: cannot be read ({err})') from err
+    arrays = _read_arrays(path, MultiView._fields)
     lost = [name for name in MultiView._fields if name not in arrays]
     if lost:
-        raise ClipError(f'{path.name}: {", ".join(lost)} is missing')
+        raise ClipError(f'{", ".join(lost)} is missing')
     side, low = arrays['image'].shape[-1:], arrays['depth'].shape[-1:]
     shapes = [(4, 3, *side, *side), *((4, n, *low, *low) for n in (1, 1, 3)), (4, camera.LABEL_DIM), (2,)]
     for (name, array), shape in zip(arrays.items(), shapes, strict=True):
         if array.shape != shape:
-            raise ClipError(f'{path.name}: {name} has shape {array.shape}; expected {shape}')
+            raise ClipError(f'{name} has shape {array.shape}; expected {shape}')
         kind = 'u' if name == 'image' else 'fiu'
         if array.dtype.kind not in kind or (name == 'image' and array.dtype != np.uint8):
-            raise ClipError(f'{path.name}: {name} holds {array.dtype}; images are uint8, the rest numbers')
+            raise ClipError(f'{name} holds {array.dtype}; images are uint8, the rest numbers')
         if not np.isfinite(array).all():
-            raise ClipError(f'{path.name}: {name} is not finite')
+            raise ClipError(f'{name} is not finite')
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return MultiView(**{name: x if name == 'image' else x.float() for name, x in tensors.items()})
 
 
+def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Reads those of the named arrays that a file has."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names if name in file.files}
+    except Exception as err:  # broken files make numpy and zipfile raise a dozen unrelated types
+        if is_system_trouble(err):
+            raise SystemTrouble(f'cannot read {path}: {err}') from err
+        raise ClipError(f'cannot be read ({err})') from err
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """Reads views.json; {} where there is none."""
+    try:
+        note = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as err:
+        raise UserError(f'{path} is not JSON ({err}); mend or remove it') from err
+    if not isinstance(note, dict):
+        raise UserError(f'{path} must hold a JSON object such as {{"bin_size": 0.0223}}')
+    return note
+
+
 def save_views(
-    source: ViewSource, folder: str | Path, progress: Callable[[int], object] = lambda count: None
+    source: ViewSource,
+    folder: str | Path,
+    progress: Callable[[int], object] = lambda count: None,
+    bin_size: float | None = None,
+    protocol: str | None = None,
 ) -> dict[int, str]:
     """Writes the views of a source as NUMBER.npz, those that are not there yet; processes share the work.
+
+    Args:
+        source: of views.
+        folder: made when missing.
+        progress: gets 1 for each item of this process.
+        bin_size: distance of two samples along a ray, scene units, which FolderViews gives back.
+        protocol: of the views, likewise.
 
     Returns:
         the reasons of the failures, by item.
@@ -194,7 +263,8 @@ def save_views(
         UserError: when the folder holds views of another source, or cannot be written.
     """
     folder, failures = Path(folder), {}
-    claim_folder(folder, 'views.json', {'views': source.identity})
+    made = {k: v for k, v in (('bin_size', bin_size), ('protocol', protocol)) if v is not None}
+    claim_folder(folder, 'views.json', {'views': source.identity, **made})
     for i in range(len(source)):
         if i // CHUNK % dist.world_size() == dist.rank():
             path = folder / f'{i:05d}.npz'
@@ -202,7 +272,7 @@ def save_views(
                 if not path.exists():
                     arrays = {name: x.numpy() for name, x in source.view(i)._asdict().items()}
                     with atomic_write(path) as file:
-                        np.savez_compressed(file, **arrays)
+                        np.savez_compressed(file, **arrays, **made)
             except ClipError as err:
                 failures[i] = str(err)
             progress(1)
@@ -218,6 +288,10 @@ class FrozenViews:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def name(self, i: int) -> str:
+        """See ViewSource."""
+        return self.source.name(i)
 
     def view(self, i: int) -> MultiView:
         """See ViewSource."""
@@ -242,6 +316,10 @@ class FlatPlane:
     def __len__(self) -> int:
         return len(self.source)
 
+    def name(self, i: int) -> str:
+        """See ViewSource."""
+        return self.source.name(i)
+
     def view(self, i: int) -> MultiView:
         """See ViewSource."""
         view = self.source.view(i)
@@ -251,7 +329,7 @@ class FlatPlane:
         axial = camera.project(points, view.cameras[list(FRONT), None])[1]
         hit = view.opacity[list(FRONT), :, middle, middle].flatten(2).transpose(1, 2) > _OPAQUE
         if not hit.any():
-            raise ClipError(f'item {i}: no ray from the front hits the head')
+            raise ClipError('no ray from the front hits the head')
         distance = axial[hit].double().mean()
         parts = [
             plane_view(view.image[p], view.cameras[p], view.cameras[k], distance, size)

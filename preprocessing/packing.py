@@ -21,7 +21,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from dnnlib.util import UserError, atomic_write, explain_os_error
-from dnnlib.video import PICTURE_TYPES, find_clips, natural, video_frames
+from dnnlib.video import (
+    PICTURE_TYPES,
+    SystemTrouble,
+    find_clips,
+    is_system_trouble,
+    natural,
+    video_frames,
+)
 from preprocessing.archive import dataset_json, parallel, write_entry
 
 FORMATS: dict[str, dict[str, Any]] = {  # how Pillow writes each
@@ -179,7 +186,11 @@ def pack(
 
 
 def convert(clip: RawClip, options: PackOptions) -> PackedClip:
-    """Decodes, resizes and encodes one clip; trouble comes back as a reason, not as an exception."""
+    """Decodes, resizes and encodes one clip; what is wrong with it comes back as a reason.
+
+    Raises:
+        SystemTrouble: when the machine could not do it, which says nothing of the clip.
+    """
     try:
         labels = _clip_labels(clip)
         frames, sides, fps = [], [], _DEFAULT_FPS
@@ -188,6 +199,8 @@ def convert(clip: RawClip, options: PackOptions) -> PackedClip:
             sides.append(picture.width)
             if len(frames) == options.max_frames:
                 break
+    except SystemTrouble:
+        raise
     except UserError as error:
         return PackedClip([], [], 0.0, error=str(error))
     if isinstance(clip.labels, Path):  # the released program uses the last camera for frames beyond the list
@@ -276,6 +289,8 @@ def _folder_frames(path: Path) -> Iterator[tuple[Image.Image, float]]:
             with Image.open(file) as picture:
                 yield picture.convert('RGB'), _DEFAULT_FPS
         except Exception as error:  # broken files make Pillow raise a dozen unrelated types
+            if is_system_trouble(error):
+                raise SystemTrouble(f'cannot read {file}: {error}') from error
             raise UserError(f'{file.name} cannot be decoded ({type(error).__name__})') from error
 
 

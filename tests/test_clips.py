@@ -1,6 +1,7 @@
 """Sources of clips: identities that tell frames apart, seeded choices, failures with a reason, the codec."""
 
 import dataclasses
+import errno
 import json
 
 import numpy as np
@@ -8,14 +9,16 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
+from dnnlib.video import SystemTrouble
 from metrics import clips, shooting
-from metrics.clip_source import ClipError, checked
+from metrics.clip_source import ClipError, checked, window_start
 from metrics.digests import dataset_digest, json_digest, network_digest
 from tests import tiny
 from tests.conftest import CLIPS, FRAMES, SIZE, write_zip
 from torch_utils.checkpoint import build_network, read_snapshot, save_snapshot
 from training import visualize
 from training.dataset import VideoDataset
+from training.dataset_files import DataError
 from training.networks.generator import Generator
 
 T = 4
@@ -66,6 +69,8 @@ def test_dataset_windows(dataset):
     source = clips.DatasetClips(dataset, T, 3, 3 * CLIPS)
     assert len(source) == 3 * CLIPS and source.identity['distinct_clips'] == CLIPS and source.size == SIZE
     places = [place_of(dataset, source.clip(i)) for i in range(len(source))]
+    assert [source.group(i) for i in range(len(source))] == [k for k, _ in places]
+    assert [source.name(i) for i in range(3)] == [dataset.names[k] for k, _ in places[:3]]
     for start in range(0, 3 * CLIPS, CLIPS):  # each round takes each clip once
         assert {k for k, _ in places[start : start + CLIPS]} == set(range(CLIPS))
     assert len(set(places)) == len(places)  # other windows in each round
@@ -85,7 +90,7 @@ def test_windows_are_repeated_only_when_there_are_no_others(dataset):
 
 
 def test_offsets_are_uniform():
-    starts = [int(clips.window_rng(0, k).permutation(10)[0]) for k in range(2000)]
+    starts = [window_start(0, k, 0, 13, 4) for k in range(2000)]
     counts = np.bincount(starts, minlength=10)
     assert ((counts - 200) ** 2 / 200).sum() < 27.9  # chi square, 9 degrees of freedom, p = 0.001
 
@@ -93,7 +98,7 @@ def test_offsets_are_uniform():
 def test_dataset_failures_are_kept(clip_files, tmp_path, dataset):
     long = clips.DatasetClips(dataset, FRAMES + 1, 0)
     assert len(long) == CLIPS
-    with pytest.raises(ClipError, match=rf'00000\d: has {FRAMES} frames, fewer than {FRAMES + 1}'):
+    with pytest.raises(ClipError, match=rf'^has {FRAMES} frames, fewer than {FRAMES + 1}'):
         long.clip(0)
     broken = {n: b'\x89PNG no' if n.startswith('000002/') else d for n, d in clip_files.items()}
     bad = VideoDataset(VideoDataset.Config(path=write_zip(tmp_path / 'bad.zip', broken)))
@@ -204,15 +209,43 @@ def test_mapping_sees_the_first_camera_or_each(cameras):
         assert torch.equal(seen[0], labels[:count]) and len(seen) == 1
 
 
+def test_camera_or_head_stands_still(G, cameras):
+    """Every frame is what the network shows of the same codes at that time and from that camera."""
+    kinds = (clips.GeneratedClips, clips.HeldCamera, clips.FrozenHead)
+    sources = [kind(G, cameras, T, 0, 2) for kind in kinds]
+    moving, held, frozen = (source.clip(1) for source in sources)
+    labels = source_cameras(sources[0], 1)
+    assert len(labels.unique(dim=0)) == T
+    assert torch.equal(source_cameras(sources[1], 1), labels[:1].expand(T, -1))
+    assert torch.equal(source_cameras(sources[2], 1), labels)
+    assert same(held[0], moving[0]) and same(frozen[0], moving[0])
+    assert not same(held[3], moving[3]) and not same(frozen[3], moving[3]) and not same(held[3], frozen[3])
+    assert not same(held[0], held[3]) and not same(frozen[0], frozen[3])
+    assert len({digest(s) for s in sources}) == 3
+    assert 'moves' not in sources[0].identity and sources[2].identity['moves'] == 'camera'
+
+
+@pytest.mark.parametrize('error', [OSError(errno.EMFILE, 'Too many open files'), MemoryError()])
+def test_trouble_of_the_machine_is_no_failure_of_a_clip(dataset, monkeypatch, error):
+    def fail(*args):
+        raise DataError('000001/00001.png cannot be read') from error
+
+    monkeypatch.setattr(VideoDataset, 'clip_frames', fail)
+    with pytest.raises(SystemTrouble, match='cannot be read') as raised:
+        clips.DatasetClips(dataset, T, 0).clip(0)
+    assert not isinstance(raised.value, ClipError)
+
+
 def test_failures_of_a_generator(cameras):
     net = tiny.generator().eval().requires_grad_(False)
     bias = net.superresolution.block1.torgb.bias
     bias.fill_(torch.nan)
-    with pytest.raises(ClipError, match='seed 0, item 2: image not finite'):
+    with pytest.raises(ClipError, match='^image not finite'):
         generated(net, cameras).clip(2)
     bias.fill_(-200)
-    with pytest.raises(ClipError, match=r'item 2: frame 0 is black \(4 of 4 are\)'):
+    with pytest.raises(ClipError, match=r'^frame 0 is black \(4 of 4 are\)'):
         generated(net, cameras).clip(2)
+    assert generated(net, cameras).name(2) == 'seed 0, item 2'
     with pytest.raises(ValueError, match='eval mode'):
         generated(net.train(), cameras)
     with pytest.raises(UserError, match='none of the 6 clips of the data has 99 frames'):
@@ -222,9 +255,9 @@ def test_failures_of_a_generator(cameras):
 def test_black_frames():
     clip = np.full((3, 8, 8, 3), 3, np.uint8)
     clip[:2, 4, 4, 1] = 4
-    with pytest.raises(ClipError, match=r'x: frame 2 is black \(1 of 3 are\)'):
-        checked(clip, 'x')
-    assert checked(clip[:2], 'x') is not None
+    with pytest.raises(ClipError, match=r'^frame 2 is black \(1 of 3 are\)'):
+        checked(clip)
+    assert checked(clip[:2]) is not None
 
 
 def test_network_digest(G, tmp_path):
@@ -274,34 +307,47 @@ def test_nothing_is_encoded_twice(saved):
     assert digest(encoded) == digest(read) and same(encoded.clip(1), read.clip(1))
 
 
-def test_saving_goes_on_and_keeps_apart(saved, G, cameras, tmp_path):
+def test_saving_goes_on_and_keeps_apart(saved, G, cameras):
     source, folder = saved
     time = (folder / '00001.mp4').stat().st_mtime_ns
     data = (folder / '00002.mp4').read_bytes()
     (folder / '00002.mp4').unlink()
-    (folder / '00000.mp4').write_bytes((folder / '00001.mp4').read_bytes())
-    kept = clips.Encoded(source, 15, 25, folder)
-    assert same(kept.clip(0), kept.clip(1))  # what is there is used
-    (folder / '00000.mp4').unlink()
     clips.save_clips(source, folder, 15, 25)
     assert (folder / '00002.mp4').read_bytes() == data and (folder / '00001.mp4').stat().st_mtime_ns == time
     for crf, fps, other in ((16, 25, source), (15, 30, source), (15, 25, generated(G, cameras[1:]))):
         with pytest.raises(UserError, match='holds results of other networks, data or options'):
             clips.save_clips(other, folder, crf, fps)
-    clips.Encoded(source, 15, 25, tmp_path / 'kept').clip(2)
-    assert (tmp_path / 'kept' / '00002.mp4').read_bytes() == data
+
+
+def test_kept_videos_that_are_damaged_are_written_again(saved):
+    source, folder = saved
+    path = folder / '00001.mp4'
+    good = path.read_bytes()
+    visualize.write_video(folder / 'short.mp4', source.clip(1)[:-1], 25, 15)
+    short = (folder / 'short.mp4').read_bytes()
+    (folder / 'short.mp4').unlink()
+    for bad in (b'', good[:300], good[: len(good) * 3 // 4], short):
+        path.write_bytes(bad)
+        assert clips.save_clips(source, folder, 15, 25) == {}
+        assert path.read_bytes() == good
 
 
 class Given:
     """Clips from a list, strings are failures."""
 
-    identity, size = {'source': 'given'}, 32
+    identity, size, frames = {'source': 'given'}, 32, 3
 
     def __init__(self, items):
         self.items = items
 
     def __len__(self):
         return len(self.items)
+
+    def name(self, i):
+        return f'item {i}'
+
+    def group(self, i):
+        return i // 2
 
     def clip(self, i):
         if isinstance(self.items[i], str):
@@ -311,10 +357,10 @@ class Given:
 
 def test_saving_counts_failures(tmp_path):
     clip = np.full((3, 32, 32, 3), 90, np.uint8)
-    source = Given([clip, 'item 1: broken', clip])
-    assert clips.save_clips(source, tmp_path, 15, 25) == {1: 'item 1: broken'}
+    source = Given([clip, 'broken', clip])
+    assert clips.save_clips(source, tmp_path, 15, 25) == {1: 'broken'}
     assert not (tmp_path / '00001.mp4').exists() and (tmp_path / '00002.mp4').exists()
-    with pytest.raises(ClipError, match='item 1: broken'):
+    with pytest.raises(ClipError, match='broken'):
         clips.Encoded(source, 15, 25).clip(1)
 
 
@@ -339,7 +385,8 @@ def test_controls():
     assert same(shuffled.clip(2), clips.Shuffled(source, 0).clip(2))
     two = clips.Shuffled(Given([clip[:2]] * 20), 0)
     assert all(same(two.clip(i), clip[[1, 0]]) for i in range(20))
-    for control in (static, shuffled):
+    for control in (static, shuffled, clips.Encoded(source, 15, 25)):
+        assert control.name(3) == 'item 3' and control.group(3) == 1 and control.frames == 3
         with pytest.raises(ClipError, match='no'):
             control.clip(1)
     assert len({digest(s) for s in (source, static, shuffled, clips.Shuffled(source, 1))}) == 4

@@ -1,14 +1,19 @@
 """Clips of a folder: windows, kinds of files, failures with their names."""
 
+import errno
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from dnnlib.util import UserError
+from dnnlib.video import SystemTrouble
 from metrics import clips
 from metrics.clip_source import ClipError
 from metrics.digests import json_digest
+from tests.conftest import CLIPS, FRAMES
 from training import visualize
+from training.dataset import VideoDataset
 
 T = 4
 
@@ -48,7 +53,7 @@ def test_folder_of_fakes(mixed):
             assert clip.shape == (T, 32, 32, 3)
             outcomes.append((clip[..., 0].mean((1, 2)) / 8).round().astype(int).tolist())
         except ClipError as err:
-            outcomes.append(str(err))
+            outcomes.append(f'{source.name(i)}: {err}')
     assert outcomes == [
         [1, 2, 3, 4],
         [2, 3, 4, 5],
@@ -80,25 +85,45 @@ def test_folder_of_real_clips(mixed, tmp_path):
         except ClipError:
             failures += 1
     assert failures == 15 and len(set(starts)) > 5
-    good = next(i for i in range(9) if source.paths[clips.nth_clip(1, 9, i)[0]].name.startswith('a'))
+    good = next(i for i in range(9) if source.name(i).startswith('a'))
     assert np.array_equal(clips.FolderClips(mixed, T, seed=1).clip(good), source.clip(good))
     kinds = [clips.FolderClips(mixed, T), clips.FolderClips(mixed, 5), clips.FolderClips(mixed, T, seed=2)]
     assert len({json_digest(s.identity) for s in [source, *kinds]}) == 4
 
 
-def test_windows_of_videos_are_uniform(monkeypatch, tmp_path):
-    visualize.write_video(tmp_path / 'a.mp4', smooth(4))
-    source = clips.FolderClips(tmp_path, 2, seed=0)
-    frames = [(np.full((32, 32, 3), k, np.uint8), 25.0) for k in range(6)]
+def test_windows_are_those_of_the_data_set(clip_files, data, tmp_path):
+    """A folder of the pictures of a data set, or of lossless-as-can-be videos, gives the same windows."""
+    dataset = VideoDataset.Config(path=data).build()
+    for name, content in clip_files.items():
+        (tmp_path / 'p' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'p' / name).write_bytes(content)
+    (tmp_path / 'v').mkdir()
+    for k in range(CLIPS):
+        frames = dataset.clip_frames(k, range(FRAMES)).permute(0, 2, 3, 1).numpy()
+        visualize.write_video(tmp_path / 'v' / f'{k}.mp4', frames, crf=1)
+    ours = clips.DatasetClips(dataset, T, 5, 3 * CLIPS)
+    pictures, videos = (clips.FolderClips(tmp_path / kind, T, 5, 3 * CLIPS) for kind in 'pv')
+    for i in range(len(ours)):
+        clip = ours.clip(i)
+        assert ours.group(i) == pictures.group(i) == videos.group(i)
+        assert np.array_equal(pictures.clip(i), clip)
+        assert np.abs(videos.clip(i).astype(int) - clip).mean() < 4
+    assert pictures.folder.fps == 25.0 and videos.folder.fps is None
 
-    def decode(path):
-        yield from frames
 
-    monkeypatch.setattr('metrics.folder_clips.video_frames', decode)
-    rng = np.random.default_rng(0)
-    starts = [int(source._video(tmp_path / 'a.mp4', rng)[0, 0, 0, 0]) for _ in range(1000)]
-    counts = np.bincount(starts, minlength=5)
-    assert len(counts) == 5 and ((counts - 200) ** 2 / 200).sum() < 18.5  # 4 degrees of freedom, p = 0.001
+def test_trouble_of_the_machine_is_no_failure_of_a_clip(mixed, monkeypatch):
+    source = clips.FolderClips(mixed, T)
+
+    def fail(*args, **options):
+        raise OSError(errno.EMFILE, 'Too many open files')
+
+    monkeypatch.setattr('subprocess.Popen', fail)
+    monkeypatch.setattr('pathlib.Path.read_bytes', fail)
+    for i in (0, 8):
+        with pytest.raises(SystemTrouble, match='Too many open files'):
+            source.clip(i)
+    with pytest.raises(SystemTrouble, match='Too many open files'):
+        clips.FolderClips(mixed, T)
 
 
 def test_folders_that_cannot_be_used(tmp_path):

@@ -1,10 +1,13 @@
 """Decoding of videos: every frame once, the right colours, errors as one sentence; finding clips."""
 
+import errno
+
 import numpy as np
 import pytest
 
 from dnnlib.util import UserError
-from dnnlib.video import VideoError, find_clips, natural, video_frames
+from dnnlib.video import SystemTrouble, VideoError, find_clips, natural, video_frames
+from preprocessing import packing
 from training.visualize import write_video
 
 
@@ -68,3 +71,45 @@ def test_clips_of_a_folder(tmp_path):
     names = {p.relative_to(tmp_path).as_posix() for p in find_clips(tmp_path)}
     assert names == {'b/c/x.MP4', 'b/f', 'y.webm'}
     assert sorted(['f10', 'f9', 'a2'], key=natural) == ['a2', 'f9', 'f10']
+
+
+def fake_decoder(folder, monkeypatch, script):
+    """Puts a shell script in the place of ffmpeg."""
+    path = folder / 'decoder'
+    path.write_text(f'#!/bin/sh\n{script}\n')
+    path.chmod(0o755)
+    monkeypatch.setattr('imageio_ffmpeg.get_ffmpeg_exe', lambda: str(path))
+
+
+@pytest.mark.parametrize(
+    ('script', 'reason'),
+    [
+        ('kill -9 $$', 'killed by signal 9'),
+        ('echo "Error opening input: Cannot allocate memory" >&2; exit 244', 'Cannot allocate memory'),
+        ('printf "P6\\n1 1\\n255\\nabc"; echo "Too many open files" >&2; exit 1', 'Too many open files'),
+    ],
+)
+def test_trouble_of_the_machine_is_not_the_fault_of_a_video(video, tmp_path, monkeypatch, script, reason):
+    fake_decoder(tmp_path, monkeypatch, script)
+    with pytest.raises(SystemTrouble, match=reason) as error:
+        list(video_frames(video))
+    assert str(video) in str(error.value) and not isinstance(error.value, VideoError)
+
+
+@pytest.mark.parametrize('number', [errno.EMFILE, errno.EAGAIN, errno.EIO, errno.ENOMEM])
+def test_errors_of_the_system_are_not_the_fault_of_a_video(video, monkeypatch, number):
+    def fail(*args, **options):
+        raise OSError(number, 'no')
+
+    monkeypatch.setattr('subprocess.Popen', fail)
+    with pytest.raises(SystemTrouble, match='a.mp4'):
+        list(video_frames(video))
+
+
+def test_packing_stops_instead_of_leaving_a_clip_out(video, tmp_path, monkeypatch):
+    fake_decoder(tmp_path, monkeypatch, 'kill -9 $$')
+    with pytest.raises(SystemTrouble, match='a.mp4: the decoder was killed'):
+        packing.convert(
+            packing.RawClip('a.mp4', video, [[0.0] * 25] * 7),
+            packing.PackOptions(resolution=32, format='png'),
+        )
