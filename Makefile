@@ -52,10 +52,10 @@ demo: $(STAMP)  ## data, training (stopped and resumed once), videos, a contact 
 	@echo '  $(DEMO)/mesh/seed0002-0000.glb        the mesh of one moment'
 	@echo "  $$(ls -d $(DEMO)/runs/*/ | tail -n 1)  the run: log.txt, sample pictures, snapshots"
 
-METRICS := fvd32_16f_lite0,fid32_lite0,kid32_lite0,id32_sface,cd32,we32,motion32,flicker32,depthvar32,geometry32
+METRICS := fvd32_16f_lite0,fid32_lite0,kid32_lite0,id32_sface,cd32,we32,motion32,expression32,flicker32,depthvar32,geometry32
 
 metrics: $(STAMP)  ## measure the network of the demo, which must have been made, with all that needs no download
-	$(PY) calc_metrics.py --network $(LATEST) --data $(DATA) --metrics $(METRICS) --control static --control shuffled --control flat
+	$(PY) calc_metrics.py --network $(LATEST) --data $(DATA) --metrics $(METRICS) --control frozen --control shuffled --control flat
 	$(PY) calc_metrics.py --plot $$(dirname $(LATEST))
 
 test: $(STAMP)  ## run all tests

@@ -19,6 +19,7 @@ from metrics.metric_names import FRAMES, METRICS, VIDEOS, parse_metrics
 from metrics.plotting import plot_run
 from metrics.results import append_results, describe
 from metrics.subjects import Subject, folder_subject, network_subject, views_subject
+from metrics.views import save_views
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import build_network, read_snapshot
 from torch_utils.kernel_build import cache_folder
@@ -35,7 +36,8 @@ Metrics, their number of videos (and frames) part of the name:
   id           identity similarity over two times x yaw {0, 30} degrees; 1000 videos, id64 takes 64
   cd           Chamfer distance of the point clouds of these views
   we           warping error between these views
-  motion       optical flow: a frozen head must not win
+  motion       optical flow of heads and camera
+  expression   the same before a camera that stands still: a frozen face must not win; needs --network
   flicker      change over time that is no motion
   depthvar     depth variance: a flat head must not win
   geometry     error of depth and normals against truth, for data of `dataset_tool.py synth`
@@ -219,7 +221,8 @@ def save(flags: dict[str, Any], subject: Subject, requests: Sequence[Request]) -
     if flags['save_views']:
         count = max((r.count or VIDEOS for r in requests if r not in clips), default=VIDEOS)
         with _bar(count, 'saving views') as bar:
-            failures |= subject.save_views(Path(flags['save_views']), count, bar.update)
+            source, protocol = subject.views(count), flags['protocol']
+            failures |= save_views(source, flags['save_views'], bar.update, subject.bin_size, protocol)
     for item, reason in sorted(failures.items()):
         dist.print0(f'not saved, item {item}: {reason}')
 

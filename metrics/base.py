@@ -93,7 +93,7 @@ class Sample(NamedTuple):
         found: dict[str, list[str]] = {}
         for record in self.records:
             if isinstance(record, str):
-                video, _, reason = record.rpartition(': ')
+                video, _, reason = record.partition(': ')
                 found.setdefault(reason, []).append(video)
         return found
 

@@ -113,9 +113,8 @@ class Metrics:
 
     def __init__(self, requests: Sequence[Request], settings: Settings) -> None:
         self.requests, self.settings = requests, settings
-        stages = {METRICS[r.metric].stage for r in requests}
         for name in settings.controls:
-            if CONTROLS[name].stage not in stages:
+            if not any(_applies(name, METRICS[r.metric]) for r in requests):
                 raise UserError(
                     f'--control {name} changes nothing that the metrics asked for look at; leave it out'
                 )
@@ -158,7 +157,7 @@ class Metrics:
         samples = self._samples(jobs)
         results = None
         if dist.is_leader():  # the others would do the same
-            results = [self._result(context, samples) for context in contexts]
+            results = [self._result(context, samples, subject.encodes) for context in contexts]
         return dist.broadcast_object(results)
 
     def _load(self, name: str, kind: str) -> Detector:
@@ -198,13 +197,11 @@ class Metrics:
         for context, feature in zip(contexts, features, strict=True):
             request, metric = context.request, METRICS[context.request.metric]
             sides = ['', *(c for c in self.settings.controls if _applies(c, metric))]
-            if metric.stage == 'clips' and subject.reals is not None:
+            if metric.stage == 'clips' and subject.reals is not None and not metric.held:
                 sides.append('real')
             for side in sides:
-                held = metric.held and not side and subject.held is not None
-                items = source(
-                    side or ('held' if held else 'fake'), metric.stage, request.frames, self._most()
-                )
+                kind = side or ('held' if metric.held else 'fake')
+                items = source(kind, metric.stage, request.frames, self._most())
                 label = 'real' if side == 'real' else 'generated'
                 jobs.append(_Job(side, context, feature, items, _available(request, len(items), label)))
         return jobs
@@ -239,12 +236,12 @@ class Metrics:
                 samples[job.side, job.context.request.name] = Sample(found, group)
         return samples
 
-    def _result(self, context: Context, samples: Mapping[tuple[str, str], Sample]) -> Result:
+    def _result(self, context: Context, samples: Mapping[tuple[str, str], Sample], encodes: bool) -> Result:
         request, name = context.request, context.request.name
         fakes, reals = samples['', name], samples.get(('real', name), Sample([], []))
         controls = {c: samples[c, name] for c in self.settings.controls if (c, name) in samples}
         return Result(
-            name=reported_name(request, self.settings),
+            name=reported_name(request, self.settings, encodes),
             request=request,
             outcome=_reduce(context, fakes, reals),
             count=len(fakes.good_groups()),
@@ -262,6 +259,7 @@ def _file_of(detector: Detector | None) -> DetectorFile | None:
 
 
 def _reduce(context: Context, fakes: Sample, reals: Sample) -> Outcome:
+    """Computes the value, nan where too few videos are left."""
     metric = METRICS[context.request.metric]
     sides = [fakes, reals] if metric.comparing else [fakes]
     if min(len(side.good_groups()) for side in sides) < metric.least_videos:
@@ -284,8 +282,8 @@ def _source(subject: Subject, seed: int, side: str, stage: str, frames: int, cou
 
 
 def _applies(control: str, metric: Metric) -> bool:
-    """Tells whether a control says anything of a metric; if the camera stands still, frozen is static."""
-    return CONTROLS[control].stage == metric.stage and not (metric.held and control == 'frozen')
+    """Tells whether a control says anything of a metric; those of videos move the camera."""
+    return CONTROLS[control].stage == metric.stage and not metric.held
 
 
 def _check_sources(request: Request, subject: Subject) -> None:
@@ -294,6 +292,8 @@ def _check_sources(request: Request, subject: Subject) -> None:
         raise UserError(f'{request.name} needs depth and several views: give --network, or --views DIR')
     if metric.stage == 'clips' and subject.fakes is None:
         raise UserError(f'{request.name} needs videos: give --network, or --fake DIR')
+    if metric.held and subject.held is None:
+        raise UserError(f'{request.name} needs generated videos whose camera stands still: give --network')
     if metric.comparing and subject.reals is None:
         raise UserError(f'{request.name} compares with real videos: give --data, or --real DIR')
     if metric.comparing and subject.real_clips < request.count:

@@ -63,12 +63,19 @@ def _parse(name: str) -> Request:
     )
 
 
-def reported_name(request: Request, settings: Settings) -> str:
-    """Returns the name of a value in files and plots: the asked one, and what is not as usual."""
+def reported_name(request: Request, settings: Settings, encodes: bool = True) -> str:
+    """Returns the name of a value in files and plots: the asked one, and what is not as usual.
+
+    Args:
+        request: the metric.
+        settings: it is computed with.
+        encodes: whether the codec of the settings makes a difference; none to videos that are files.
+    """
     parts = [request.name]
-    if METRICS[request.metric].stage == 'clips' and settings.codec == 'none':
+    clips = METRICS[request.metric].stage == 'clips' and encodes
+    if clips and settings.codec == 'none':
         parts.append('nocodec')
-    elif METRICS[request.metric].stage == 'clips' and settings.crf != Settings.crf:
+    elif clips and settings.crf != Settings.crf:
         parts.append(f'crf{settings.crf}')
     if settings.protocol != 'paper':
         parts.append(settings.protocol)

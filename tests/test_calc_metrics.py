@@ -60,14 +60,14 @@ def test_snapshot_and_folder_agree(network, data, tmp_path):
         tmp_path, '--network', network, '--data', data, '--metrics', VIDEO, '--save-videos', tmp_path / 'v'
     )
     ours = {name: line(out, name) for name in VIDEO.split(',')}
-    assert len(list((tmp_path / 'v').glob('*.mp4'))) == 3
+    assert len(list((tmp_path / 'v/T4').glob('*.mp4'))) == 3
     assert ours['motion3_4f']['snapshot'] == 'snapshot.pkl' and ours['motion3_4f']['kimg'] == 2.0
     assert ours['motion3_4f']['real_clips'] == CLIPS and ours['motion3_4f']['real_videos'] == 3
-    out = run(tmp_path, '--fake', tmp_path / 'v', '--metrics', VIDEO)
+    out = run(tmp_path, '--fake', tmp_path / 'v/T4', '--metrics', VIDEO)
     for name, value in ours.items():
         assert line(out, name)['value'] == value['value']
         assert line(out, name)['standard_error'] == value['standard_error']
-    assert cli('--fake', tmp_path / 'v', '--metrics', 'motion9_4f').err == (
+    assert cli('--fake', tmp_path / 'v/T4', '--metrics', 'motion9_4f').err == (
         'error: motion9_4f: there are only 3 generated videos; give more, or ask for at most 3\n'
     )
 
@@ -139,7 +139,7 @@ def test_train_measures(data, tmp_path, monkeypatch):
     )
     refused = small_runs.cli(*common, '--metrics', 'motion3_4f,psnr')
     assert refused.code == 1 and "'psnr' is no metric" in refused.err
-    assert not list((tmp_path / 'runs').iterdir())
+    assert not (tmp_path / 'runs').exists()
     done = small_runs.cli(*common, '--metrics', 'motion3_4f', '--snap', 1)
     assert done.code == 0 and 'motion3_4f' in done.out
     (run_dir,) = (tmp_path / 'runs').iterdir()
@@ -202,7 +202,9 @@ def test_no_value_is_an_error(tmp_path):
         '--fake', tmp_path / 'v', '--metrics', 'motion_5f', '--outdir', tmp_path, '--cache', tmp_path
     )
     assert result.code == 1 and 'no value' in result.out
-    assert result.err.endswith('error: no value for motion_5f: every video failed, for the reasons above\n')
+    assert result.err.endswith(
+        'error: no value for motion_5f: too few videos are left, see the failures above\n'
+    )
 
 
 def test_mistakes(network, data, tmp_path, monkeypatch):
@@ -214,10 +216,13 @@ def test_mistakes(network, data, tmp_path, monkeypatch):
         (('--metrics', 'cd', '--network', network), '--network needs --data'),
         (('--metrics', 'cd', '--network', tmp_path / 'x.pkl', '--data', data), 'x.pkl'),
         (('--metrics', 'cd', '--network', network, '--data', tmp_path / 'x.zip'), 'x.zip: no such file'),
-        (('--metrics', 'cd', '--fake', tmp_path), 'cd needs depth and several views: give --network'),
+        (('--metrics', 'cd', '--fake', tmp_path), 'holds no videos'),
+        (('--metrics', 'cd', '--network', network, '--real', tmp_path), '--real does not go with --network'),
+        (('--metrics', 'cd', '--fake', tmp_path, '--save-views', tmp_path), '--save-views does not go with'),
+        (('--metrics', 'cd', '--fake', tmp_path, '--control', 'static'), '--control static changes nothing'),
         (('--metrics', 'motion', '--fake', tmp_path / 'none'), 'none is not a folder'),
         (('--metrics', 'fvd4_9f_nothing', '--fake', tmp_path), "there is no detector 'nothing'"),
-        (('--metrics', 'cd', '--detector-file', 'i3d'), 'NAME=FILE'),
+        (('--metrics', 'cd', '--network', network, '--data', data, '--detector-file', 'i3d'), 'NAME=FILE'),
         (
             ('--metrics', 'fvd4_9f', '--fake', tmp_path, '--detector-file', f'i3d={tmp_path}/x'),
             'no such file',
@@ -253,5 +258,5 @@ def test_curves(tmp_path):
         (400_000, 60.0),
     ]
     (tmp_path / 'metric-cd.jsonl').write_text('{"kimg": 1, "val')
-    with pytest.raises(UserError, match='metric-cd.jsonl: line 1 is not JSON'):
+    with pytest.raises(UserError, match='metric-cd.jsonl: line 1 is no JSON object'):
         read_curves(tmp_path)
