@@ -24,7 +24,6 @@ class ClipSource(Protocol):
     """Clips by number."""
 
     size: int  # pixels of a side
-    frames: int  # of each clip
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, atomic_write, file_sha256
 from dnnlib.video import SystemTrouble, VideoError, video_frames
 from metrics import shooting
 from metrics.clip_source import (
@@ -194,7 +194,7 @@ class _Changed:
     """The clips of another source, changed one by one."""
 
     def __init__(self, source: ClipSource) -> None:
-        self.source, self.size, self.frames = source, source.size, source.frames
+        self.source, self.size = source, source.size
 
     def __len__(self) -> int:
         return len(self.source)
@@ -283,6 +283,8 @@ def save_clips(
 ) -> dict[int, str]:
     """Writes the clips of a source as NUMBER.mp4, those that are not there whole; processes share the work.
 
+    NUMBER.sha256 beside each tells whether it still is what was written.
+
     Args:
         source: of clips.
         folder: made when missing; a file in it says what the videos are.
@@ -300,10 +302,12 @@ def save_clips(
     claim_folder(folder, 'clips.json', {'clips': source.identity, 'crf': crf, 'fps': fps})
     for i in range(len(source)):
         if i // CHUNK % dist.world_size() == dist.rank():
-            path = folder / f'{i:05d}.mp4'
+            path, note = folder / f'{i:05d}.mp4', folder / f'{i:05d}.sha256'
             try:
-                if not _is_whole(path, source):
+                if not _is_whole(path, note):
                     visualize.write_video(path, source.clip(i), fps, crf)
+                    with atomic_write(note, 'w') as file:
+                        file.write(_checksum_line(path))
             except ClipError as err:
                 path.unlink(missing_ok=True)
                 failures[i] = str(err)
@@ -311,10 +315,13 @@ def save_clips(
     return {i: reason for part in dist.gather_objects(failures) for i, reason in part.items()}
 
 
-def _is_whole(path: Path, source: ClipSource) -> bool:
-    """Tells whether a video is there and has all its frames; other files of that name are written again."""
-    side = source.size + source.size % 2
+def _is_whole(path: Path, note: Path) -> bool:
+    """Tells whether a video is there and as it was written; others of that name are written again."""
     try:
-        return [p.shape for p, _ in video_frames(path)] == [(side, side, 3)] * source.frames
-    except VideoError:
+        return note.read_text() == _checksum_line(path)
+    except (FileNotFoundError, UnicodeDecodeError):
         return False
+
+
+def _checksum_line(path: Path) -> str:
+    return f'{file_sha256(path)}  {path.name}\n'  # as `sha256sum -c` reads it
