@@ -35,9 +35,9 @@ def append_results(
     revision, paths = git_revision(_ROOT), []
     for result in results:
         path = Path(folder, f'metric-{result.name}.jsonl')
-        append_json_line(
-            path, _line(result, settings, revision) | dict(facts) | {'seconds': round(seconds, 1)}
-        )
+        coded = METRICS[result.request.metric].stage == 'clips'  # views never were
+        known = {key: value for key, value in facts.items() if coded or key not in ('codec', 'crf', 'fps')}
+        append_json_line(path, _line(result, settings, revision) | known | {'seconds': round(seconds, 1)})
         paths.append(path)
     return paths
 

@@ -14,7 +14,8 @@ from metrics import views
 from metrics.base import Settings
 from metrics.consistency import chamfer_distance
 from metrics.digests import json_digest
-from metrics.metric_main import Metrics, parse_metrics
+from metrics.metric_main import Metrics
+from metrics.metric_names import parse_metrics
 from metrics.subjects import folder_subject, network_subject, views_subject
 from training.dataset import VideoDataset
 from training.visualize import write_video
