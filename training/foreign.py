@@ -7,6 +7,7 @@ listed: nothing is left out silently. No code of a file is ever run.
 import dataclasses
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from training.networks.released_names import (
     EG3D_NETWORKS,
     MODEL_EXTRAS,
     PREFIXES,
+    SR_FILTER,
     convert_released,
     filter_names,
     to_released,
@@ -44,6 +46,8 @@ _COUNTERS = (
 )
 _EMBED = 'backbone.mapping.embed.weight'
 _EG3D_NEEDED = (_EMBED, 'backbone.mapping.w_avg', 'decoder.net.2.bias')
+_ZIP, _PICKLE = b'PK', b'\x80'  # first bytes of files
+_PEEK = 2**16  # bytes of a pickle in which our header and meta data lie
 _MAX_NAMED = 20  # tensors of a kind named in a message
 
 Overrides = list[tuple[str, str]]  # (path in the generator's config, value as text)
@@ -64,19 +68,31 @@ class Foreign:
 
 def is_foreign(path: str | Path) -> bool:
     """Tells whether a file is a pickle, or a torch.save zip that is not one of ours."""
+    if not _head(path).startswith(_ZIP):
+        return _head(path).startswith(_PICKLE)
+    pickled = _pickle_head(path)
+    return bool(pickled) and b'pv3d-' not in pickled[:256]  # our header comes first
+
+
+def _head(path: str | Path) -> bytes:
     try:
         with open(path, 'rb') as file:
-            head = file.read(2)
-        if head != b'PK':
-            return head[:1] == b'\x80'
+            return file.read(2)
+    except OSError:
+        return b''
+
+
+def _pickle_head(path: str | Path) -> bytes:
+    """Returns the beginning of the pickle in a torch.save zip; nothing if it is none, or damaged."""
+    try:
         with zipfile.ZipFile(path) as archive:
             pickles = [n for n in archive.namelist() if n.endswith('/data.pkl')]
             if len(pickles) != 1:
-                return False
+                return b''
             with archive.open(pickles[0]) as file:
-                return b'pv3d-' not in file.read(256)  # our header comes first
-    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
-        return False
+                return file.read(_PEEK)
+    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, EOFError):
+        return b''
 
 
 def open_snapshot(path: str | Path) -> Snapshot:
@@ -89,14 +105,23 @@ def open_snapshot(path: str | Path) -> Snapshot:
 
 
 def trained_with(path: str | Path) -> Overrides:
-    """Returns options of a run that follow the foreign checkpoint it starts from; none for our snapshots."""
-    if not is_foreign(path):
+    """Returns options that a run takes from the foreign checkpoint, converted or not, that it starts from."""
+    kind = _kind(path)
+    if kind is None:
         return []
     found = [('generator.plane_axes', 'released')]
-    with open(path, 'rb') as file:
-        is_zip = file.read(2) == b'PK'
     # EG3D has no motion layers: those of the run fade in through a trained weight that starts at 0
-    return found if is_zip else [*found, ('generator.motion.learned_weight', 'true')]
+    return [*found, ('generator.motion.learned_weight', 'true')] if kind == EG3D else found
+
+
+def _kind(path: str | Path) -> str | None:
+    """Returns PV3D or EG3D; None for a snapshot that was trained here, and for what is none."""
+    head = _head(path)
+    if is_foreign(path):
+        return PV3D if head.startswith(_ZIP) else EG3D
+    if not head.startswith(_ZIP):
+        return None
+    return read_snapshot(path).meta.get('source_format') if b'source_format' in _pickle_head(path) else None
 
 
 def open_foreign(path: str | Path, overrides: Overrides | None = None) -> Foreign:
@@ -235,12 +260,12 @@ def mismatch(table: str, config: Any, state: Mapping[str, Tensor]) -> str:
     except (ValueError, RuntimeError) as err:
         return f'its shapes ask for a network that cannot be built ({err})'
     expected = {to_released(table, name): tuple(tensor.shape) for name, tensor in own.items()}
-    filters = filter_names(table, expected)
+    filters = filter_names(table, expected, config.resolution)
     given = {n: tuple(t.shape) for n, t in state.items()}
     ours = make_filter()
     found = {
-        'missing': [n for n in [*expected, *sorted(filters)] if n not in given],
-        'unexpected': [n for n in given if n not in expected and n not in filters],
+        'missing': [n for n in [*expected, *sorted(filters - {SR_FILTER})] if n not in given],
+        'unexpected': [n for n in given if n not in expected and n not in filters and n != SR_FILTER],
         'misshapen': [
             f'{n} {list(given[n])} instead of {list(shape)}'
             for n, shape in expected.items()
@@ -248,7 +273,7 @@ def mismatch(table: str, config: Any, state: Mapping[str, Tensor]) -> str:
         ],
         'no low-pass filter [1, 3, 3, 1]': [
             n
-            for n in sorted(filters & set(given))
+            for n in sorted({*filters, SR_FILTER} & set(given))
             if given[n] != ours.shape or not torch.allclose(state[n].float(), ours, atol=1e-6)
         ],
         'not floating-point': [n for n in given if not state[n].is_floating_point()],

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ def released_model(snapshot: Snapshot) -> dict[str, Tensor]:
                 f'{snapshot.path}: the released D_video sees cameras and times, this one does not'
             )
         state = {to_released(table, n): t for n, t in snapshot.networks[name]['state'].items()}
-        state |= {n: make_filter() for n in filter_names(table, state)}
+        state |= {n: make_filter() for n in filter_names(table, state, config.resolution)}
         model |= {prefix + n: t for n, t in state.items()}
     return model
 
@@ -157,20 +156,21 @@ def _moments(source: Path, name: str, foreign: Foreign) -> dict[str, dict[str, T
     state = saved.get('state') if isinstance(saved, dict) else None
     if not isinstance(groups, list) or not isinstance(state, dict):
         raise UserError(f'{source}: the optimizer of {name} is missing; leave --optimizer out')
-    order = [i for g in groups if isinstance(g, dict) for i in g.get('params', ())]
+    lists = [g.get('params') for g in groups if isinstance(g, dict)]
+    order = [i for group in lists if isinstance(group, list) for i in group if type(i) is int]
     names = foreign.parameters[name]
     if len(order) != len(names) or set(state) - set(order):
         raise UserError(
-            f'{source}: the optimizer of {name} has {len(order)} parameters, the network {len(names)}, so that '
-            'nobody can say which is which; leave --optimizer out'
+            f'{source}: the optimizer of {name} has {len(order)} parameters, the network {len(names)}, '
+            'so that nobody can say which is which; leave --optimizer out'
         )
     by_index = dict(zip(order, names, strict=True))
     found = {}
     for index, entry in state.items():
-        if not isinstance(entry, dict) or not {'step', 'exp_avg', 'exp_avg_sq'} <= set(entry):
+        if not isinstance(entry, dict) or not isinstance(entry.get('step'), (int, float, Tensor)):
             raise UserError(f'{source}: the optimizer of {name} is not Adam; leave --optimizer out')
         step = torch.as_tensor(entry['step'], dtype=torch.float32)
-        found[by_index[index]] = {'step': step, **{k: entry[k] for k in ('exp_avg', 'exp_avg_sq')}}
+        found[by_index[index]] = {'step': step, **{k: entry.get(k) for k in ('exp_avg', 'exp_avg_sq')}}
     return found
 
 

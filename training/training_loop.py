@@ -29,9 +29,11 @@ from training.batching import (
 )
 from training.config import TrainConfig
 from training.dataset import VideoDataset, batches
+from training.foreign import EG3D, open_snapshot
 from training.loss import Networks, RealBatch
 from training.networks import NETWORK_CLASSES
 from training.reporting import Reporter
+from training.warm_start import warm_start
 
 Evaluate = Callable[[nn.Module, float], dict[str, float]]  # (G_ema, kimg) -> metrics, called on every rank
 _MAX_NAMED = 3  # tensors named in a message
@@ -284,8 +286,11 @@ class Trainer:
             if not self.finished:
                 dist.print0(f'continuing {self.run_dir} at {self.progress.cur_nimg} clips')
         elif self.config.resume is not None:
-            snapshot = checkpoint.read_snapshot(self.config.resume)
-            self._load(snapshot)
+            snapshot = open_snapshot(self.config.resume)
+            if snapshot.meta.get('source_format') == EG3D:
+                dist.print0('\n'.join(warm_start(snapshot, self._modules())))
+            else:
+                self._load(snapshot)
             self._warn_of_differences(snapshot)
             seen = snapshot.meta.get('schedule_nimg', 0)
             if not isinstance(seen, int) or seen < 0:

@@ -36,6 +36,8 @@ EG3D_NETWORKS = {'G': 'G', 'D': 'D_image', 'G_ema': 'G_ema'}
 EG3D_EXTRAS = ('dataset_label_std',)
 
 _FILTER = 'resample_filter'
+# of the super-resolution that doubles 64 to 128; the one for 512 has none, that for 256 may
+SR_FILTER, _SR_FILTER_RESOLUTION = f'superresolution.{_FILTER}', 128
 _BLOCK = re.compile(r'^((?:.*\.)?(?:b\d+|block\d))\.')
 
 
@@ -61,13 +63,20 @@ def convert_released(network: str, state: dict[str, Tensor]) -> dict[str, Tensor
     return {name: tensor for name, tensor in renamed if name is not None}
 
 
-def filter_names(network: str, names: Iterable[str]) -> set[str]:
+def filter_names(network: str, names: Iterable[str], resolution: int) -> set[str]:
     """Returns the names of all constant filters in the released state of `network`.
 
-    names: the released names of everything else. Each convolution has one (in G those with noise, not the
-    skip outputs), each block that resamples its skip, and the discriminators as a whole.
+    Each convolution has one (in G those with noise, not the skip outputs), each block that resamples its
+    skip, the discriminators as a whole, and the super-resolution to 128.
+
+    Args:
+        network: G, D_image or D_video.
+        names: the released names of everything else.
+        resolution: pixels along a side of the picture.
     """
-    found = set() if network == 'G' else {_FILTER}
+    found = {SR_FILTER} if resolution == _SR_FILTER_RESOLUTION else set()
+    if network != 'G':
+        found = {_FILTER}
     for name in names:
         block = _BLOCK.match(name)
         if block and (network == 'G' or block[1] != 'b4'):
