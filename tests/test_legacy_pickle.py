@@ -109,7 +109,7 @@ def hostile(tmp_path):
     yield Calls(subprocess.Popen, ['touch', str(tmp_path / 'ran')]), 'subprocess.Popen'
     yield Calls(torch.load, 'x'), 'torch.serialization.load'
     yield Calls(torch.hub.load, 'x', 'y'), 'torch.hub.load'
-    yield Calls(int, '1' * 9), 'builtins.int'
+    yield Calls(float, '1' * 9), 'builtins.float'
     yield Calls(list, ('a',)), 'builtins.list'
     yield Calls(pickle.loads, b'x'), 'loads'
 
@@ -119,9 +119,9 @@ def test_calls_are_refused(tmp_path, protocol):
     for value, name in hostile(tmp_path):
         for content in (value, {'state': [1, value]}):
             data = pickle.dumps(content, protocol=protocol)
-            known = name.replace('builtins', '(?:builtins|__builtin__)')
+            function = name.split('.')[-1]  # modules have other names in old protocols
             with pytest.raises(
-                RefusedError, match=rf'(?:asks for|calls) \S*{known}, which is not plain data'
+                RefusedError, match=rf'(?:asks for|calls) \S+\.{function}, which is not plain data'
             ):
                 read_bytes(data)
     assert not (tmp_path / 'ran').exists()
@@ -136,7 +136,9 @@ def test_hostile_files_are_refused_with_a_sentence(tmp_path):
             with pytest.raises(CheckpointError) as info:
                 read_foreign(file)
             text = str(info.value)
-            assert text.startswith(f'{file}: refused, it ') and name in text and '\n' not in text
+            assert (
+                text.startswith(f'{file}: refused, it ') and name.split('.')[-1] in text and '\n' not in text
+            )
             assert text.endswith('nothing in it was executed')
     assert not (tmp_path / 'ran').exists()
 

@@ -53,6 +53,7 @@ _MENTIONED = {
     *('typing.Any', 'torch.float32', 'torch.float16', 'torch.bfloat16', 'torch.float64', 'torch.int64'),
     *(f'{m}.{n}' for m in ('builtins', '__builtin__') for n in ('int', 'float', 'str', 'bool', 'bytes')),
     *(f'{m}.{n}' for m in ('builtins', '__builtin__') for n in ('dict', 'list', 'tuple')),
+    *('__builtin__.long', '__builtin__.unicode'),  # int and str, as torch.save names them
 }
 
 
