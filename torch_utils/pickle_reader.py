@@ -101,9 +101,12 @@ def read_pickle(stream: io.BytesIO, vocabulary: Vocabulary, budget: Budget) -> A
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as err:
         first = (str(err).splitlines() or [''])[0]
         raise RefusedError(f'it is damaged ({type(err).__name__}: {ascii(first)[:80]})') from err
-    value = machine.result()
-    check_depth(value)
-    return value
+    finally:
+        left = machine.close()
+    if len(left) != 1 or left[0] is _MARK:
+        raise RefusedError('it is damaged (its end leaves no single value)')
+    check_depth(left[0])
+    return left[0]
 
 
 def check_depth(value: Any) -> None:
@@ -197,11 +200,13 @@ class _Machine:
         else:  # INST, the registry of extensions, buffers from outside the file
             raise RefusedError(f'it uses the instruction {opcode}, which no such file needs')
 
-    def result(self) -> Any:
-        """Returns the only thing left on the stack."""
-        if len(self.stack) != 1 or self.stack[0] is _MARK:
-            raise RefusedError('it is damaged (its end leaves no single value)')
-        return self.stack[0]
+    def close(self) -> list[Any]:
+        """Returns what is left on the stack, and lets go of everything else at once."""
+        left, self.stack = self.stack, []
+        self.memo.clear()
+        self.actions.clear()  # these refer back to the machine
+        self.valued.clear()
+        return left
 
     def _number(self, value: float) -> None:
         if isinstance(value, int) and value.bit_length() > _MAX_BITS:

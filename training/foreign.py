@@ -33,7 +33,7 @@ from training.networks.released_names import (
     filter_names,
     to_released,
 )
-from training.released_config import CONFIGS, ShapeError, generator_config
+from training.released_config import CONFIGS, generator_config
 
 PV3D, EG3D = 'released PV3D', 'EG3D'
 OUR_CONFIGS = 'pv3d_configs'  # where our own exports keep theirs, in `config`
@@ -48,6 +48,7 @@ _EMBED = 'backbone.mapping.embed.weight'
 _EG3D_NEEDED = (_EMBED, 'backbone.mapping.w_avg', 'decoder.net.2.bias')
 _ZIP, _PICKLE = b'PK', b'\x80'  # first bytes of files
 _PEEK = 2**16  # bytes of a pickle in which our header and meta data lie
+_MAX_COUNT = 2**53  # iterations, samples
 _MAX_NAMED = 20  # tensors of a kind named in a message
 
 Overrides = list[tuple[str, str]]  # (path in the generator's config, value as text)
@@ -143,19 +144,21 @@ def open_foreign(path: str | Path, overrides: Overrides | None = None) -> Foreig
         if set(EG3D_KEYS) <= set(content):
             return _from_eg3d(path, content, overrides or [])
         return _from_pv3d(path, content, overrides or [])
-    except ShapeError as err:
+    except UserError:
+        raise
+    except ValueError as err:  # of shapes, or of the config that follows from them
         raise CheckpointError(f'{path}: {err}') from err
 
 
 def _from_pv3d(path: Path, content: dict[Any, Any], overrides: Overrides) -> Foreign:
     model = content.get('model', content)
-    if not isinstance(model, dict) or not any(str(n).startswith('generator_ema.') for n in model):
+    if not isinstance(model, dict) or not any(_begins(n, 'generator_ema.') for n in model):
         known = f"'model' with {', '.join(PREFIXES)}, or 'G', 'D' and 'G_ema' of EG3D"
         raise CheckpointError(f'{path}: no known format: {known} expected, found {_some(content)}')
     states: dict[str, dict[str, Tensor]] = {}
     strange = []
     for name, value in model.items():
-        prefix = next((p for p in PREFIXES if str(name).startswith(p)), None)
+        prefix = next((p for p in PREFIXES if _begins(name, p)), None)
         if prefix is not None and isinstance(value, Tensor):
             states.setdefault(PREFIXES[prefix], {})[name.removeprefix(prefix)] = value
         elif name not in MODEL_EXTRAS:
@@ -167,7 +170,7 @@ def _from_pv3d(path: Path, content: dict[Any, Any], overrides: Overrides) -> For
     networks = {
         name: _network(path, name, state, stored, overrides) for name, state in _in_order(states).items()
     }
-    counters = {k: content[k] for k in _COUNTERS if type(content.get(k)) in (int, float)}
+    counters = {k: content[k] for k in _COUNTERS if _is_count(content.get(k))}
     nimg = counters.get('num_samples', 0)
     nimg = nimg if type(nimg) is int and nimg >= 0 else 0
     extras = {k: model[k] for k in MODEL_EXTRAS if isinstance(model.get(k), Tensor) and not model[k].ndim}
@@ -211,6 +214,14 @@ def _from_eg3d(path: Path, content: dict[Any, Any], overrides: Overrides) -> For
     snapshot = Snapshot(path, meta, networks)
     notes.append('to_image_raw, which EG3D has not, passes the first three features on: image_raw as in EG3D')
     return Foreign(EG3D, snapshot, [*notes, *_facts(snapshot)])
+
+
+def _begins(name: Any, prefix: str) -> bool:
+    return isinstance(name, str) and name.startswith(prefix)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < _MAX_COUNT  # neither nan nor infinity
 
 
 def _in_order(states: dict[str, Any]) -> dict[str, Any]:
