@@ -306,6 +306,7 @@ def test_warm_start(data, tmp_path, eg3d, small_pictures):
     command += ['--set', 'output.image_ticks=0', '--resume', path]
     done = cli(*command, '--kimg', 0)
     assert done.code == 0, done.err
+    assert 'warning: trained with' not in done.out
     assert 'tensors copied from D_image' in done.out and 'of motion layers initialised anew' in done.out
     assert 'b32.fromrgb.weight, mapping.embed.weight initialised anew' in done.out
     (run_dir,) = (tmp_path / 'runs').iterdir()
@@ -330,6 +331,39 @@ def test_warm_start(data, tmp_path, eg3d, small_pictures):
     for name, parameter in last.named_parameters():
         if '.motion.' in name and 'noise_strength' not in name:  # gradients reach all of the motion layers
             assert not torch.equal(parameter, first.networks['G']['state'][name]), name
+
+
+def test_training_goes_on_from_the_released_pv3d(data, tmp_path, small_pictures):
+    config = tiny_config('x')
+    networks = {
+        'G': tiny.build(dataclasses.replace(config.generator, plane_axes='released')),
+        'D_image': tiny.build(config.d_image, 1),
+        'D_video': tiny.build(config.d_video, 2),
+    }
+    networks['G_ema'] = tiny.build(networks['G'].config, 3)
+    save_ckpt(tmp_path / 'a.ckpt', released_model(networks))
+    command = ['--outdir', tmp_path / 'runs', '--data', data, '--cfg', 'tiny', '--device', 'cpu', '--kimg', 0]
+    done = cli(*command, '--set', 'output.image_ticks=0', '--resume', tmp_path / 'a.ckpt')
+    assert done.code == 0 and 'schedules go on at 480 clips' in done.out, done.err
+    assert 'generator.renderer.depth_samples=48, this run has 6' in done.out  # what shapes do not tell
+    (run_dir,) = (tmp_path / 'runs').iterdir()
+    snapshot = checkpoint.read_snapshot(run_dir / 'network-snapshot-000000000.pkl')
+    assert snapshot.networks['G']['config']['plane_axes'] == 'released'
+    for name, network in networks.items():
+        state = snapshot.networks[name]['state']
+        assert all(torch.equal(state[n], t) for n, t in network.state_dict().items()), name
+
+
+@pytest.mark.parametrize('damage', ['missing', 'text', 'empty', 'other'])
+def test_files_that_are_none_of_these(tmp_path, damage):
+    path = tmp_path / 'a.ckpt'
+    if damage == 'other':
+        torch.save([1], path)
+    elif damage != 'missing':
+        path.write_bytes(b'hello' if damage == 'text' else b'')
+    done = run('--source', path, '--dest', tmp_path / 'b.pkl')
+    assert done.exit_code == 1 and done.output.startswith('error: ') and str(path) in done.output
+    assert done.output.count('\n') == 1 and not (tmp_path / 'b.pkl').exists()
 
 
 def test_warm_start_needs_the_weight(data, tmp_path, eg3d, small_pictures):

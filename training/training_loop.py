@@ -289,9 +289,10 @@ class Trainer:
             snapshot = open_snapshot(self.config.resume)
             if snapshot.meta.get('source_format') == EG3D:
                 dist.print0('\n'.join(warm_start(snapshot, self._modules())))
+                self._warn_of_differences(snapshot, besides='motion.')
             else:
                 self._load(snapshot)
-            self._warn_of_differences(snapshot)
+                self._warn_of_differences(snapshot, besides=())
             seen = snapshot.meta.get('schedule_nimg', 0)
             if not isinstance(seen, int) or seen < 0:
                 raise UserError(f'{snapshot.path}: its schedule_nimg={seen!r} is not a number of clips')
@@ -301,10 +302,11 @@ class Trainer:
                 f'{self.progress.seen_before} clips'
             )
 
-    def _warn_of_differences(self, snapshot: checkpoint.Snapshot) -> None:
-        """Names options of G that differ from those its weights were trained with."""
+    def _warn_of_differences(self, snapshot: checkpoint.Snapshot, besides: str | tuple[str, ...]) -> None:
+        """Names options of G that differ from those its weights were trained with, but for some prefixes."""
         then, now = (flatten(c) for c in (snapshot.networks['G']['config'], to_dict(self.config.generator)))
-        for name in sorted(n for n in now if now[n] != then.get(n, now[n])):
+        differ = (n for n in now if now[n] != then.get(n, now[n]) and not n.startswith(besides))
+        for name in sorted(differ):
             dist.print0(f'warning: trained with generator.{name}={then[name]}, this run has {now[name]}')
 
     def _load(self, snapshot: checkpoint.Snapshot) -> None:

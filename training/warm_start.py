@@ -27,7 +27,7 @@ def warm_start(snapshot: Snapshot, modules: dict[str, nn.Module]) -> list[str]:
     Raises:
         UserError: if the motion layers have no such weight.
     """
-    lines = []
+    lines = ['to_image_raw begins as what EG3D does: image_raw = the first three features']
     for name, module in modules.items():
         origin = name if name in snapshot.networks else 'D_image'
         source = snapshot.networks[origin]['state']
