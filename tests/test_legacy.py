@@ -341,9 +341,14 @@ def test_training_goes_on_from_the_released_pv3d(data, tmp_path, small_pictures)
         'D_video': tiny.build(config.d_video, 2),
     }
     networks['G_ema'] = tiny.build(networks['G'].config, 3)
-    save_ckpt(tmp_path / 'a.ckpt', released_model(networks))
-    command = ['--outdir', tmp_path / 'runs', '--data', data, '--cfg', 'tiny', '--device', 'cpu', '--kimg', 0]
-    done = cli(*command, '--set', 'output.image_ticks=0', '--resume', tmp_path / 'a.ckpt')
+    model = released_model(networks)
+    optimizers = {
+        p[:-1]: adam_state({n: t for n, t in model.items() if n.startswith(p)}) for p in list(PREFIXES)[:3]
+    }
+    save_ckpt(tmp_path / 'a.ckpt', model, optimizers)
+    command = ['--outdir', tmp_path / 'runs', '--data', data, '--cfg', 'tiny', '--device', 'cpu']
+    command += ['--set', 'output.image_ticks=0', '--resume', tmp_path / 'a.ckpt']
+    done = cli(*command, '--kimg', 0)
     assert done.code == 0 and 'schedules go on at 480 clips' in done.out, done.err
     assert 'generator.renderer.depth_samples=48, this run has 6' in done.out  # what shapes do not tell
     (run_dir,) = (tmp_path / 'runs').iterdir()
@@ -352,6 +357,14 @@ def test_training_goes_on_from_the_released_pv3d(data, tmp_path, small_pictures)
     for name, network in networks.items():
         state = snapshot.networks[name]['state']
         assert all(torch.equal(state[n], t) for n, t in network.state_dict().items()), name
+    dest = run_dir / 'network-snapshot-000000480.pkl'  # with its moments, the same run goes on from there
+    converted = run('--source', tmp_path / 'a.ckpt', '--dest', dest, '--optimizer')
+    assert converted.exit_code == 0, converted.output
+    done = cli(*command, '--kimg', 0.484)
+    assert done.code == 0 and f'continuing {run_dir} at 480 clips' in done.out, done.err
+    state = checkpoint.load_training_state(run_dir / 'training-state-000000484.pt')
+    steps = {float(m['step']) for m in state['optimizers']['Gmain']['state'].values()}
+    assert steps == {4.0, 3.0, 1.0}  # 3: never gets a gradient (noise that is off); 1: had no moments
 
 
 @pytest.mark.parametrize('damage', ['missing', 'text', 'empty', 'other'])
