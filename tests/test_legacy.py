@@ -140,11 +140,7 @@ def test_summary_and_meta(tmp_path, ckpt, networks):
     for text in (PV3D, 'num_updates 30', 'num_samples 480', 'plane_axes=released', '8x8 rays of 6 + 6'):
         assert text in done.output, done.output
     snapshot = checkpoint.read_snapshot(tmp_path / 'b.pkl')
-    assert (snapshot.meta['cur_nimg'], snapshot.meta['kimg'], snapshot.meta['cfg']) == (
-        480,
-        0.48,
-        'pv3d-released',
-    )
+    assert [snapshot.meta[k] for k in ('cur_nimg', 'kimg', 'cfg')] == [480, 0.48, 'pv3d-released']
     assert snapshot.networks['G_ema']['config'] == to_dict(G_CONFIG)
     built = checkpoint.build_network(snapshot, 'G_ema', Generator)
     with torch.no_grad():
