@@ -21,10 +21,11 @@ from metrics.results import append_results, describe
 from metrics.subjects import Subject, folder_subject, network_subject, views_subject
 from metrics.views import save_views
 from torch_utils import distributed as dist
-from torch_utils.checkpoint import build_network, read_snapshot
+from torch_utils.checkpoint import build_network
 from torch_utils.kernel_build import cache_folder
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
 from training.dataset import VideoDataset
+from training.foreign import open_snapshot
 from training.networks.generator import Generator
 
 _EPILOG = """
@@ -74,7 +75,11 @@ option = functools.partial(click.option, show_default=True)
 
 
 @click.command(epilog=_EPILOG, context_settings={'max_content_width': 110})
-@option('--network', metavar='PKL', help='Network snapshot to judge; needs --data.')
+@option(
+    '--network',
+    metavar='PKL',
+    help='Network snapshot to judge, or a checkpoint of the released PV3D or EG3D; needs --data.',
+)
 @option('--data', metavar='ZIP|DIR', help='Data set: real videos, and the cameras of --network.')
 @option('--fake', metavar='DIR', help='Folder of generated videos (or of folders of pictures) to judge.')
 @option('--real', metavar='DIR', help='Folder of real videos to compare --fake with.')
@@ -203,7 +208,7 @@ def make_subject(flags: dict[str, Any], settings: Settings) -> Subject:
     if flags['fake']:
         data = VideoDataset.Config(path=flags['data']).build() if flags['data'] else None
         return folder_subject(flags['fake'], flags['real'], settings, data)
-    snapshot = read_snapshot(flags['network'])
+    snapshot = open_snapshot(flags['network'])
     G = build_network(snapshot, 'G_ema', Generator, settings.device)
     data = VideoDataset.Config(path=flags['data'], span=G.config.span, resolution=G.config.resolution).build()
     return network_subject(G, data, settings, snapshot.path.name, snapshot.meta.get('kimg'))

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dnnlib.util import UserError, explain_os_error, is_out_of_memory
-from torch_utils.checkpoint import Snapshot, build_network, read_snapshot
+from torch_utils.checkpoint import Snapshot, build_network
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
 from training import rollout, shapes, trajectories, visualize
 from training.camera import LABEL_DIM
 from training.clip_writer import SHEET_COLUMNS, SHEET_TILE, Clip, ClipWriter
 from training.dataset_files import read_index
+from training.foreign import open_snapshot
 from training.networks.generator import Generator
 
 TRAJECTORIES = ('front', 'orbit', 'dataset', 'still')
@@ -131,7 +132,12 @@ positive = click.IntRange(min=1)
 
 
 @click.command(epilog=EPILOG, context_settings={'max_content_width': 110})
-@option('--network', metavar='PKL', required=True, help='Network snapshot; nothing else is needed.')
+@option(
+    '--network',
+    metavar='PKL',
+    required=True,
+    help='Network snapshot, or a checkpoint of the released PV3D or EG3D; nothing else is needed.',
+)
 @option(
     '--seeds', metavar='LIST', required=True, callback=parse_option, help='People, e.g. 0-15 or 0,4,8-11.'
 )
@@ -233,7 +239,7 @@ def run(options: Options, say: Callable[[str], None]) -> None:
     """Does what the command line asks for; `say` gets one line for each file and message."""
     set_float32_precision()
     keep_freed_memory()
-    snapshot = read_snapshot(options.network)
+    snapshot = open_snapshot(options.network)
     G = build_network(snapshot, 'G_ema', Generator, pick_device(options.device))
     if options.compile:
         for part in (G.mapping_network, G.synthesis, G.superresolution):

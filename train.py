@@ -22,6 +22,7 @@ from torch_utils import distributed as dist
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
 from training.config import PRESETS, TrainConfig, with_resolution
 from training.dataset_files import DataError
+from training.foreign import trained_with
 from training.run_folder import choose_run_dir, exclusive, run_name, write_options
 from training.training_loop import Evaluate, Trainer
 
@@ -78,7 +79,8 @@ first).
 @click.option(
     '--resume',
     metavar='PKL',
-    help='Start a new run from the weights of this snapshot; schedules (blur, ...) go on.',
+    help='Start a new run from the weights of this snapshot, or of a checkpoint of the released PV3D or '
+    'EG3D; schedules (blur, ...) go on.',
 )
 @click.option('--mirror', type=bool, metavar='BOOL', help='Mirror pictures and cameras.  [default: preset]')
 @click.option(
@@ -199,7 +201,8 @@ def build_config(options: dict) -> TrainConfig:
         'snap': 'output.snapshot_ticks',
         'workers': 'workers',
     }
-    changes = [(path, options[flag]) for flag, path in flags.items() if options[flag] is not None]
+    changes = trained_with(options['resume']) if options['resume'] is not None else []
+    changes += [(path, options[flag]) for flag, path in flags.items() if options[flag] is not None]
     if options['snap'] is not None:
         changes.append(('output.image_ticks', options['snap']))
     if options['kimg'] is not None:

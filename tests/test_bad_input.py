@@ -232,9 +232,9 @@ def bad_snapshot(path, snapshot, kind):
         ),
         ('options', '{}: G was saved with options that Generator cannot have'),
         ('large', '{}: G was saved with options that Generator cannot have'),
-        ('other format', '{}: not a PV3D snapshot (its format is None)'),
+        ('other format', '{}: no known format: '),
         ('hostile zip', '{}: refused, not the plain data of a PV3D snapshot (it wants to call'),
-        ('hostile pickle', '{}: not a PV3D snapshot (a Python pickle, which could run code)'),
+        ('hostile pickle', '{}: refused, it asks for posix.system, which is not plain data'),
         ('without D', "{}: no network 'G' in this snapshot; it has G_ema"),
     ],
 )

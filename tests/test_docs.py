@@ -17,7 +17,7 @@ from training.config import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
-SCRIPTS = ('train', 'gen_videos', 'dataset_tool')
+SCRIPTS = ('train', 'gen_videos', 'dataset_tool', 'legacy')
 FIELDS = (
     r'(?!dataset\.json)(?:generator|d_image|d_video|loss|dataset|sampling|g_opt|d_opt|ema|output)(?:\.\w+)+'
 )

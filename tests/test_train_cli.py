@@ -275,7 +275,7 @@ def test_dry_run_without_the_right_data(data, tmp_path, change):
     assert 's/kimg' in result.out and result.out.count('warning') == 1
 
 
-SCRIPTS = ['train', 'gen_videos', 'calc_metrics']
+SCRIPTS = ['train', 'gen_videos', 'calc_metrics', 'legacy']
 HELP = [*SCRIPTS, *(f'dataset_tool {c}' for c in ('', 'synth', 'pack', 'from-videos', 'check', 'show'))]
 
 

@@ -281,7 +281,7 @@ def _save(path: str | Path, file_format: str, content: dict[str, Any]) -> None:
 def _load(path: str | Path, file_format: str) -> dict[str, Any]:
     """Reads a file with all checks and brings it to the present version."""
     noun = _NOUNS[file_format]
-    _check_zip(Path(path), noun)
+    check_zip(Path(path), noun)
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as err:  # the safe unpickler raises nearly anything on a hostile file
@@ -324,7 +324,7 @@ def _upgrade(path: str | Path, file_format: str, content: dict[str, Any]) -> dic
     return content
 
 
-def _check_zip(path: Path, noun: str) -> None:
+def check_zip(path: Path, noun: str) -> None:
     """Checks, without unpickling anything, that the file is a whole zip as torch.save writes it."""
     try:
         _check_head(path, noun)

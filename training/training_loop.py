@@ -29,9 +29,11 @@ from training.batching import (
 )
 from training.config import TrainConfig
 from training.dataset import VideoDataset, batches
+from training.foreign import EG3D, open_snapshot
 from training.loss import Networks, RealBatch
 from training.networks import NETWORK_CLASSES
 from training.reporting import Reporter
+from training.warm_start import warm_start
 
 Evaluate = Callable[[nn.Module, float], dict[str, float]]  # (G_ema, kimg) -> metrics, called on every rank
 _MAX_NAMED = 3  # tensors named in a message
@@ -292,9 +294,13 @@ class Trainer:
             if not self.finished:
                 dist.print0(f'continuing {self.run_dir} at {self.progress.cur_nimg} clips')
         elif self.config.resume is not None:
-            snapshot = checkpoint.read_snapshot(self.config.resume)
-            self._load(snapshot)
-            self._warn_of_differences(snapshot)
+            snapshot = open_snapshot(self.config.resume)
+            if snapshot.meta.get('source_format') == EG3D:
+                dist.print0('\n'.join(warm_start(snapshot, self._modules())))
+                self._warn_of_differences(snapshot, besides='motion.')
+            else:
+                self._load(snapshot)
+                self._warn_of_differences(snapshot, besides=())
             seen = snapshot.meta.get('schedule_nimg', 0)
             if not isinstance(seen, int) or seen < 0:
                 raise UserError(f'{snapshot.path}: its schedule_nimg={seen!r} is not a number of clips')
@@ -304,10 +310,11 @@ class Trainer:
                 f'{self.progress.seen_before} clips'
             )
 
-    def _warn_of_differences(self, snapshot: checkpoint.Snapshot) -> None:
-        """Names options of G that differ from those its weights were trained with."""
+    def _warn_of_differences(self, snapshot: checkpoint.Snapshot, besides: str | tuple[str, ...]) -> None:
+        """Names options of G that differ from those its weights were trained with, but for some prefixes."""
         then, now = (flatten(c) for c in (snapshot.networks['G']['config'], to_dict(self.config.generator)))
-        for name in sorted(n for n in now if now[n] != then.get(n, now[n])):
+        differ = (n for n in now if now[n] != then.get(n, now[n]) and not n.startswith(besides))
+        for name in sorted(differ):
             dist.print0(f'warning: trained with generator.{name}={then[name]}, this run has {now[name]}')
 
     def _load(self, snapshot: checkpoint.Snapshot) -> None:

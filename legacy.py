@@ -1,0 +1,116 @@
+"""Converts checkpoints of the released PV3D and of EG3D, and back. `python legacy.py --help` explains."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from dnnlib.util import UserError, explain_os_error, is_out_of_memory
+from torch_utils.checkpoint import read_snapshot, save_snapshot, training_state_path
+from training.foreign import Foreign, build_networks, is_foreign, open_foreign
+from training.released_export import export_released, save_optimizers
+
+_EPILOG = """
+\b
+Examples:
+  # the released PV3D
+  python legacy.py --source pv3d.ckpt --dest pv3d.pkl
+\b
+  # EG3D
+  python legacy.py --source ffhq512-128.pkl --dest eg3d.pkl
+\b
+  # volume rendering at 128x128, which no checkpoint of PV3D tells
+  python legacy.py --source pv3d.ckpt --dest pv3d.pkl --set renderer.resolution=128
+\b
+  # back: .ckpt the whole layout, .pth the bare model
+  python legacy.py --source network-snapshot.pkl --dest pv3d.pth --to released
+
+Nothing in a source is executed: it is read by an interpreter that builds tensors and containers only.
+gen_videos.py, calc_metrics.py and train.py --resume also open such files by themselves.
+"""
+
+
+@click.command(epilog=_EPILOG, context_settings={'max_content_width': 110, 'show_default': True})
+@click.option(
+    '--source', required=True, metavar='FILE', help='.ckpt or .pth of PV3D, .pkl of EG3D or of ours.'
+)
+@click.option('--dest', metavar='FILE', help='What to write.  [default: only say what the source is]')
+@click.option(
+    '--to',
+    'layout',
+    type=click.Choice(['ours', 'released']),
+    default='ours',
+    help='Layout of --dest; released needs a snapshot that the released networks can hold.',
+)
+@click.option(
+    '--set',
+    'overrides',
+    multiple=True,
+    metavar='PATH=VALUE',
+    help='Generator option that shapes do not tell, e.g. renderer.resolution=128.',
+)
+@click.option(
+    '--optimizer', is_flag=True, help='Also write the Adam moments, as training-state-*.pt beside --dest.'
+)
+def main(source: str, dest: str | None, layout: str, overrides: tuple[str, ...], optimizer: bool) -> None:
+    """Turns checkpoints of the released PV3D and of EG3D into snapshots, without running their code."""
+    try:
+        if layout == 'released':
+            if overrides or optimizer or dest is None:
+                raise UserError('--to released needs --dest, and takes neither --set nor --optimizer')
+            snapshot = open_foreign(source).snapshot if is_foreign(source) else read_snapshot(source)
+            say(export_released(snapshot, dest))
+        else:
+            convert(source, dest, overrides, optimizer)
+        if dest is not None:
+            click.echo(dest)
+    except UserError as err:
+        fail(str(err))
+    except OSError as err:
+        fail(explain_os_error(err))
+    except (RuntimeError, MemoryError) as err:
+        if not is_out_of_memory(err):
+            raise
+        fail('there is too little memory to hold this file')
+
+
+def convert(source: str, dest: str | None, overrides: tuple[str, ...], optimizer: bool) -> None:
+    """Opens a foreign checkpoint, says what it is, and writes it as a snapshot of ours."""
+    changes = [(path.strip(), value.strip()) for path, _, value in (o.partition('=') for o in overrides)]
+    if not is_foreign(source):
+        path = read_snapshot(source).path
+        raise UserError(f'{path} is a snapshot of ours already; --to released exports it')
+    foreign = open_foreign(source, changes)
+    click.echo(f'{source}: {foreign.kind}')
+    say(foreign.facts)
+    if dest is None:
+        return
+    networks = build_networks(foreign.snapshot)
+    if optimizer:
+        write_optimizers(foreign, Path(dest))
+    save_snapshot(dest, networks, foreign.snapshot.meta)
+
+
+def write_optimizers(foreign: Foreign, dest: Path) -> None:
+    """Writes the training state beside the snapshot, under the number that both must have to be found."""
+    path = training_state_path(dest.parent, foreign.snapshot.meta['cur_nimg'])
+    expected = path.name.replace('training-state', 'network-snapshot').replace('.pt', '.pkl')
+    if dest.name != expected:
+        raise UserError(f'--optimizer: a run finds the two files by their names; write --dest {expected}')
+    say([*save_optimizers(foreign, path), str(path)])
+
+
+def say(lines: list[str]) -> None:
+    """Prints lines, indented."""
+    for line in lines:
+        click.echo(f'  {line}')
+
+
+def fail(message: str) -> None:
+    """Prints one sentence and exits with code 1."""
+    print(f'error: {message}', file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()
