@@ -113,7 +113,7 @@ option = functools.partial(click.option, show_default=True)
     multiple=True,
     help='Also measure spoilt versions of the generated videos. frozen: faces that do not move before a '
     'moving camera. static: the first frame all the time. shuffled: frames in another order. flat: the front '
-    'picture on a plane.',
+    'picture on a plane. still: both times are the first.',
 )
 @option(
     '--detector-file',

@@ -25,7 +25,7 @@ from metrics.geometry import DEFAULT_TRAINING, Estimator, load_or_train_estimato
 from metrics.geometry_truth import has_truth
 from metrics.metric_names import METRICS, VIDEOS, reported_name
 from metrics.subjects import Subject
-from metrics.views import FlatPlane
+from metrics.views import FlatPlane, FrozenViews
 from torch_utils import distributed as dist
 from training.dataset import VideoDataset
 
@@ -54,6 +54,9 @@ CONTROLS: Mapping[str, Control] = {
     ),
     'flat': Control(
         'views', 'the front picture on a plane', lambda s, _, count, __: FlatPlane(s.views(count))
+    ),
+    'still': Control(
+        'views', 'both times are the first', lambda s, _, count, __: FrozenViews(s.views(count))
     ),
 }
 

@@ -10,7 +10,15 @@ from torch import nn
 from dnnlib.util import UserError
 from metrics.base import Settings
 from metrics.clip_source import ClipSource
-from metrics.clips import DatasetClips, Encoded, FrozenHead, GeneratedClips, HeldCamera, save_clips
+from metrics.clips import (
+    DatasetClips,
+    Encoded,
+    FrozenHead,
+    GeneratedClips,
+    HeldCamera,
+    dataset_cameras,
+    save_clips,
+)
 from metrics.digests import dataset_digest, network_digest
 from metrics.folder_clips import Folder, FolderClips, is_dataset
 from metrics.views import FolderViews, GeneratedViews, ViewSource
@@ -53,7 +61,7 @@ def network_subject(
         kimg: thousand clips that it was trained on.
     """
     seed, protocol, renderer = settings.seed, settings.protocol, G.config.renderer
-    cameras = [data.clip_cameras(i) for i in range(len(data))]
+    cameras = dataset_cameras(data)
 
     def filmed(frames: int, count: int, kind: type[GeneratedClips] = GeneratedClips) -> ClipSource:
         return kind(G, cameras, frames, seed, count, protocol)

@@ -18,6 +18,7 @@ from metrics.metric_names import METRICS, example_names, parse_metrics, reported
 from metrics.motion import motion_magnitude
 from metrics.results import append_results, describe
 from metrics.subjects import network_subject
+from metrics.views import FrozenViews
 from training.dataset import VideoDataset
 
 
@@ -33,6 +34,16 @@ def clips(data):
 
 def settings(folder, **changes):
     return Settings(cache=folder, **changes)
+
+
+class Given:
+    """A source of one item."""
+
+    def __init__(self, item):
+        self.item, self.identity, self.size = item, {}, item.image.shape[-1]
+
+    def view(self, i):
+        return self.item
 
 
 def measure(names, G, clips, options):
@@ -207,6 +218,10 @@ def test_views(G, clips, tmp_path):
         np.mean([warping_error(v, 'paper').value for v in views]), rel=1e-9
     )
     assert depth.outcome.value > 1e-9
+    still = measure('cd3', G, clips, settings(tmp_path, controls=('still',)))[0].controls['still']
+    frozen = [FrozenViews(Given(v)).view(0) for v in views]
+    expected = np.mean([chamfer_distance(v, size, 'paper').value for v in frozen])
+    assert (still.count, still.failures) == (3, 0) and still.value == pytest.approx(expected, rel=1e-9)
     released = measure('cd3', G, clips, settings(tmp_path, protocol='released'))[0]
     assert released.name == 'cd3_released'
     assert released.outcome.value == pytest.approx(3 * released.outcome.details['mean'])
