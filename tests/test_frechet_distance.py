@@ -221,8 +221,21 @@ def test_floor_of_halves():
     expected = distance_of(features[order[:200]], features[order[200:400]])
     assert halves_floor(features, seed=2) == pytest.approx(expected, rel=1e-9)
     assert 0 < halves_floor(features, seed=2) < 0.2 < distance_of(features, features + 0.2)
-    with pytest.raises(ValueError, match='at least 4 features, got 3'):
+    with pytest.raises(ValueError, match='at least 4 features of different videos, got 3'):
         halves_floor(features[:3], seed=0)
+
+
+def test_pieces_of_a_video_stay_together():
+    """Four videos of five equal pieces each are four features: for the floor and for the standard error."""
+    whole = np.random.default_rng(11).normal(size=(4, 3))
+    groups = np.repeat([7, 2, 9, 4], 5)  # numbers of videos, in any order
+    pieces = np.repeat(whole, 5, axis=0)
+    ordered = whole[np.argsort([7, 2, 9, 4])]  # groups count by number
+    assert halves_floor(pieces, 3, groups) == pytest.approx(halves_floor(ordered, 3), rel=1e-9)
+    other = np.random.default_rng(12).normal(size=(30, 3))
+    errors = [bootstrap_frechet(pieces, other, 20, 5, groups), bootstrap_frechet(ordered, other, 20, 5)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-9)
+    assert bootstrap_frechet(pieces, other, 20, 5) < 0.8 * errors[0]
 
 
 def test_standard_error_of_a_mean():
