@@ -9,15 +9,13 @@ exact for covariances without full rank, and loses no digits to square roots of 
 centred features themselves as F, sets with fewer features than dimensions need no D x D matrix at all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-
-_NEGATIVE = 1e-6  # of the largest eigenvalue: what rounding cannot explain
 
 
 def checked_features(features: ArrayLike) -> Array:
@@ -36,92 +34,10 @@ def checked_features(features: ArrayLike) -> Array:
     return array
 
 
-class FeatureStats:
-    """Mean and covariance of features that come in pieces: float64 sums, without the features.
-
-    Attributes:
-        count: number of features so far.
-        total: their sum [D].
-        outer: the sum of their outer products [D, D].
-    """
-
-    def __init__(self, dim: int):
-        self.count = 0
-        self.total = np.zeros(dim)
-        self.outer = np.zeros((dim, dim))
-
-    def append(self, features: ArrayLike) -> None:
-        """Adds features [N, D]; NaN or infinite ones are a ValueError and change nothing."""
-        array = checked_features(features)
-        if array.shape[1] != len(self.total):
-            raise ValueError(f'features have {array.shape[1]} dimensions, expected {len(self.total)}')
-        self.count += len(array)
-        self.total += array.sum(axis=0)
-        self.outer += array.T @ array
-
-    def merge(self, other: 'FeatureStats') -> None:
-        """Adds what another process has collected."""
-        if len(self.total) != len(other.total):
-            raise ValueError(f'statistics of {len(other.total)} and {len(self.total)} dimensions do not mix')
-        self.count += other.count
-        self.total += other.total
-        self.outer += other.outer
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Returns the state as plain arrays: count (int64 scalar), total [D], outer [D, D]."""
-        return {'count': np.array(self.count), 'total': self.total.copy(), 'outer': self.outer.copy()}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> 'FeatureStats':
-        """Builds the statistics whose `arrays` these are."""
-        stats = cls(len(arrays['total']))
-        stats.count = int(arrays['count'])
-        stats.total += arrays['total']
-        stats.outer += arrays['outer']
-        return stats
-
-    def mean(self) -> Array:
-        """Returns the mean [D]; ValueError if there are no features."""
-        if not self.count:
-            raise ValueError('there are no features, so they have no mean')
-        return self.total / self.count
-
-    def covariance(self) -> Array:
-        """Returns the covariance [D, D], divided by N; ValueError for fewer than two features."""
-        if self.count < 2:
-            raise ValueError(f'a covariance needs at least 2 features, got {self.count}')
-        mean = self.mean()
-        return self.outer / self.count - np.outer(mean, mean)
-
-
-def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike) -> float:
-    """Returns |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2)).
-
-    Args:
-        mean1: [D].
-        cov1: symmetric, without negative eigenvalues, of any rank, [D, D].
-        mean2: as mean1.
-        cov2: as cov1.
-
-    Raises:
-        ValueError: if shapes differ, a number is not finite, or a matrix is no covariance.
-    """
-    means = [np.asarray(m, dtype=np.float64) for m in (mean1, mean2)]
-    covariances = [np.asarray(c, dtype=np.float64) for c in (cov1, cov2)]
-    dim = means[0].shape
-    if len(dim) != 1 or means[1].shape != dim or any(c.shape != dim * 2 for c in covariances):
-        shapes = [list(a.shape) for a in (means[0], covariances[0], means[1], covariances[1])]
-        raise ValueError(f'means [D] and covariances [D, D] expected, got {shapes}')
-    if not all(np.isfinite(a).all() for a in means + covariances):
-        raise ValueError('a mean or covariance holds NaN or infinity')
-    factors = [_factor_of_covariance(c) for c in covariances]
-    return _distance(means[0], factors[0], means[1], factors[1])
-
-
-def frechet_of_features(features_a: ArrayLike, features_b: ArrayLike) -> float:
+def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
     """Returns the Frechet distance of two sets of features [N, D], [M, D], without their covariances.
 
-    The same number as from `FeatureStats`, but cheap for fewer features than dimensions, and more exact.
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2)) of their means and covariances.
 
     Raises:
         ValueError: for fewer than two features in a set, other shapes, or NaN or infinite features.
@@ -151,7 +67,7 @@ def bootstrap_frechet(
             together, [N]; by default each is drawn by itself.
 
     Raises:
-        ValueError: as `frechet_of_features`, or for too few rounds.
+        ValueError: as `frechet_distance`, or for too few rounds.
     """
     if rounds < 2:
         raise ValueError(f'a bootstrap needs at least 2 rounds, got {rounds}')
@@ -187,7 +103,7 @@ def halves_floor(features: ArrayLike, seed: int, groups: Sequence[int] | None = 
         raise ValueError(f'two halves need at least 4 features of different videos, got {count}')
     order = np.random.default_rng(seed).permutation(count)
     halves = (order[: count // 2], order[count // 2 : count // 2 * 2])
-    return frechet_of_features(*(array[np.isin(members, half)] for half in halves))
+    return frechet_distance(*(array[np.isin(members, half)] for half in halves))
 
 
 def _members(groups: Sequence[int] | None, count: int) -> NDArray:
@@ -268,16 +184,6 @@ def _factor_of_features(features: Array, counts: NDArray) -> tuple[Array, Array]
     if len(factor) > factor.shape[1]:
         factor = np.linalg.qr(factor, mode='r')  # F = QR gives F'F = R'R: no square, no lost digits
     return mean, factor
-
-
-def _factor_of_covariance(covariance: Array) -> Array:
-    """Returns F [rank, D] with F'F = covariance."""
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    largest = max(values[-1], -values[0], 0.0)
-    if values[0] < -_NEGATIVE * largest or np.abs(covariance - covariance.T).max() > _NEGATIVE * largest:
-        raise ValueError('a covariance must be symmetric without negative eigenvalues')
-    kept = values > len(values) * np.finfo(np.float64).eps * largest  # the rest is rounding
-    return (np.sqrt(values[kept]) * vectors[:, kept]).T
 
 
 def _distance(mean_a: Array, factor_a: Array, mean_b: Array, factor_b: Array) -> float:

@@ -11,7 +11,7 @@ from dnnlib.util import UserError
 from metrics.base import Context, Feature, Metric, Outcome, Sample, exact_network, mean_outcome
 from metrics.consistency import Degenerate
 from metrics.feature_store import Record
-from metrics.frechet_distance import bootstrap_frechet, frechet_of_features, halves_floor, kernel_distance
+from metrics.frechet_distance import bootstrap_frechet, frechet_distance, halves_floor, kernel_distance
 from metrics.motion import flicker, motion_magnitude
 
 _ROUNDS = 10  # of the bootstrap; seconds each for thousands of long features
@@ -56,7 +56,7 @@ def _frechet(context: Context, fakes: Sample, reals: Sample) -> Outcome:
     seed = context.settings.seed
     floor = halves_floor(real, seed, groups) if len(set(groups)) >= _LEAST_HALVES else math.nan
     error = bootstrap_frechet(real, fake, _ROUNDS, seed, groups)
-    return Outcome(frechet_of_features(real, fake), error, {'floor': floor})
+    return Outcome(frechet_distance(real, fake), error, {'floor': floor})
 
 
 def _kernel(context: Context, fakes: Sample, reals: Sample) -> Outcome:

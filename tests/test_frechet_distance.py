@@ -6,34 +6,22 @@ import pytest
 import scipy.linalg
 
 from metrics.frechet_distance import (
-    FeatureStats,
     bootstrap_frechet,
     frechet_distance,
-    frechet_of_features,
     halves_floor,
     kernel_distance,
     standard_error,
 )
 
 
-def stats_of(features):
-    stats = FeatureStats(features.shape[1])
-    stats.append(features)
-    return stats
-
-
-def distance_of(a, b):
-    a, b = stats_of(a), stats_of(b)
-    return frechet_distance(a.mean(), a.covariance(), b.mean(), b.covariance())
+def features_of(mean, factor):
+    """Features with exactly this mean and the covariance factor' factor."""
+    spread = np.sqrt(len(factor)) * factor
+    return np.concatenate([mean + spread, mean - spread])
 
 
 def random_factor(rng, dim, rank):
     return rng.normal(size=(rank, dim)) * rng.uniform(0.1, 3, dim) / np.sqrt(rank)
-
-
-def random_covariance(rng, dim, rank):
-    factor = random_factor(rng, dim, rank)
-    return factor.T @ factor
 
 
 def exact_distance(mean1, factor1, mean2, factor2):
@@ -53,27 +41,29 @@ def exact_distance(mean1, factor1, mean2, factor2):
 
 def test_closed_form_of_diagonal_gaussians():
     m1, m2 = np.array([1.0, -2, 0.5]), np.array([0.0, 1, 0.25])
-    s1, s2 = np.array([4.0, 0.25, 0]), np.array([1.0, 9, 4])
-    expected = ((m1 - m2) ** 2).sum() + ((np.sqrt(s1) - np.sqrt(s2)) ** 2).sum()
-    assert frechet_distance(m1, np.diag(s1), m2, np.diag(s2)) == pytest.approx(expected, rel=1e-14)
+    s1, s2 = np.array([2.0, 0.5, 0]), np.array([1.0, 3, 2])
+    expected = ((m1 - m2) ** 2).sum() + ((s1 - s2) ** 2).sum()
+    distance = frechet_distance(features_of(m1, np.diag(s1)), features_of(m2, np.diag(s2)))
+    assert distance == pytest.approx(expected, rel=1e-12)
 
 
 def test_closed_form_of_a_scaled_covariance_in_any_basis():
     rng = np.random.default_rng(0)
-    cov, mean = random_covariance(rng, 12, 30), rng.normal(size=12)
-    assert frechet_distance(mean, cov, mean + 2, 9 * cov) == pytest.approx(48 + 4 * np.trace(cov), rel=1e-12)
-    assert frechet_distance(mean, cov, mean, cov) == pytest.approx(0, abs=1e-12 * np.trace(cov))
+    factor, mean = random_factor(rng, 12, 30), rng.normal(size=12)
+    trace, a = (factor**2).sum(), features_of(mean, factor)
+    assert frechet_distance(a, features_of(mean + 2, 3 * factor)) == pytest.approx(48 + 4 * trace, rel=1e-12)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12 * trace)
 
 
 @pytest.mark.parametrize('dim', [3, 40, 150])
 def test_agrees_with_the_matrix_root_of_scipy(dim):
     rng = np.random.default_rng(dim)
-    s1, s2 = random_covariance(rng, dim, 3 * dim), random_covariance(rng, dim, 4 * dim)
-    m1, m2 = rng.normal(size=(2, dim))
-    root = scipy.linalg.sqrtm(s1 @ s2)
-    expected = ((m1 - m2) ** 2).sum() + np.trace(s1 + s2 - 2 * root.real)
-    assert frechet_distance(m1, s1, m2, s2) == pytest.approx(expected, rel=1e-6)
-    assert frechet_distance(m2, s2, m1, s1) == pytest.approx(expected, rel=1e-6)
+    f1, f2 = random_factor(rng, dim, 3 * dim), random_factor(rng, dim, 4 * dim)
+    (m1, m2), s1, s2 = rng.normal(size=(2, dim)), f1.T @ f1, f2.T @ f2
+    expected = ((m1 - m2) ** 2).sum() + np.trace(s1 + s2 - 2 * scipy.linalg.sqrtm(s1 @ s2).real)
+    a, b = features_of(m1, f1), features_of(m2, f2)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize('ranks', [(3, 3), (2, 9), (9, 4), (1, 1)])
@@ -81,76 +71,40 @@ def test_rank_deficient_covariances_against_high_precision(ranks):
     rng = np.random.default_rng(sum(ranks))
     f1, f2 = (random_factor(rng, 9, r) for r in ranks)
     m1, m2 = 0.1 * rng.normal(size=(2, 9))
-    distance = frechet_distance(m1, f1.T @ f1, m2, f2.T @ f2)
+    distance = frechet_distance(features_of(m1, f1), features_of(m2, f2))
     assert distance == pytest.approx(exact_distance(m1, f1, m2, f2), rel=1e-12)
 
 
-def test_fewer_features_than_dimensions():
+@pytest.mark.parametrize('counts', [(6, 7), (30, 12), (300, 200)])
+def test_features_against_high_precision_and_the_definition(counts):
     rng = np.random.default_rng(1)
-    a, b = rng.normal(size=(6, 10)), 2 * rng.normal(size=(7, 10)) + 1
+    a, b = rng.normal(size=(counts[0], 10)), 2 * rng.gamma(2, size=(counts[1], 10)) + 1
     exact = exact_distance(*(f for x in (a, b) for f in (x.mean(0), (x - x.mean(0)) / np.sqrt(len(x)))))
-    assert frechet_of_features(a, b) == pytest.approx(exact, rel=1e-12)
-    assert distance_of(a, b) == pytest.approx(exact, rel=1e-12)
+    assert frechet_distance(a, b) == pytest.approx(exact, rel=1e-12)
+    assert frechet_distance(a.astype(np.float32), b) == pytest.approx(exact, rel=1e-6)
 
 
 def test_covariance_of_no_spread():
     still = np.ones((5, 4))
     moving = np.random.default_rng(0).normal(size=(50, 4))
     expected = ((1 - moving.mean(0)) ** 2).sum() + moving.var(0).sum()
-    assert distance_of(still, moving) == pytest.approx(expected, rel=1e-12)
-    assert distance_of(moving, still) == pytest.approx(expected, rel=1e-12)
-    assert distance_of(still, still + 3) == pytest.approx(36, rel=1e-12)
-    assert frechet_of_features(still, moving) == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize('counts', [(300, 200), (10, 12), (10, 200)])
-def test_features_and_covariances_give_the_same_distance(counts):
-    rng = np.random.default_rng(2)
-    a, b = rng.normal(size=(counts[0], 24)), rng.gamma(2, size=(counts[1], 24))
-    assert frechet_of_features(a, b) == pytest.approx(distance_of(a, b), rel=1e-9)
-
-
-def test_streaming_and_merging_equal_one_pass():
-    features = np.random.default_rng(3).normal(5, 2, size=(103, 8)).astype(np.float32)
-    pieces, processes = FeatureStats(8), [FeatureStats(8) for _ in range(3)]
-    for i, chunk in enumerate(np.array_split(features, 11)):
-        pieces.append(chunk)
-        processes[i % 3].append(chunk)
-    merged = FeatureStats.from_arrays(processes[0].arrays())
-    for other in processes[1:]:
-        merged.merge(FeatureStats.from_arrays(other.arrays()))
-    exact = features.astype(np.float64)
-    for stats in (stats_of(features), pieces, merged):
-        assert stats.count == 103
-        np.testing.assert_allclose(stats.mean(), exact.mean(0), rtol=1e-13)
-        np.testing.assert_allclose(stats.covariance(), np.cov(exact.T, bias=True), rtol=1e-10, atol=1e-12)
-    assert processes[0].count < 103  # exchanged states are copies
+    assert frechet_distance(still, moving) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(moving, still) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(still, still + 3) == pytest.approx(36, rel=1e-12)
 
 
 def test_bad_features_are_refused():
-    stats, features = FeatureStats(3), np.ones((4, 3))
-    with pytest.raises(ValueError, match='no features'):
-        stats.mean()
-    stats.append(features[:1])
-    with pytest.raises(ValueError, match='at least 2 features, got 1'):
-        stats.covariance()
+    features = np.ones((4, 3))
     features[2, 1] = np.nan
-    for refused in (stats.append, lambda f: frechet_of_features(f, f), lambda f: halves_floor(f, 0)):
+    for refused in (frechet_distance, lambda a, b: kernel_distance(a, b, 0), lambda a, _: halves_floor(a, 0)):
         with pytest.raises(ValueError, match=r'1 of 4 features are NaN or infinite \(rows 2\)'):
-            refused(features)
-    assert stats.count == 1 and np.isfinite(stats.outer).all()
-    with pytest.raises(ValueError, match='2 dimensions, expected 3'):
-        stats.append(np.ones((4, 2)))
-    with pytest.raises(ValueError, match='do not mix'):
-        stats.merge(FeatureStats(2))
-    with pytest.raises(ValueError, match='NaN or infinity'):
-        frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), np.full((2, 2), np.nan))
-    with pytest.raises(ValueError, match='negative eigenvalues'):
-        frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), -np.eye(2))
-    with pytest.raises(ValueError, match='expected'):
-        frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3))
+            refused(features, features)
+    with pytest.raises(ValueError, match='at least 2 features, got 1 and 4'):
+        frechet_distance(np.ones((1, 3)), np.ones((4, 3)))
+    with pytest.raises(ValueError, match=r'\[N, D\], got \[4\]'):
+        frechet_distance(np.ones(4), np.ones((4, 3)))
     with pytest.raises(ValueError, match='cannot be compared'):
-        frechet_of_features(np.ones((4, 2)), np.ones((4, 3)))
+        frechet_distance(np.ones((4, 2)), np.ones((4, 3)))
 
 
 def naive_squared_mmd(a, b):
@@ -209,7 +163,7 @@ def test_bootstrap_draws_with_replacement():
     distances = []
     for _ in range(4):
         i, j = (np.repeat(np.arange(9), draws.multinomial(9, np.full(9, 1 / 9))) for _ in range(2))
-        distances.append(distance_of(a[i], b[j]))
+        distances.append(frechet_distance(a[i], b[j]))
     assert bootstrap_frechet(a, b, 4, seed=3) == pytest.approx(np.std(distances, ddof=1), rel=1e-9)
     with pytest.raises(ValueError, match='at least 2 rounds'):
         bootstrap_frechet(a, b, 1, seed=3)
@@ -218,9 +172,9 @@ def test_bootstrap_draws_with_replacement():
 def test_floor_of_halves():
     features = np.random.default_rng(9).normal(size=(401, 6))
     order = np.random.default_rng(2).permutation(401)
-    expected = distance_of(features[order[:200]], features[order[200:400]])
+    expected = frechet_distance(features[order[:200]], features[order[200:400]])
     assert halves_floor(features, seed=2) == pytest.approx(expected, rel=1e-9)
-    assert 0 < halves_floor(features, seed=2) < 0.2 < distance_of(features, features + 0.2)
+    assert 0 < halves_floor(features, seed=2) < 0.2 < frechet_distance(features, features + 0.2)
     with pytest.raises(ValueError, match='at least 4 features of different videos, got 3'):
         halves_floor(features[:3], seed=0)
 

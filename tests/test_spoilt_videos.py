@@ -11,7 +11,7 @@ from small_runs import ROOT
 
 from dnnlib.video import find_clips, video_frames
 from metrics.detectors.registry import load_detector
-from metrics.frechet_distance import frechet_of_features
+from metrics.frechet_distance import frechet_distance
 
 CLIPS = ROOT.parent / 'shared' / 'real_clips' / 'generated48'
 FRAMES, SIZE = 8, 224  # of each window; lite0 sees 224 pixels
@@ -63,7 +63,7 @@ def test_spoiling_raises_the_distance(features, windows):
     rng = np.random.default_rng(0)
 
     def distance(videos):
-        return frechet_of_features(seen, features(videos))
+        return frechet_distance(seen, features(videos))
 
     good = distance(whole)
     shuffled = distance([[video[k] for k in rng.permutation(FRAMES)] for video in whole])
