@@ -2,7 +2,6 @@
 
 import functools
 import math
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from dnnlib.util import UserError, explain_os_error, is_out_of_memory
+from dnnlib.cli import one_sentence
+from dnnlib.util import UserError
 from metrics.base import Request, Settings
 from metrics.detectors.registry import parse_detector_files
 from metrics.metric_main import CONTROLS, Metrics
@@ -131,20 +131,12 @@ option = functools.partial(click.option, show_default=True)
 @option('--device', default='auto', help='cpu, cuda, cuda:1, ...; auto = cuda when there is one.')
 def main(**flags: Any) -> None:
     """Measures a network snapshot, folders of videos, or stored views."""
-    try:
+    with one_sentence('use another --device'):
         if flags['plot']:
             click.echo(plot_run(Path(flags['plot'])))
             return
         run(flags)
         dist.finish()  # not after an error: it would wait for processes that do not come
-    except UserError as err:
-        fail(str(err))
-    except OSError as err:
-        fail(explain_os_error(err))
-    except (RuntimeError, MemoryError) as err:
-        if not is_out_of_memory(err):
-            raise
-        fail('there is too little memory; use another --device')
 
 
 def run(flags: dict[str, Any]) -> None:
@@ -234,12 +226,6 @@ def save(flags: dict[str, Any], subject: Subject, requests: Sequence[Request]) -
 
 def _bar(total: int, text: str) -> tqdm:
     return tqdm(total=total, desc=text, disable=None if dist.is_leader() else True)
-
-
-def fail(message: str) -> None:
-    """Prints one sentence and exits with code 1."""
-    print(f'error: {message}', file=sys.stderr, flush=True)
-    sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -1,15 +1,14 @@
 """Makes, checks and shows data sets: clips of square pictures with one camera label per frame."""
 
-import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dnnlib.cli import one_sentence
 from dnnlib.util import UserError, atomic_write, usable_cores
 
 _TABLE_ROWS = 24  # clips that `check` lists before it goes on to the bad ones
@@ -20,15 +19,6 @@ _WORKERS = click.option(
     show_default='all cores',
     help='How many work side by side. The result does not depend on it.',
 )
-
-
-@contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-    """Turns mistakes of the user into one sentence and a non-zero exit."""
-    try:
-        yield
-    except UserError as error:
-        raise click.ClickException(str(error)) from error
 
 
 @click.group(context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 100})
@@ -75,7 +65,7 @@ def synth(dest: str, clips: int, frames: int, resolution: int, seed: int, worker
     Example:
       python dataset_tool.py synth --dest data/heads.zip --clips 200 --frames 32 --resolution 64
     """
-    with _user_errors():
+    with one_sentence('use fewer --workers'):
         from preprocessing.synthetic import write_dataset  # here, so that --help needs no torch
 
         write_dataset(dest, clips, frames, resolution, seed, workers=workers, progress=True)
@@ -133,7 +123,7 @@ def pack(
       python dataset_tool.py pack --source clips --cameras cameras.json --dest my.zip --resolution 512
       python dataset_tool.py pack --source vox --layout released --dest vox.zip --resolution 512 --format webp
     """
-    with _user_errors():
+    with one_sentence('use fewer --workers'):
         from preprocessing import packing
 
         if layout == 'released':
@@ -274,7 +264,7 @@ def from_videos(
       python dataset_tool.py from-videos --source videos --dest data/my.zip --until align
       python dataset_tool.py from-videos --source yt --dest hq.zip --list celebvhq info.json --download
     """
-    with _user_errors():
+    with one_sentence('use fewer --workers'):
         from preprocessing import pipeline
 
         for stage in (until, only):
@@ -310,7 +300,7 @@ def check(path: str, plot: str | None, workers: int) -> None:
     Example:
       python dataset_tool.py check data/my.zip
     """
-    with _user_errors():
+    with one_sentence('use fewer --workers'):
         from preprocessing import checking, sheets
         from preprocessing.packing import listing
 
@@ -351,7 +341,7 @@ def show(path: str, dest: str | None, clips: int, frames: int, size: int) -> Non
     Example:
       python dataset_tool.py show data/my.zip --clips 12 --frames 10
     """
-    with _user_errors():
+    with one_sentence('show fewer --clips or --frames'):
         from preprocessing import sheets
         from training.dataset import VideoDataset
 

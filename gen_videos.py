@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dnnlib.util import UserError, explain_os_error, is_out_of_memory
+from dnnlib.cli import one_sentence
+from dnnlib.util import UserError, explain_os_error
 from torch_utils.checkpoint import Snapshot, build_network
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
 from training import rollout, shapes, trajectories, visualize
@@ -222,17 +223,9 @@ positive = click.IntRange(min=1)
 @option('--device', default='auto', help='cpu, cuda, cuda:1, ...; auto = cuda when there is one.')
 def main(**flags: Any) -> None:
     """Makes videos, contact sheets and meshes of talking heads from a network snapshot."""
-    try:
+    knobs = '--neural-resolution, --render-samples, --upscale or --shape-resolution'
+    with one_sentence(f'lower {knobs}, or use another --device'):
         run(Options(**flags), click.echo)
-    except UserError as err:
-        raise click.ClickException(str(err)) from err
-    except (RuntimeError, MemoryError) as err:
-        if not is_out_of_memory(err):
-            raise
-        raise click.ClickException(
-            'there is too little memory; lower --neural-resolution, --render-samples, --upscale or '
-            '--shape-resolution, or use another --device'
-        ) from err
 
 
 def run(options: Options, say: Callable[[str], None]) -> None:

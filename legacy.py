@@ -1,11 +1,11 @@
 """Converts checkpoints of the released PV3D and of EG3D, and back. `python legacy.py --help` explains."""
 
-import sys
 from pathlib import Path
 
 import click
 
-from dnnlib.util import UserError, explain_os_error, is_out_of_memory
+from dnnlib.cli import one_sentence
+from dnnlib.util import UserError
 from torch_utils.checkpoint import read_snapshot, save_snapshot, training_state_path
 from training.foreign import Foreign, build_networks, is_foreign, open_foreign
 from training.released_export import export_released, save_optimizers
@@ -54,7 +54,7 @@ gen_videos.py, calc_metrics.py and train.py --resume also open such files by the
 )
 def main(source: str, dest: str | None, layout: str, overrides: tuple[str, ...], optimizer: bool) -> None:
     """Turns checkpoints of the released PV3D and of EG3D into snapshots, without running their code."""
-    try:
+    with one_sentence('this file needs a machine with more'):
         if layout == 'released':
             if overrides or optimizer or dest is None:
                 raise UserError('--to released needs --dest, and takes neither --set nor --optimizer')
@@ -64,14 +64,6 @@ def main(source: str, dest: str | None, layout: str, overrides: tuple[str, ...],
             convert(source, dest, overrides, optimizer)
         if dest is not None:
             click.echo(dest)
-    except UserError as err:
-        fail(str(err))
-    except OSError as err:
-        fail(explain_os_error(err))
-    except (RuntimeError, MemoryError) as err:
-        if not is_out_of_memory(err):
-            raise
-        fail('there is too little memory to hold this file')
 
 
 def convert(source: str, dest: str | None, overrides: tuple[str, ...], optimizer: bool) -> None:
@@ -104,12 +96,6 @@ def say(lines: list[str]) -> None:
     """Prints lines, indented."""
     for line in lines:
         click.echo(f'  {line}')
-
-
-def fail(message: str) -> None:
-    """Prints one sentence and exits with code 1."""
-    print(f'error: {message}', file=sys.stderr, flush=True)
-    sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -16,8 +16,9 @@ from pathlib import Path
 import click
 import torch
 
+from dnnlib.cli import one_sentence
 from dnnlib.config import override
-from dnnlib.util import Logger, UserError, explain_os_error, is_out_of_memory
+from dnnlib.util import Logger, UserError
 from torch_utils import distributed as dist
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
 from training.config import PRESETS, TrainConfig, with_resolution
@@ -116,21 +117,13 @@ first).
 )
 def main(**options: object) -> None:
     """Train PV3D, a 3D-aware generator of portrait videos, on clips with camera labels."""
-    try:
+    with one_sentence('use a smaller --batch-gpu'):
         device = pick_device(options['device'])
         dist.init(device.type)
         set_float32_precision()
         keep_freed_memory()
         run(options, device)
         dist.finish()  # not after an error: it would wait for processes that do not come
-    except (RuntimeError, MemoryError) as err:
-        if not is_out_of_memory(err):
-            raise
-        fail('there is too little memory; use a smaller --batch-gpu')
-    except UserError as err:
-        fail(str(err))
-    except OSError as err:
-        fail(explain_os_error(err))
 
 
 def run(options: dict, device: torch.device) -> None:
@@ -291,12 +284,6 @@ def stop_on_signals(max_minutes: float | None) -> Callable[[], bool]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     return lambda: bool(received) or (next(asked) > 0 and time.time() > deadline)
-
-
-def fail(message: str) -> None:
-    """Prints one sentence and exits with code 1."""
-    print(f'error: {message}', file=sys.stderr, flush=True)
-    sys.exit(1)
 
 
 if __name__ == '__main__':

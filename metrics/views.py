@@ -279,12 +279,12 @@ def save_views(
     return {i: reason for part in dist.gather_objects(failures) for i, reason in part.items()}
 
 
-class FrozenViews:
-    """Control: a head that does not move, t1 = t0."""
+class _Changed:
+    """The views of another source, changed one by one."""
 
-    def __init__(self, source: ViewSource) -> None:
+    def __init__(self, source: ViewSource, control: str) -> None:
         self.source, self.size = source, source.size
-        self.identity = {'control': 'static', 'of': source.identity}
+        self.identity = {'control': control, 'of': source.identity}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -293,6 +293,13 @@ class FrozenViews:
         """See ViewSource."""
         return self.source.name(i)
 
+
+class FrozenViews(_Changed):
+    """Control: a head that does not move, t1 = t0."""
+
+    def __init__(self, source: ViewSource) -> None:
+        super().__init__(source, 'static')
+
     def view(self, i: int) -> MultiView:
         """See ViewSource."""
         view = self.source.view(i)
@@ -300,7 +307,7 @@ class FrozenViews:
         return MultiView(*(x[order] for x in view[:5]), view.times[[0, 0]])
 
 
-class FlatPlane:
+class FlatPlane(_Changed):
     """Control: each front picture pasted on one plane that faces the front camera, seen by both cameras.
 
     The plane goes through the mean depth of what is opaque (> 0.5) in the middle half of the front pictures:
@@ -310,15 +317,7 @@ class FlatPlane:
     """
 
     def __init__(self, source: ViewSource) -> None:
-        self.source, self.size = source, source.size
-        self.identity = {'control': 'flat plane', 'of': source.identity}
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def name(self, i: int) -> str:
-        """See ViewSource."""
-        return self.source.name(i)
+        super().__init__(source, 'flat plane')
 
     def view(self, i: int) -> MultiView:
         """See ViewSource."""

@@ -23,10 +23,10 @@ def refused(outdir, *args):
     before = sorted(outdir.rglob('*')) if outdir.exists() else []
     result = cli('--outdir', outdir, '--cfg', 'tiny', '--device', 'cpu', *args)
     assert result.code == 1, result
-    assert result.err.startswith('error: ') and result.err.count('\n') == 1 and result.err.endswith('\n')
+    assert result.err.startswith('Error: ') and result.err.count('\n') == 1 and result.err.endswith('\n')
     assert 'Traceback' not in result.out + result.err
     assert (sorted(outdir.rglob('*')) if outdir.exists() else []) == before
-    return result.err[len('error: ') : -1]
+    return result.err[len('Error: ') : -1]
 
 
 def changed(clip_files, change):
@@ -142,7 +142,7 @@ def test_many_damaged_pictures_stop_the_run(clip_files, tmp_path):
     args = ['--data', path, '--outdir', tmp_path / 'runs', '--cfg', 'tiny', '--device', 'cpu']
     for workers in (0, 1):
         result = cli(*args, '--set', 'output.image_ticks=0', '--workers', workers)
-        assert result.code == 1 and result.err.count('error: ') == 1
+        assert result.code == 1 and result.err.count('Error: ') == 1
         assert '2 of 6 clips cannot be read (000001, 000003); training stops above 1%' in (
             result.err.replace('000003, 000001', '000001, 000003')
         )
@@ -292,7 +292,7 @@ def test_disk_full_at_a_checkpoint(data, tmp_path):
     (run_dir,) = tmp_path.iterdir()
     *_, last = printed.splitlines()
     name = run_dir / 'network-snapshot-000000004.pkl'
-    assert last.startswith(f'error: cannot write {name}: the file is larger than this file system') and (
+    assert last.startswith(f'Error: cannot write {name}: the file is larger than this file system') and (
         'Traceback' not in printed
     )
     names = {p.name for p in run_dir.iterdir()}

@@ -68,7 +68,7 @@ def test_snapshot_and_folder_agree(network, data, tmp_path):
         assert line(out, name)['value'] == value['value']
         assert line(out, name)['standard_error'] == value['standard_error']
     assert cli('--fake', tmp_path / 'v/T4', '--metrics', 'motion9_4f').err == (
-        'error: motion9_4f: there are only 3 generated videos; give more, or ask for at most 3\n'
+        'Error: motion9_4f: there are only 3 generated videos; give more, or ask for at most 3\n'
     )
 
 
@@ -202,7 +202,7 @@ def test_no_value_is_an_error(tmp_path):
         '--fake', tmp_path / 'v', '--metrics', 'motion_5f', '--outdir', tmp_path, '--cache', tmp_path
     )
     assert result.code == 1 and 'no value' in result.out
-    assert result.err.startswith('error: no value for motion_5f: too few videos are left')
+    assert result.err.startswith('Error: no value for motion_5f: too few videos are left')
 
 
 def test_mistakes(network, data, tmp_path, monkeypatch):
@@ -230,7 +230,7 @@ def test_mistakes(network, data, tmp_path, monkeypatch):
     for args, reason in cases:
         result = cli(*args)
         assert result.code == 1, args
-        assert reason in result.err and result.err.startswith('error: ') and result.err.count('\n') == 1, args
+        assert reason in result.err and result.err.startswith('Error: ') and result.err.count('\n') == 1, args
 
 
 def add(folder, name, kimg, value, **facts):

@@ -105,10 +105,9 @@ def test_table():
         assert re.fullmatch('[0-9a-f]{8}|[0-9a-f]{64}', item.sha256)
         assert item.url.startswith('https://') or item.package
         assert item.file_type != 'torchscript' or len(item.sha256) == 64
-        assert item.suffix == ('' if item.standard else f'_{name}')
     standard = {kind: n for n, item in DETECTORS.items() if item.standard for kind in item.kinds}
     assert standard == {'video': 'i3d', 'identity': 'arcface', 'image': 'inception'}
-    assert DETECTORS['lite0'].kinds == ('image', 'video') and DETECTORS['sface'].suffix == '_sface'
+    assert DETECTORS['lite0'].kinds == ('image', 'video')
     with pytest.raises(TypeError):
         DETECTORS['new'] = DETECTORS['i3d']
 

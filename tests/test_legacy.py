@@ -147,7 +147,7 @@ def test_summary_and_meta(tmp_path, ckpt, networks):
         for ours, theirs in zip(built(*tiny.codes(2)), networks['G_ema'].eval()(*tiny.codes(2)), strict=True):
             assert torch.equal(ours, theirs)
     assert trained_with(tmp_path / 'b.pkl') == trained_with(ckpt) == [('generator.plane_axes', 'released')]
-    assert run('--source', tmp_path / 'b.pkl', '--dest', tmp_path / 'c.pkl').output.startswith('error: ')
+    assert run('--source', tmp_path / 'b.pkl', '--dest', tmp_path / 'c.pkl').output.startswith('Error: ')
 
 
 def drop(model):
@@ -371,7 +371,7 @@ def test_files_that_are_none_of_these(tmp_path, damage):
     elif damage != 'missing':
         path.write_bytes(b'hello' if damage == 'text' else b'')
     done = run('--source', path, '--dest', tmp_path / 'b.pkl')
-    assert done.exit_code == 1 and done.output.startswith('error: ') and str(path) in done.output
+    assert done.exit_code == 1 and done.output.startswith('Error: ') and str(path) in done.output
     assert done.output.count('\n') == 1 and not (tmp_path / 'b.pkl').exists()
 
 

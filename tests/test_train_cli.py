@@ -223,7 +223,7 @@ def test_run_that_diverges_ends_with_advice(data, tmp_path, monkeypatch):
     monkeypatch.setattr(PV3DLoss, 'terms', poisoned)
     result = cli('--outdir', tmp_path, '--data', data, *QUICK)
     assert result.code == 1 and result.err.count('\n') == 1
-    assert result.err.startswith('error: gradients were not finite in 4 iterations in a row')
+    assert result.err.startswith('Error: gradients were not finite in 4 iterations in a row')
     assert 'lower learning rate' in result.err and 'Traceback' not in result.out
     warnings = re.findall(r'warning: (\w+) at (\d+) clips: gradient not finite in (\w+)\.', result.out)
     assert warnings[:2] == [('Gmain', '0', 'Generator'), ('Greg', '0', 'Generator')]
@@ -240,7 +240,7 @@ def test_out_of_memory_is_explained(data, tmp_path, monkeypatch):
         monkeypatch.setattr(Trainer, 'step', mock.Mock(side_effect=error))
         result = cli('--outdir', tmp_path, '--data', data, *QUICK)
         assert result.code == 1
-        assert result.err == 'error: there is too little memory; use a smaller --batch-gpu\n'
+        assert result.err == 'Error: there is too little memory; use a smaller --batch-gpu\n'
     monkeypatch.setattr(Trainer, 'step', mock.Mock(side_effect=RuntimeError('a mistake of ours')))
     with pytest.raises(RuntimeError, match='a mistake of ours'):
         cli('--outdir', tmp_path, '--data', data, *QUICK)

@@ -92,7 +92,7 @@ class Lite0(nn.Module):
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = SameConv(inputs, FEATURES, 1)
         self._bn1 = _norm(FEATURES)
-        self._fc = nn.Linear(FEATURES, 1000)
+        self._fc = nn.Linear(FEATURES, 1000)  # the ImageNet classes: in the file, but no features
         try:
             self.load_state_dict(torch.load(path, map_location='cpu', weights_only=True))
         except OSError as error:
@@ -104,10 +104,6 @@ class Lite0(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Maps uint8 RGB images [N, 3, H, W] to features [N, 1280]."""
         return torch.cat([self._features(batch) for batch in images.split(BATCH)])
-
-    def classify(self, images: Tensor) -> Tensor:
-        """Maps uint8 RGB images [N, 3, H, W] to the logits of the ImageNet classes [N, 1000]."""
-        return self._fc(self.forward(images))
 
     def _features(self, images: Tensor) -> Tensor:
         x = preprocess(images)

@@ -55,11 +55,6 @@ class DetectorInfo:
         """What it serves as."""
         return tuple(self.networks)
 
-    @property
-    def suffix(self) -> str:
-        """What the names of metrics end in: '' for the standard detector, otherwise for example '_lite0'."""
-        return '' if self.standard else f'_{self.name}'
-
 
 @dataclasses.dataclass(frozen=True)
 class Detector:
