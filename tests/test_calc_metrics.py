@@ -122,21 +122,15 @@ def test_training_and_command_line_agree(small, tmp_path, monkeypatch):
     assert line(run_dir, 'flicker3_4f')['value'] == line(out, 'flicker3_4f')['value']
 
 
+def tiny_run(tmp_path, data):
+    """Arguments of train.py for a run of eight clips."""
+    return ('--outdir', tmp_path / 'runs', *'--cfg tiny --device cpu --kimg 0.008 --data'.split(), data)
+
+
 def test_train_measures(data, tmp_path, monkeypatch):
     """train.py --metrics takes names as calc_metrics.py does and refuses others before it makes a folder."""
     monkeypatch.setenv('PV3D_CACHE_DIR', str(tmp_path / 'cache'))
-    common = (
-        '--outdir',
-        tmp_path / 'runs',
-        '--cfg',
-        'tiny',
-        '--data',
-        data,
-        '--device',
-        'cpu',
-        '--kimg',
-        0.008,
-    )
+    common = tiny_run(tmp_path, data)
     refused = small_runs.cli(*common, '--metrics', 'motion3_4f,psnr')
     assert refused.code == 1 and "'psnr' is no metric" in refused.err
     assert not (tmp_path / 'runs').exists()
@@ -263,18 +257,7 @@ def test_curves(tmp_path):
 def test_what_is_missing_is_measured_by_the_next_session(data, tmp_path, monkeypatch):
     """A run that ended without its last measurement gets it when it is started again, once."""
     monkeypatch.setenv('PV3D_CACHE_DIR', str(tmp_path / 'cache'))
-    args = (
-        '--outdir',
-        tmp_path / 'runs',
-        '--cfg',
-        'tiny',
-        '--data',
-        data,
-        '--device',
-        'cpu',
-        '--kimg',
-        0.008,
-    )
+    args = tiny_run(tmp_path, data)
     assert small_runs.cli(*args).code == 0
     for _ in range(2):
         again = small_runs.cli(*args, '--metrics', 'motion3_4f')
@@ -286,18 +269,7 @@ def test_what_is_missing_is_measured_by_the_next_session(data, tmp_path, monkeyp
 
 def test_what_cannot_be_measured_is_said_before_training(data, tmp_path, monkeypatch):
     monkeypatch.setenv('PV3D_CACHE_DIR', str(tmp_path / 'cache'))
-    args = (
-        '--outdir',
-        tmp_path / 'runs',
-        '--cfg',
-        'tiny',
-        '--data',
-        data,
-        '--device',
-        'cpu',
-        '--kimg',
-        0.008,
-    )
+    args = tiny_run(tmp_path, data)
     cases = [
         ('motion3_400f', 'the longest clip of the data has 18 frames'),
         ('geometry3', 'against the truth in data'),
