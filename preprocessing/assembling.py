@@ -131,6 +131,7 @@ def _raw_clip(
         labels=work.read(f'cameras/{clip}')['labels'],
         fps=aligned['fps'],
         info=provenance(work, clip, videos[aligned['video']], identities),
+        ready=True,
     )
 
 

@@ -30,7 +30,11 @@ STAGES = (
     'identities',
     'pack',
 )
-_VERSIONS = dict.fromkeys(STAGES, 1)  # counted up when a stage makes other results of the same input
+_VERSIONS = {  # counted up when a stage makes other results of the same input
+    **dict.fromkeys(STAGES, 1),
+    'align': 2,
+    'pack': 2,
+}
 _FOLDERS = {'align': 'aligned'}  # where the results of a stage are, if not in the folder of its name
 
 
@@ -176,9 +180,8 @@ class Pipeline:
         """Crops the frames of clips."""
         o, tracks = self.options, self.results['tracks'].keys_of
         depends = {c: [tracks[v], k, o.resolution, o.sigma] for c, (v, k) in self.clips.items()}
-        self._clip_stage(
-            'align', depends, stage_work.AlignWork(str(self.workdir), self.clips, o.resolution, o.sigma)
-        )
+        work = stage_work.AlignWork(str(self.workdir), self.clips, o.resolution, o.sigma)
+        self._clip_stage('align', depends, stage_work.OneThread(work))
 
     def run_cameras(self) -> None:
         """Estimates cameras."""

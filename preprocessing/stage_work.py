@@ -22,6 +22,7 @@ from PIL import Image
 from dnnlib.util import atomic_write
 from dnnlib.video import video_frames
 from preprocessing import fetching, sources
+from preprocessing.packing import FORMATS
 from preprocessing.shots import shots_result
 from preprocessing.stages import StageError, result_path
 from preprocessing.work_folder import write_arrays
@@ -130,7 +131,7 @@ class AlignWork:
         for i, frame in enumerate(_frames(entry, first, count)):
             picture = warp_frame(frame, transforms[i], self.resolution)
             with atomic_write(folder / f'{i:05d}.png') as file:
-                Image.fromarray(picture).save(file, 'PNG', compress_level=1)
+                Image.fromarray(picture).save(file, **FORMATS['png'])  # `pack` copies it
             done += 1
         if done != count:
             raise StageError(f'only {done} of {count} frames can be decoded a second time')

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import affine_transform, gaussian_filter, map_coordinates
 from skimage.transform import ProjectiveTransform, warp
 
 from preprocessing import alignment, head_pose
@@ -157,6 +157,21 @@ def test_warp_against_skimage(scale, angle):
     theirs = warp(frame / 255, ProjectiveTransform(matrix).inverse, output_shape=(80, 80), order=3) * 255
     assert np.abs(ours - theirs).mean() < 0.7
     assert np.abs(ours - theirs).max() < 5
+
+
+@pytest.mark.parametrize(('scale', 'angle'), [(1.0, 5), (1.4, -20), (3.0, 170)])
+def test_warp_is_the_cubic_spline_of_scipy(scale, angle):
+    """To a rounding, also with noise, and where one block of rows ends and the next begins."""
+    frame = np.random.default_rng(1).integers(0, 256, (300, 280, 3), dtype=np.uint8)
+    transform = similarity(scale, angle, (0, 0))
+    transform[:, 2] = 75 - transform[:, :2] @ [141.3, 152.9]
+    inverse = np.linalg.inv(transform[:, :2])[::-1, ::-1]  # rows before columns
+    start = inverse @ (0.5 - transform[::-1, 2]) - 0.5
+    expected = np.stack(
+        [affine_transform(frame[..., k].astype(float), inverse, start, (150, 150)) for k in range(3)], axis=-1
+    )
+    off = alignment.warp_frame(frame, transform, 150) - np.clip(expected, 0, 255)
+    assert np.abs(off).max() < 0.51
 
 
 def test_warp_reflects_at_the_borders():

@@ -1,10 +1,12 @@
 """The stage `pack`: the data set of a work folder and where its clips are from."""
 
+import io
 import json
 import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 from work_folders import EVIL, SIZE, add_verdict, add_video, make, write_json
 
 from dnnlib.util import UserError, file_sha256
@@ -73,6 +75,44 @@ def test_formats_and_sizes(work, fmt):
     assert table(folder)['resolution'] == 16
     with zipfile.ZipFile(folder / 'd.zip') as archive:
         assert f'000002/00015.{fmt}' in archive.namelist()
+
+
+def test_crops_of_the_right_size_are_copied(work):
+    folder, clips = work
+    files = sorted((folder / 'w' / 'aligned' / sorted(clips)[1]).iterdir())
+    Image.effect_noise((SIZE, SIZE), 50).convert('RGB').save(files[2], compress_level=0)
+    Image.effect_noise((SIZE, SIZE), 50).save(
+        files[3], compress_level=0
+    )  # grey, which a data set must not be
+    assert pack(folder)['problems'] == {}
+    with zipfile.ZipFile(folder / 'd.zip') as archive:
+        packed = [archive.read(f'000001/{i:05d}.png') for i in range(16)]
+    assert [data == file.read_bytes() for data, file in zip(packed, files, strict=True)] == [
+        i != 3 for i in range(16)
+    ]
+    with Image.open(io.BytesIO(packed[3])) as ours, Image.open(files[3]) as grey:
+        assert ours.mode == 'RGB'
+        np.testing.assert_array_equal(ours, grey.convert('RGB'))
+
+
+def test_crops_are_changed_where_the_data_set_wants_others(work):
+    folder, clips = work
+    pack(folder, size=16)
+    crop = folder / 'w' / 'aligned' / sorted(clips)[0] / '00007.png'
+    with zipfile.ZipFile(folder / 'd.zip') as archive:
+        packed = Image.open(io.BytesIO(archive.read('000000/00007.png')))
+    with Image.open(crop) as ours:
+        np.testing.assert_array_equal(packed, ours.resize((16, 16)))
+
+
+@pytest.mark.parametrize('spoil', [lambda d: d[:-20], lambda d: d[:45] + b'??' + d[47:], lambda d: b'none'])
+def test_spoilt_crops_are_not_copied(work, spoil):
+    folder, clips = work
+    crop = folder / 'w' / 'aligned' / clips[0] / '00003.png'
+    crop.write_bytes(spoil(crop.read_bytes()))
+    result = pack(folder)
+    assert list(result['rejected']) == [clips[0]]
+    assert result['rejected'][clips[0]].startswith('00003.png cannot be decoded')
 
 
 def test_short_and_broken_clips_are_left_out_with_a_reason(work):
