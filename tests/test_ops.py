@@ -76,7 +76,7 @@ def test_upfirdn2d_is_its_definition(case):
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('taps', [(4, 4), (1, 1), (6, 3)])
 def test_upfirdn2d_of_separable_filters(taps, layout, up, down):
-    """These take a pass down and a pass across; the picture has many tiles of it. A filter of rank 2 does not."""
+    """These take a pass down and a pass across, in tiles; a filter of a higher rank takes several."""
     x = draw(2, 70, 37, 21).to(memory_format=layout)
     column, row = draw(taps[0], seed=1), draw(taps[1], seed=2)
     padding = (taps[1] - 1, 1, taps[0] - 2, 2)

@@ -111,11 +111,11 @@ template <class T> struct Tiles {
         T* inside = buffer.data() + (first - begin) * step;
         for (int64_t oy = y0; oy < std::min(y0 + rows, s.out_h); ++oy) {
             T* out = y + ((plane * s.out_h + oy) * s.out_w + x0) * step;
+            const int64_t ahead = oy + 1 < s.out_h ? width * step : 0;
             for (int64_t k = 0; k < terms.count; ++k) {
                 vertical(in, oy * s.down - s.top, &terms.columns[k * s.fh], list.data(), inside, (last - first) * step);
-            // Half of the time would be waiting for the memory that the next row is written to.
-            for (int64_t i = 0; i < (oy + 1 < s.out_h ? width * step : 0); i += 64 / sizeof(T))
-                __builtin_prefetch(out + s.out_w * step + i, 1);
+                // Otherwise a third of the time is waiting for the memory that the next row goes to.
+                for (int64_t i = 0; i < ahead; i += 64 / sizeof(T)) __builtin_prefetch(out + s.out_w * step + i, 1);
                 horizontal(buffer.data(), start, &terms.rows[k * s.fw], list.data(), out, width, k > 0);
             }
         }
