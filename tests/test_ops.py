@@ -72,6 +72,20 @@ def test_upfirdn2d_is_its_definition(case):
     np.testing.assert_allclose(y.numpy(), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize('up, down', [(1, 1), (2, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('taps', [(4, 4), (1, 1), (6, 3)])
+def test_upfirdn2d_of_separable_filters(taps, layout, up, down):
+    """These take a pass down and a pass across, in tiles; a filter of a higher rank takes several."""
+    x = draw(2, 70, 37, 21).to(memory_format=layout)
+    column, row = draw(taps[0], seed=1), draw(taps[1], seed=2)
+    padding = (taps[1] - 1, 1, taps[0] - 2, 2)
+    for f in (torch.outer(column, row), torch.outer(column, row) + 1e-6 * torch.eye(*taps)):
+        y = upfirdn2d(x, f, up, down, padding, 1.7)
+        expected = upfirdn2d(x, f, up, down, padding, 1.7, impl='ref')
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+
+
 def test_upfirdn2d_convolves():
     """An independent library agrees on which way the filter is flipped."""
     x, f = draw(1, 1, 9, 8), draw(3, 4, seed=1)
