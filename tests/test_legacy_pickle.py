@@ -193,8 +193,8 @@ def array_of(shape, kind='f8', data=b'x' * 8):
 HUGE = struct.pack('<Q', 2**62)
 BOMBS = {
     'deep list': (b']' * 100_000 + b'a' * 99_999 + b'.', f'more than {MAX_DEPTH} levels deep'),
-    'deep tuple': (b')' + b'\x85' * 300_000 + b'.', f'more than {MAX_DEPTH} levels deep'),
-    'deep key': (b'})' + b'\x85' * 300_000 + b'Ns.', 'a tuple as the key'),
+    'deep tuple': (b')' + b'\x85' * 100_000 + b'.', f'more than {MAX_DEPTH} levels deep'),
+    'deep key': (b'})' + b'\x85' * 100_000 + b'Ns.', 'a tuple as the key'),
     'deep in a placeholder': (
         name('omegaconf.x', 'A')
         + b')\x81'

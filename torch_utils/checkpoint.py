@@ -267,7 +267,11 @@ def _plain(value: Any, name: str) -> Any:
 
 def _save(path: str | Path, file_format: str, content: dict[str, Any]) -> None:
     header = {'format': file_format, 'version': VERSIONS[file_format]}
-    document = {**header, **_plain(content, file_format)}
+    write_torch(path, {**header, **_plain(content, file_format)})
+
+
+def write_torch(path: str | Path, document: Any) -> None:
+    """Writes a torch.save file atomically; raises UserError if it cannot be written."""
     try:
         with atomic_write(path) as file:
             torch.save(document, file)
