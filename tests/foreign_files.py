@@ -4,7 +4,8 @@ import contextlib
 import pickle
 import sys
 import types
-from collections import OrderedDict
+import typing
+from collections import OrderedDict, defaultdict
 
 import torch
 
@@ -65,6 +66,7 @@ def foreign_class(module, name, *bases):
 
 
 ListConfig = foreign_class('omegaconf.listconfig', 'ListConfig')
+ContainerMetadata = foreign_class('omegaconf.base', 'ContainerMetadata')
 AnyNode = foreign_class('omegaconf.nodes', 'AnyNode')
 EasyDict = foreign_class('dnnlib.util', 'EasyDict', dict)
 
@@ -77,7 +79,10 @@ def list_config(values):
         node = AnyNode()
         node.__dict__ |= {'_val': value, '_parent': whole}
         nodes.append(node)
-    whole.__dict__ |= {'_content': nodes, '_parent': None}
+    metadata = ContainerMetadata()  # its cache is what plain `weights_only` loading stumbles over, too
+    metadata.__dict__ |= {'ref_type': typing.Any, 'object_type': list, 'element_type': typing.Any}
+    metadata.__dict__ |= {'optional': True, 'flags': None, 'resolver_cache': defaultdict(dict)}
+    whole.__dict__ |= {'_content': nodes, '_parent': None, '_metadata': metadata}
     return whole
 
 
@@ -93,7 +98,7 @@ def save_ckpt(path, model, optimizer=None, **changes):
         **{'best_metric_value': 1.5, 'fp16_scaler': {}, 'config': {'training': {'seed': -1}}},
         **{'git/branch': 'main', **changes},
     }
-    with pretended(a=ListConfig, b=AnyNode):
+    with pretended(a=ListConfig, b=AnyNode, c=ContainerMetadata):
         torch.save(content, path)
 
 

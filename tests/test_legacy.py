@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -14,10 +15,12 @@ from small_runs import cli
 import legacy
 from dnnlib.config import from_dict, to_dict
 from torch_utils import checkpoint
+from torch_utils.pickle_reader import Name, Placeholder
 from training import released_config
 from training.batching import make_phases
 from training.config import tiny as tiny_config
-from training.foreign import EG3D, PV3D, open_foreign, open_snapshot, trained_with
+from training.eg3d_pickle import module_state
+from training.foreign import EG3D, OUR_CONFIGS, PV3D, open_foreign, open_snapshot, trained_with
 from training.loss import Networks
 from training.networks import NETWORK_CLASSES
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
@@ -178,6 +181,10 @@ def stranger(model):
     model['deform_field.weight'] = torch.zeros(1)
 
 
+def scalars(model):
+    model['generator.decoder.net.2.bias'] = torch.tensor(1.0)
+
+
 def infinite(model):
     model['generator.to_img_raw.bias'] = torch.full([3], torch.inf)
 
@@ -192,6 +199,7 @@ def infinite(model):
         (odd_width, 'its widths follow no rule min(base / resolution, max)'),
         (number, 'not floating-point: to_img_raw.bias'),
         (stranger, 'unexpected in the model: deform_field.weight'),
+        (scalars, 'it lacks decoder.out.bias, or has it with a shape'),
         (infinite, 'G has values that are not finite: to_image_raw.bias'),
         (dict.clear, "no known format: 'model' with generator., "),
     ],
@@ -203,6 +211,47 @@ def test_what_does_not_fit_is_listed(tmp_path, networks, spoil, message):
     done = run('--source', tmp_path / 'a.pth', '--dest', tmp_path / 'b.pkl')
     assert done.exit_code == 1 and message in done.output, done.output
     assert not (tmp_path / 'b.pkl').exists() and 'Traceback' not in done.output
+
+
+def test_wrapped_half_precision_in_the_older_layout(tmp_path, networks):
+    """What a parallel wrapper's state is called, halved, as torch wrote it before it wrote zips."""
+    model = {f'module.{n}': t.half() for n, t in released_model(networks).items()}
+    torch.save(model, tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
+    assert trained_with(tmp_path / 'a.pth') == [('generator.plane_axes', 'released')]
+    snapshot = open_foreign(tmp_path / 'a.pth').snapshot
+    built = checkpoint.build_network(snapshot, 'D_video', VideoDiscriminator)
+    for name, tensor in networks['D_video'].state_dict().items():
+        assert torch.equal(built.state_dict()[name], tensor.half().float())
+
+
+def test_counters_may_be_tensors_and_numpy_numbers(tmp_path, networks):
+    changes = {'num_samples': torch.tensor(640), 'best_metric_value': np.float32(0.5)}
+    save_ckpt(tmp_path / 'a.ckpt', released_model(networks), **changes)
+    meta = open_foreign(tmp_path / 'a.ckpt').snapshot.meta
+    assert meta['cur_nimg'] == 640 and meta['counters']['best_metric_value'] == 0.5
+
+
+def test_configs_in_a_file_ask_for_no_endless_network(tmp_path, networks):
+    configs = {'G': {**to_dict(G_CONFIG), 'mapping_layers': 10**9}}
+    save_ckpt(tmp_path / 'a.ckpt', released_model(networks), config={OUR_CONFIGS: configs})
+    done = run('--source', tmp_path / 'a.ckpt')
+    assert done.exit_code == 1 and 'the config of G has more layers than the file has tensors' in done.output
+
+
+def test_mistakes_in_the_command(tmp_path, ckpt):
+    before = ckpt.read_bytes()
+    same = run('--source', ckpt, '--dest', tmp_path / '.' / 'a.ckpt')
+    assert same.exit_code == 1 and 'is the source itself' in same.output and ckpt.read_bytes() == before
+    assert 'must be PATH=VALUE' in run('--source', ckpt, '--set', 'renderer.resolution').output
+    assert 'cannot be built' in run('--source', ckpt, '--set', 'sr_resolution=1000').output
+
+
+def test_a_tree_of_modules_that_branches_is_refused_quickly():
+    node = Placeholder(Name('training.x', 'A'), state={'_modules': {}})
+    for _ in range(30):  # 2**30 paths through 30 modules
+        node = Placeholder(Name('training.x', 'A'), state={'_modules': {'a': node, 'b': node}})
+    with pytest.raises(checkpoint.CheckpointError, match='has too many parts'):
+        module_state('x.pkl', 'G', node)
 
 
 def adam_state(state):
@@ -271,7 +320,17 @@ def test_eg3d_converts_without_running_its_source(tmp_path, eg3d, small_pictures
 def test_eg3d_options(tmp_path, small_pictures):
     G = tiny.build(dataclasses.replace(EG3D_CONFIG, renderer=RendererConfig(resolution=8)))
     D = tiny.build(ImageDiscriminator.Config(**WIDTHS), 1)
-    save_eg3d(tmp_path / 'a.pkl', G, D, '', c_scale=2.0, ray_start=0.5, box_warp=2, protocol=2)
+    save_eg3d(
+        tmp_path / 'a.pkl',
+        G,
+        D,
+        '',
+        c_scale=np.float64(2),
+        depth_resolution=np.float32(6),
+        ray_start=0.5,
+        box_warp=2,
+        protocol=2,
+    )
     foreign = open_foreign(tmp_path / 'a.pkl', [('renderer.depth_samples', '9')])
     entry = foreign.snapshot.networks['G_ema']
     config = from_dict(Generator.Config, entry['config'])

@@ -33,6 +33,8 @@ _NOUNS = {SNAPSHOT: 'PV3D snapshot', TRAINING_STATE: 'PV3D training state'}
 _SNAPSHOT_NAME = re.compile(r'^network-snapshot-(\d+)\.pkl$')
 _STATE_NAME = re.compile(r'^training-state-(\d+)\.pt$')
 _MAX_NAMED = 4  # tensors named in an error message
+# what zipfile raises on damaged bytes: of names in them, of places outside the file, ...
+_SPOILT_ZIP = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error, ValueError)
 
 
 class CheckpointError(UserError):
@@ -340,7 +342,7 @@ def check_zip(path: Path, noun: str) -> None:
             broken = archive.testzip() if plausible else None  # reads everything and compares the checksums
     except OSError as err:
         raise CheckpointError('cannot read ' + explain_os_error(err, path)) from err
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error) as err:
+    except _SPOILT_ZIP as err:
         raise CheckpointError(
             f'{path}: cut short or damaged ({err}); use an older file or copy it again'
         ) from err
