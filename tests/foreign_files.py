@@ -1,15 +1,18 @@
 """Writes checkpoints as the released PV3D and EG3D lay them out, from our networks."""
 
 import contextlib
+import dataclasses
 import pickle
 import sys
 import types
 import typing
 from collections import OrderedDict, defaultdict
 
+import tiny
 import torch
 
 from torch_utils.ops.upfirdn2d import make_filter
+from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
 from training.networks.released_names import PREFIXES, filter_names, to_released
 
 SMALL = {  # a generator that EG3D's sizes admit
@@ -20,6 +23,18 @@ RENDERING = {
     **{'depth_resolution': 6, 'depth_resolution_importance': 6, 'ray_start': 2.25, 'ray_end': 3.3},
     **{'box_warp': 1, 'c_scale': 1.0, 'clamp_mode': 'softplus', 'white_back': False, 'reg_type': 'l1'},
 }
+G_CONFIG = dataclasses.replace(tiny.G_CONFIG, **SMALL)
+WIDTHS = {'resolution': 128, 'channel_base': 512, 'channel_max': 16}
+
+
+def small_networks():
+    """Returns the networks of a snapshot of 128 x 128 pixels."""
+    return {
+        'G': tiny.build(G_CONFIG),
+        'D_image': tiny.build(ImageDiscriminator.Config(**WIDTHS), 1),
+        'D_video': tiny.build(VideoDiscriminator.Config(**WIDTHS), 2),
+        'G_ema': tiny.build(G_CONFIG, 3),
+    }
 
 
 def released_state(network, module, with_raw=True):

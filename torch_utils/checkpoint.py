@@ -342,6 +342,8 @@ def check_zip(path: Path, noun: str) -> None:
             broken = archive.testzip() if plausible else None  # reads everything and compares the checksums
     except OSError as err:
         raise CheckpointError('cannot read ' + explain_os_error(err, path)) from err
+    except CheckpointError:
+        raise
     except _SPOILT_ZIP as err:
         raise CheckpointError(
             f'{path}: cut short or damaged ({err}); use an older file or copy it again'
@@ -362,5 +364,6 @@ def _check_head(path: Path, noun: str) -> None:
     if head == b'PK':
         return
     found = {b'': 'empty', b'\x80': 'a Python pickle, which could run code'}.get(head[:1], 'not even a zip')
-    advice = 'it was not opened; legacy files are converted with legacy.py'
+    advice = 'it was not opened; '
+    advice += 'legacy files are converted with legacy.py' if head[:1] == b'\x80' else 'download it again'
     raise CheckpointError(f'{path}: not a {noun} ({found}), so {advice}')
