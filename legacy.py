@@ -1,5 +1,9 @@
 """Converts checkpoints of the released PV3D and of EG3D, and back. `python legacy.py --help` explains."""
 
+<<<<<<< HEAD
+=======
+import os
+import sys
 from pathlib import Path
 
 import click
@@ -55,6 +59,8 @@ gen_videos.py, calc_metrics.py and train.py --resume also open such files by the
 def main(source: str, dest: str | None, layout: str, overrides: tuple[str, ...], optimizer: bool) -> None:
     """Turns checkpoints of the released PV3D and of EG3D into snapshots, without running their code."""
     with one_sentence('this file needs a machine with more'):
+        if dest is not None and os.path.realpath(dest) == os.path.realpath(source):
+            raise UserError(f'--dest {dest} is the source itself, which would be lost; name another file')
         if layout == 'released':
             if overrides or optimizer or dest is None:
                 raise UserError('--to released needs --dest, and takes neither --set nor --optimizer')
@@ -68,6 +74,9 @@ def main(source: str, dest: str | None, layout: str, overrides: tuple[str, ...],
 
 def convert(source: str, dest: str | None, overrides: tuple[str, ...], optimizer: bool) -> None:
     """Opens a foreign checkpoint, says what it is, and writes it as a snapshot of ours."""
+    for text in overrides:
+        if '=' not in text:
+            raise UserError(f'--set {text} must be PATH=VALUE, for example --set renderer.resolution=128')
     changes = [(path.strip(), value.strip()) for path, _, value in (o.partition('=') for o in overrides)]
     if not is_foreign(source):
         path = read_snapshot(source).path

@@ -1,14 +1,18 @@
 """Writes checkpoints as the released PV3D and EG3D lay them out, from our networks."""
 
 import contextlib
+import dataclasses
 import pickle
 import sys
 import types
-from collections import OrderedDict
+import typing
+from collections import OrderedDict, defaultdict
 
+import tiny
 import torch
 
 from torch_utils.ops.upfirdn2d import make_filter
+from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
 from training.networks.released_names import PREFIXES, filter_names, to_released
 
 SMALL = {  # a generator that EG3D's sizes admit
@@ -19,6 +23,18 @@ RENDERING = {
     **{'depth_resolution': 6, 'depth_resolution_importance': 6, 'ray_start': 2.25, 'ray_end': 3.3},
     **{'box_warp': 1, 'c_scale': 1.0, 'clamp_mode': 'softplus', 'white_back': False, 'reg_type': 'l1'},
 }
+G_CONFIG = dataclasses.replace(tiny.G_CONFIG, **SMALL)
+WIDTHS = {'resolution': 128, 'channel_base': 512, 'channel_max': 16}
+
+
+def small_networks():
+    """Returns the networks of a snapshot of 128 x 128 pixels."""
+    return {
+        'G': tiny.build(G_CONFIG),
+        'D_image': tiny.build(ImageDiscriminator.Config(**WIDTHS), 1),
+        'D_video': tiny.build(VideoDiscriminator.Config(**WIDTHS), 2),
+        'G_ema': tiny.build(G_CONFIG, 3),
+    }
 
 
 def released_state(network, module, with_raw=True):
@@ -65,6 +81,7 @@ def foreign_class(module, name, *bases):
 
 
 ListConfig = foreign_class('omegaconf.listconfig', 'ListConfig')
+ContainerMetadata = foreign_class('omegaconf.base', 'ContainerMetadata')
 AnyNode = foreign_class('omegaconf.nodes', 'AnyNode')
 EasyDict = foreign_class('dnnlib.util', 'EasyDict', dict)
 
@@ -77,7 +94,10 @@ def list_config(values):
         node = AnyNode()
         node.__dict__ |= {'_val': value, '_parent': whole}
         nodes.append(node)
-    whole.__dict__ |= {'_content': nodes, '_parent': None}
+    metadata = ContainerMetadata()  # its cache is what plain `weights_only` loading stumbles over, too
+    metadata.__dict__ |= {'ref_type': typing.Any, 'object_type': list, 'element_type': typing.Any}
+    metadata.__dict__ |= {'optional': True, 'flags': None, 'resolver_cache': defaultdict(dict)}
+    whole.__dict__ |= {'_content': nodes, '_parent': None, '_metadata': metadata}
     return whole
 
 
@@ -93,7 +113,7 @@ def save_ckpt(path, model, optimizer=None, **changes):
         **{'best_metric_value': 1.5, 'fp16_scaler': {}, 'config': {'training': {'seed': -1}}},
         **{'git/branch': 'main', **changes},
     }
-    with pretended(a=ListConfig, b=AnyNode):
+    with pretended(a=ListConfig, b=AnyNode, c=ContainerMetadata):
         torch.save(content, path)
 
 

@@ -12,6 +12,7 @@ import pytest
 import small_runs
 import tiny
 from conftest import CLIPS
+from foreign_files import released_model, save_ckpt
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -20,6 +21,8 @@ from dnnlib.util import UserError, append_json_line
 from metrics.plotting import plot_run, read_curves
 from metrics.training_callback import make_evaluate
 from torch_utils.checkpoint import save_snapshot
+from training import released_config
+from training.foreign import build_networks, open_foreign
 from training.training_loop import Trainer
 
 VIDEO = 'motion3_4f,flicker3_4f'
@@ -70,6 +73,23 @@ def test_snapshot_and_folder_agree(network, data, tmp_path):
     assert cli('--fake', tmp_path / 'v/T4', '--metrics', 'motion9_4f').err == (
         'Error: motion9_4f: there are only 3 generated videos; give more, or ask for at most 3\n'
     )
+
+
+def test_a_released_checkpoint_is_judged_as_it_is(data, tmp_path, monkeypatch):
+    """The .ckpt and the snapshot that it converts to give the same value."""
+    monkeypatch.setitem(released_config._SR_RESOLUTION, 32, 16)
+    G = tiny.generator(plane_axes='released')
+    others = tiny.networks(G)
+    networks = {'G': G, 'D_image': others.D_image, 'D_video': others.D_video, 'G_ema': G}
+    save_ckpt(tmp_path / 'a.ckpt', released_model(networks))
+    converted = open_foreign(tmp_path / 'a.ckpt').snapshot
+    save_snapshot(tmp_path / 'b.pkl', build_networks(converted), converted.meta)
+    values = []
+    for path in ('a.ckpt', 'b.pkl'):
+        out = run(tmp_path, '--network', tmp_path / path, '--data', data, '--metrics', 'flicker2_4f')
+        values.append(line(out, 'flicker2_4f'))
+    assert values[0]['snapshot'] == 'a.ckpt' and values[0]['kimg'] == 0.48
+    assert values[0]['value'] == values[1]['value'] > 0
 
 
 def test_snapshot_and_stored_views_agree(network, data, tmp_path):

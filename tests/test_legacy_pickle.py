@@ -15,7 +15,16 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from foreign_files import AnyNode, EasyDict, ListConfig, Persistent, _called, list_config, pretended
+from foreign_files import (
+    AnyNode,
+    ContainerMetadata,
+    EasyDict,
+    ListConfig,
+    Persistent,
+    _called,
+    list_config,
+    pretended,
+)
 from torch import nn
 
 from torch_utils.checkpoint import CheckpointError
@@ -78,11 +87,12 @@ def test_foreign_classes_are_inert():
     Odd.__module__, Odd.__qualname__, Odd.__name__ = 'omegaconf.listconfig', 'Odd', 'Odd'
     odd = Odd()
     odd.__dict__['_x'] = 1
-    with pretended(a=ListConfig, b=AnyNode, c=EasyDict, d=Odd):
+    with pretended(a=ListConfig, b=AnyNode, c=EasyDict, d=Odd, e=ContainerMetadata):
         data = pickle.dumps({'betas': list_config([0, 0.9]), 'easy': EasyDict(a=1), 'odd': odd})
     found = read_bytes(data)
     assert isinstance(found['betas'], Placeholder) and str(found['betas'].cls).endswith('ListConfig')
     first = found['betas'].state['_content'][0]
+    assert found['betas'].state['_metadata'].state['resolver_cache'] == {}
     assert first.state['_val'] == 0 and first.state['_parent'] is found['betas']
     assert found['easy'] == {'a': 1} and found['odd'].state == {'_x': 1}
 
@@ -178,6 +188,15 @@ def tensor_of(size, stride, offset=0):
     )
 
 
+def storage_part():
+    """Writes the layout before zips, with a storage that is a part of another one."""
+    stream = io.BytesIO()
+    torch.save(torch.ones(2), stream, _use_new_zipfile_serialization=False)
+    data, old = stream.getvalue(), b'K\x02Ntq'  # two numbers, None
+    assert data.count(old) == 1
+    return data.replace(old, b'K\x02' + binary('0') + b'K\x00K\x02\x87tq')
+
+
 def array_of(shape, kind='f8', data=b'x' * 8):
     state = pickle.dumps((1, shape), 2)[2:-1]
     dtype = name('numpy', 'dtype') + b'(' + binary(kind) + b'tR'
@@ -190,11 +209,17 @@ def array_of(shape, kind='f8', data=b'x' * 8):
     )
 
 
+def numbers_as_keys(count):
+    """Pickles a dictionary of numbers that all have the same hash."""
+    numbers = [(k * (2**61 - 1)).to_bytes(16, 'little') for k in range(1, count)]
+    return b'}(' + b''.join(b'\x8a\x10' + n + b'N' for n in numbers) + b'u.'
+
+
 HUGE = struct.pack('<Q', 2**62)
 BOMBS = {
     'deep list': (b']' * 100_000 + b'a' * 99_999 + b'.', f'more than {MAX_DEPTH} levels deep'),
-    'deep tuple': (b')' + b'\x85' * 300_000 + b'.', f'more than {MAX_DEPTH} levels deep'),
-    'deep key': (b'})' + b'\x85' * 300_000 + b'Ns.', 'a tuple as the key'),
+    'deep tuple': (b')' + b'\x85' * 100_000 + b'.', f'more than {MAX_DEPTH} levels deep'),
+    'deep key': (b'})' + b'\x85' * 100_000 + b'Ns.', 'a tuple as the key'),
     'deep in a placeholder': (
         name('omegaconf.x', 'A')
         + b')\x81'
@@ -209,6 +234,10 @@ BOMBS = {
     'circle': (b']q\x00h\x00a.', 'contains itself'),
     'laughs': (b']' + b'q\x00]h\x00ah\x00a' * 300 + b'.', 'damaged|levels deep'),
     'instructions': (b'0'.join([b'N'] * (MAX_OPCODES // 2 + 2)) + b'.', 'more than .* instructions'),
+    'colliding keys': (numbers_as_keys(20_000), 'a int as the key'),
+    'long name': (binary('omegaconf.' + 'x' * 2**20) + b'q\x00h\x00\x93.', 'a name of more than'),
+    'memo': (b'Np' + str(2**61).encode() + b'\n.', 'an impossible number'),
+    'part of a storage': (storage_part(), 'a part of a storage'),
     'long text': (b'\x8d' + HUGE + b'abc.', 'damaged'),
     'long bytes': (b'\x8e' + HUGE + b'abc.', 'damaged'),
     'frame': (b'\x80\x04\x95' + HUGE + b'N.', ''),
@@ -246,6 +275,13 @@ BOMBS = {
 }
 
 
+def test_many_references_to_a_long_list_are_read_quickly():
+    start = time.perf_counter()
+    inner, *outer = read_bytes(b'](](' + b'N' * 40_000 + b'eq\x00' + b'h\x00' * 40_000 + b'e.')
+    assert len(inner) == 40_000 and all(other is inner for other in outer)
+    assert time.perf_counter() - start < 10  # minutes when the list is looked through for each
+
+
 @pytest.mark.parametrize('kind', BOMBS)
 def test_bombs_are_refused_quickly(kind):
     data, message = BOMBS[kind]
@@ -280,6 +316,11 @@ def test_zip_bombs_are_refused(tmp_path):
         write(**changes)
         with pytest.raises(CheckpointError, match=message):
             read_foreign(tmp_path / 'b.pt')
+    spoilt = (tmp_path / 'b.pt').read_bytes().replace(b'a/data.pkl', b'a/d\xbfta.pkl')
+    flags = spoilt.rindex(b'PK\x01\x02') + 8  # the name of the last entry claims to be UTF-8
+    (tmp_path / 'c.pt').write_bytes(spoilt[:flags] + b'\x00\x08' + spoilt[flags + 2 :].replace(b'/', b'\xbf'))
+    with pytest.raises(CheckpointError, match='cut short or damaged'):
+        read_foreign(tmp_path / 'c.pt')
     write(zipfile.ZIP_DEFLATED, **{key: b'\0' * 10**7})
     with pytest.raises(CheckpointError, match='would unpack to'):
         read_foreign(tmp_path / 'b.pt')
@@ -287,7 +328,7 @@ def test_zip_bombs_are_refused(tmp_path):
 
 def samples():
     """Returns small files of each layout, to be spoilt."""
-    with pretended(a=EasyDict, b=_called, c=ListConfig, d=AnyNode):
+    with pretended(a=EasyDict, b=_called, c=ListConfig, d=AnyNode, e=ContainerMetadata):
         state = {'_parameters': OrderedDict(w=nn.Parameter(torch.ones(2))), '_buffers': {}, '_modules': {}}
         values = {'G': Persistent('N', state, 'x = 1'), 'n': np.ones(2), 'b': list_config([1.0]), 's': {1, 2}}
         yield from (pickle.dumps(values, protocol=p) for p in (0, 2, 4))

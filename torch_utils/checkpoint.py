@@ -33,6 +33,8 @@ _NOUNS = {SNAPSHOT: 'PV3D snapshot', TRAINING_STATE: 'PV3D training state'}
 _SNAPSHOT_NAME = re.compile(r'^network-snapshot-(\d+)\.pkl$')
 _STATE_NAME = re.compile(r'^training-state-(\d+)\.pt$')
 _MAX_NAMED = 4  # tensors named in an error message
+# what zipfile raises on damaged bytes: of names in them, of places outside the file, ...
+_SPOILT_ZIP = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error, ValueError)
 
 
 class CheckpointError(UserError):
@@ -267,7 +269,11 @@ def _plain(value: Any, name: str) -> Any:
 
 def _save(path: str | Path, file_format: str, content: dict[str, Any]) -> None:
     header = {'format': file_format, 'version': VERSIONS[file_format]}
-    document = {**header, **_plain(content, file_format)}
+    write_torch(path, {**header, **_plain(content, file_format)})
+
+
+def write_torch(path: str | Path, document: Any) -> None:
+    """Writes a torch.save file atomically; raises UserError if it cannot be written."""
     try:
         with atomic_write(path) as file:
             torch.save(document, file)
@@ -336,7 +342,9 @@ def check_zip(path: Path, noun: str) -> None:
             broken = archive.testzip() if plausible else None  # reads everything and compares the checksums
     except OSError as err:
         raise CheckpointError('cannot read ' + explain_os_error(err, path)) from err
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error) as err:
+    except CheckpointError:
+        raise
+    except _SPOILT_ZIP as err:
         raise CheckpointError(
             f'{path}: cut short or damaged ({err}); use an older file or copy it again'
         ) from err
@@ -356,5 +364,6 @@ def _check_head(path: Path, noun: str) -> None:
     if head == b'PK':
         return
     found = {b'': 'empty', b'\x80': 'a Python pickle, which could run code'}.get(head[:1], 'not even a zip')
-    advice = 'it was not opened; legacy files are converted with legacy.py'
+    advice = 'it was not opened; '
+    advice += 'legacy files are converted with legacy.py' if head[:1] == b'\x80' else 'download it again'
     raise CheckpointError(f'{path}: not a {noun} ({found}), so {advice}')

@@ -143,10 +143,12 @@ class _Storages:
         """Returns the storage that a persistent reference ('storage', type, key, location, numel) means."""
         if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != 'storage':
             raise RefusedError('it is damaged (a reference to no storage)')
-        _, kind, key, _, numel = reference[:5]
+        _, kind, key, _, numel, *view = reference
         dtype = _STORAGES.get(str(kind)) if isinstance(kind, Name) else None
         if dtype is None or not isinstance(key, str) or type(numel) is not int or numel < 0:
             raise RefusedError('it has a storage of an unknown type')
+        if any(part is not None for part in view):
+            raise RefusedError('it has a part of a storage, as only very old versions of torch wrote')
         if key not in self.found:
             self.budget.spend(numel * dtype.itemsize)
             self.found[key] = (
@@ -188,10 +190,12 @@ class _Plain:
         self.calls = {
             'torch._utils._rebuild_tensor_v2': self._tensor,
             'torch._utils._rebuild_parameter': lambda data, *_: _checked(data, Tensor),
+            'torch._utils._rebuild_parameter_with_state': lambda data, *_: _checked(data, Tensor),
             'torch.Size': self._tuple,
             'torch.device': lambda *args: ':'.join(map(str, self._tuple(args))),
             'torch.serialization._get_layout': lambda name: _checked(name, str),
             'collections.OrderedDict': self._ordered,
+            'collections.defaultdict': lambda *_: {},  # of omegaconf; what makes its defaults is of no use
             'dnnlib.util.EasyDict': lambda *args: dict(self._ordered(*args)),
             '_codecs.encode': self._encode,
             'numpy.dtype': _numpy_type,

@@ -11,13 +11,14 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, Protocol
 
-MAX_OPCODES = 2_000_000  # in all; a network of EG3D has about 30 thousand
+MAX_OPCODES = 300_000  # in all; the released PV3D with its optimizers and EG3D need about 60 thousand
 MAX_DEPTH = 200  # containers inside each other
 _AMPLIFICATION = (
     8  # bytes of arrays that a byte of the file may stand for: views of one storage, copies of texts
 )
 _MAX_BITS = 1024  # of an integer: hashing and printing long ones takes long
-_MAX_KEY = 16  # members of a tuple that is the key of a dictionary
+_MAX_KEY = 2**60  # an integer below is its own hash: others can be made to collide, which takes long
+_MAX_NAME = 256  # characters of a module, class or function
 _MARK = object()
 _SCALARS = (str, int, float, bool, bytes, type(None))
 
@@ -119,6 +120,8 @@ def check_depth(value: Any) -> None:
     todo = [(value, False)]
     while todo:
         node, done = todo.pop()
+        if not done and id(node) in depths:  # before its children are listed: many may refer to a long list
+            continue
         children = _children(node)
         if done:
             path.discard(id(node))
@@ -127,7 +130,7 @@ def check_depth(value: Any) -> None:
                 raise RefusedError(f'it is nested more than {MAX_DEPTH} levels deep')
         elif id(node) in path:
             raise RefusedError('it contains itself')
-        elif children and id(node) not in depths:
+        elif children:
             path.add(id(node))
             todo.append((node, True))
             todo += [(c, False) for c in children if isinstance(c, (dict, list, tuple))]
@@ -243,6 +246,8 @@ class _Machine:
         self.stack.append(tuple([self._pop() for _ in range(count)][::-1]))
 
     def _put(self, index: int) -> None:
+        if not 0 <= index < _MAX_KEY:
+            raise RefusedError('it is damaged (an impossible number of a value)')
         self.memo[index] = self._top()
 
     def _extend(self, values: list[Any]) -> None:
@@ -264,12 +269,17 @@ class _Machine:
 
     def _global(self, argument: str) -> None:
         module, _, name = argument.partition(' ')
-        self.stack.append(self.vocabulary.find(Name(module, name)))
+        self._name(module, name)
 
     def _stack_global(self) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(module, str) or not isinstance(name, str):
             raise RefusedError('it is damaged (a name that is no text)')
+        self._name(module, name)
+
+    def _name(self, module: str, name: str) -> None:
+        if max(len(module), len(name)) > _MAX_NAME:
+            raise RefusedError(f'it has a name of more than {_MAX_NAME} characters')
         self.stack.append(self.vocabulary.find(Name(module, name)))
 
     def _call(self, count: int) -> None:
@@ -295,9 +305,8 @@ _TEXTS = (
 
 
 def _key(value: Any) -> Any:
-    """Lets plain keys pass: the hash of a deep tuple would overflow the stack of the interpreter."""
-    members = value if isinstance(value, tuple) and len(value) <= _MAX_KEY else (value,)
-    if not all(isinstance(v, (*_SCALARS, Name)) for v in members):
+    """Lets plain keys pass; of others, deep or chosen ones, the hash could overflow the stack or collide."""
+    if not isinstance(value, (*_SCALARS, Name)) or (isinstance(value, int) and abs(value) >= _MAX_KEY):
         raise RefusedError(f'it uses a {type(value).__name__} as the key of a dictionary')
     return value
 

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,9 +16,10 @@ from torch_utils.checkpoint import CheckpointError
 from torch_utils.pickle_reader import Placeholder
 
 EG3D_KEYS = ('G', 'D', 'G_ema')
-_PERSISTENT = 'torch_utils.persistence._reconstruct_persistent_obj'
+PERSISTENT_NAME = '_reconstruct_persistent_obj'  # the function that EG3D's modules are pickled through
+_PERSISTENT = f'torch_utils.persistence.{PERSISTENT_NAME}'
 _MAX_DEPTH = 32  # modules inside each other
-_MAX_TENSORS = 10_000
+_MAX_PARTS = 10_000  # modules and tensors
 
 # option of EG3D's rendering -> path in our generator's config
 _OPTIONS = {
@@ -48,11 +50,11 @@ def module_state(path: Path, name: str, module: Any) -> tuple[dict[str, Tensor],
         CheckpointError: if it is no such tree.
     """
     state: dict[str, Tensor] = {}
-    todo = [('', module, 0)]
+    todo, modules = [('', module, 0)], 0
     while todo:
         prefix, node, depth = todo.pop()
-        attributes = _attributes(node)
-        if attributes is None or depth > _MAX_DEPTH or len(state) + len(todo) > _MAX_TENSORS:
+        attributes, modules = _attributes(node), modules + 1
+        if attributes is None or depth > _MAX_DEPTH or modules + len(state) + len(todo) > _MAX_PARTS:
             what = 'nested too deeply or has too many parts' if attributes else 'no pickled module'
             raise CheckpointError(f'{path}: {name} is no network of EG3D: {prefix or name} is {what}')
         unsaved = attributes.get('_non_persistent_buffers_set')
@@ -98,14 +100,20 @@ def eg3d_options(path: Path, attributes: dict[str, Any]) -> tuple[list[tuple[str
         value = given.get(key, ours)
         if type(value) not in (bool, int, float, str) or value != ours:
             raise CheckpointError(f'{path}: {key}={_shown(value)}, but only {ours} can be rendered here')
-    numbers = [(key, given[key]) for key in _OPTIONS if key in given]
-    size = attributes.get('neural_rendering_resolution', 64)
-    for key, value in [*numbers, ('neural resolution', size), ('c_scale', given.get('c_scale', 0))]:
+    numbers = [(key, _number(given[key])) for key in _OPTIONS if key in given]
+    size = _number(attributes.get('neural_rendering_resolution', 64))
+    for key, value in [*numbers, ('neural resolution', size), ('c_scale', _number(given.get('c_scale', 0)))]:
         if type(value) not in (int, float) or not math.isfinite(value):
             raise CheckpointError(f'{path}: {key} is no finite number, which is needed here')
     options = [(_OPTIONS[key], str(value)) for key, value in numbers]
     scale = 0 if given.get('c_gen_conditioning_zero') else given.get('c_scale', 0)  # 0 when it is not said
     return [*options, ('renderer.resolution', str(size))], float(scale)
+
+
+def _number(value: Any) -> Any:
+    """Turns numbers of numpy into those of Python, and whole floats into integers: sizes may be either."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _shown(value: Any) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from dnnlib.util import UserError
 from torch_utils.checkpoint import CheckpointError, Snapshot, read_snapshot
 from torch_utils.legacy_pickle import read_foreign
 from torch_utils.ops.upfirdn2d import make_filter
-from training.eg3d_pickle import EG3D_KEYS, eg3d_identity_raw, eg3d_options, module_state
+from training.eg3d_pickle import EG3D_KEYS, PERSISTENT_NAME, eg3d_identity_raw, eg3d_options, module_state
 from training.networks import NETWORK_CLASSES
 from training.networks.generator import Generator
 from training.networks.released_names import (
@@ -44,6 +45,7 @@ _COUNTERS = (
     *('best_iteration', 'current_iteration', 'current_epoch', 'num_updates', 'num_samples', 'best_update'),
     'best_metric_value',
 )
+_PARALLEL = 'module.'  # before every name when a parallel wrapper was saved instead of the model
 _EMBED = 'backbone.mapping.embed.weight'
 _EG3D_NEEDED = (_EMBED, 'backbone.mapping.w_avg', 'decoder.net.2.bias')
 _ZIP, _PICKLE = b'PK', b'\x80'  # first bytes of files
@@ -84,8 +86,11 @@ def _head(path: str | Path) -> bytes:
 
 
 def _pickle_head(path: str | Path) -> bytes:
-    """Returns the beginning of the pickle in a torch.save zip; nothing if it is none, or damaged."""
+    """Returns the beginning of a pickle, alone or in a torch.save zip; nothing if it is none, or damaged."""
     try:
+        if _head(path).startswith(_PICKLE):
+            with open(path, 'rb') as file:
+                return file.read(_PEEK)
         with zipfile.ZipFile(path) as archive:
             pickles = [n for n in archive.namelist() if n.endswith('/data.pkl')]
             if len(pickles) != 1:
@@ -119,7 +124,7 @@ def _kind(path: str | Path) -> str | None:
     """Returns PV3D or EG3D; None for a snapshot that was trained here, and for what is none."""
     head = _head(path)
     if is_foreign(path):
-        return PV3D if head.startswith(_ZIP) else EG3D
+        return EG3D if PERSISTENT_NAME.encode() in _pickle_head(path) else PV3D
     if not head.startswith(_ZIP):
         return None
     return read_snapshot(path).meta.get('source_format') if b'source_format' in _pickle_head(path) else None
@@ -152,6 +157,10 @@ def open_foreign(path: str | Path, overrides: Overrides | None = None) -> Foreig
 
 def _from_pv3d(path: Path, content: dict[Any, Any], overrides: Overrides) -> Foreign:
     model = content.get('model', content)
+    stored = content.get('config') if model is not content else None
+    stored = stored.get(OUR_CONFIGS) if isinstance(stored, dict) else None
+    if isinstance(model, dict) and model and all(_begins(name, _PARALLEL) for name in model):
+        model = {name.removeprefix(_PARALLEL): value for name, value in model.items()}
     if not isinstance(model, dict) or not any(_begins(n, 'generator_ema.') for n in model):
         known = f"'model' with {', '.join(PREFIXES)}, or 'G', 'D' and 'G_ema' of EG3D"
         raise CheckpointError(f'{path}: no known format: {known} expected, found {_some(content)}')
@@ -165,12 +174,11 @@ def _from_pv3d(path: Path, content: dict[Any, Any], overrides: Overrides) -> For
             strange.append(str(name))
     if strange:
         raise CheckpointError(f'{path}: unexpected in the model: {_some(strange)}')
-    stored = content.get('config') if model is not content else None
-    stored = stored.get(OUR_CONFIGS) if isinstance(stored, dict) else None
     networks = {
         name: _network(path, name, state, stored, overrides) for name, state in _in_order(states).items()
     }
-    counters = {k: content[k] for k in _COUNTERS if _is_count(content.get(k))}
+    numbers = {k: _scalar(content.get(k)) for k in _COUNTERS}
+    counters = {k: value for k, value in numbers.items() if _is_count(value)}
     nimg = counters.get('num_samples', 0)
     nimg = nimg if type(nimg) is int and nimg >= 0 else 0
     extras = {k: model[k] for k in MODEL_EXTRAS if isinstance(model.get(k), Tensor) and not model[k].ndim}
@@ -199,7 +207,7 @@ def _from_eg3d(path: Path, content: dict[Any, Any], overrides: Overrides) -> For
             options, scale = eg3d_options(path, attributes)
             changes = options + changes
             notes = ['rendering as the pickle says: ' + ', '.join(f'{k}={v}' for k, v in options)]
-            lacking = [n for n in _EG3D_NEEDED if n not in state]
+            lacking = [n for n in _EG3D_NEEDED if n not in state or not state[n].ndim]
             if lacking:
                 raise CheckpointError(f'{path}: {theirs} is no generator of EG3D, missing: {_some(lacking)}')
             if scale != 1:
@@ -218,6 +226,11 @@ def _from_eg3d(path: Path, content: dict[Any, Any], overrides: Overrides) -> For
 
 def _begins(name: Any, prefix: str) -> bool:
     return isinstance(name, str) and name.startswith(prefix)
+
+
+def _scalar(value: Any) -> Any:
+    single = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1)
+    return value.item() if single else value
 
 
 def _is_count(value: Any) -> bool:
@@ -250,6 +263,8 @@ def _network(
     shapes = {n: tuple(t.shape) for n, t in renamed.items()}
     if isinstance(stored, dict) and isinstance(stored.get(name), dict):
         config = from_dict(NETWORK_CLASSES[name].Config, stored[name])
+        if getattr(config, 'mapping_layers', 0) > len(state):  # building that many could take for ever
+            raise CheckpointError(f'{path}: the config of {name} has more layers than the file has tensors')
     elif table == 'G':
         given = dict(overrides).get('sr_resolution', '')
         config = generator_config(shapes, int(given) if given.isdecimal() else None)
@@ -268,7 +283,7 @@ def mismatch(table: str, config: Any, state: Mapping[str, Tensor]) -> str:
     try:
         with torch.device('meta'):
             own = config.build().state_dict()
-    except (ValueError, RuntimeError) as err:
+    except (ValueError, RuntimeError, ArithmeticError, TypeError) as err:  # also sizes beyond all numbers
         return f'its shapes ask for a network that cannot be built ({err})'
     expected = {to_released(table, name): tuple(tensor.shape) for name, tensor in own.items()}
     filters = filter_names(table, expected, config.resolution)

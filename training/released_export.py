@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dnnlib.config import from_dict, to_dict
-from dnnlib.util import UserError, atomic_write
-from torch_utils.checkpoint import Snapshot, save_training_state
+from dnnlib.util import UserError
+from torch_utils.checkpoint import Snapshot, save_training_state, write_torch
 from torch_utils.ops.upfirdn2d import make_filter
 from training.batching import Progress, make_phases
 from training.config import TrainConfig, pv3d_released
@@ -83,8 +83,7 @@ def export_released(snapshot: Snapshot, dest: str | Path) -> list[str]:
         **{'model': model, 'optimizer': {}, **counters},
         **{'fp16_scaler': {}, 'config': {OUR_CONFIGS: configs}},
     }
-    with atomic_write(dest) as file:
-        torch.save(model if Path(dest).suffix == '.pth' else content, file)
+    write_torch(dest, model if Path(dest).suffix == '.pth' else content)
     lines = [f'{len(model)} tensors in the released layout; optimizers are not exported']
     code_dim = configs['G']['motion']['code_dim']
     if code_dim != 512:
