@@ -1,9 +1,6 @@
 """Converts checkpoints of the released PV3D and of EG3D, and back. `python legacy.py --help` explains."""
 
-<<<<<<< HEAD
-=======
 import os
-import sys
 from pathlib import Path
 
 import click
@@ -11,7 +8,7 @@ import click
 from dnnlib.cli import one_sentence
 from dnnlib.util import UserError
 from torch_utils.checkpoint import read_snapshot, save_snapshot, training_state_path
-from training.foreign import Foreign, build_networks, is_foreign, open_foreign
+from training.foreign import Foreign, build_networks, describe, is_foreign, open_foreign
 from training.released_export import export_released, save_optimizers
 
 _EPILOG = """
@@ -79,8 +76,8 @@ def convert(source: str, dest: str | None, overrides: tuple[str, ...], optimizer
             raise UserError(f'--set {text} must be PATH=VALUE, for example --set renderer.resolution=128')
     changes = [(path.strip(), value.strip()) for path, _, value in (o.partition('=') for o in overrides)]
     if not is_foreign(source):
-        path = read_snapshot(source).path
-        raise UserError(f'{path} is a snapshot of ours already; --to released exports it')
+        describe_own(source, dest)
+        return
     foreign = open_foreign(source, changes)
     click.echo(f'{source}: {foreign.kind}')
     say(foreign.facts)
@@ -90,6 +87,17 @@ def convert(source: str, dest: str | None, overrides: tuple[str, ...], optimizer
     if optimizer:
         write_optimizers(foreign, Path(dest))
     save_snapshot(dest, networks, foreign.snapshot.meta)
+
+
+def describe_own(source: str, dest: str | None) -> None:
+    """Says what a snapshot of ours is, which needs no conversion."""
+    snapshot = read_snapshot(source)
+    if dest is not None:
+        raise UserError(f'{source} is a snapshot of ours already; copy it, or export it with --to released')
+    click.echo(f'{source}: a snapshot of ours')
+    told = {'preset': 'cfg', 'clips seen': 'cur_nimg', 'schedules at': 'schedule_nimg', 'data': 'dataset'}
+    say([f'{word}: {snapshot.meta[key]}' for word, key in told.items() if key in snapshot.meta])
+    say(describe(snapshot))
 
 
 def write_optimizers(foreign: Foreign, dest: Path) -> None:

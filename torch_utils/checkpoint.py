@@ -291,15 +291,12 @@ def _load(path: str | Path, file_format: str) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as err:  # the safe unpickler raises nearly anything on a hostile file
-        advice = 'legacy files are converted with legacy.py'
         raise CheckpointError(
-            f'{path}: refused, not the plain data of a {noun} ({_reason(err)}); {advice}'
+            f'{path}: refused, not the plain data of a {noun} ({_reason(err)}); use another file'
         ) from err
     found = content.get('format') if isinstance(content, dict) else None
     if found != file_format:
-        advice = (
-            'pass the matching file' if found in VERSIONS else 'foreign files are converted with legacy.py'
-        )
+        advice = 'pass the matching file' if found in VERSIONS else 'use another file'
         raise CheckpointError(f'{path}: not a {noun} (its format is {found!r}); {advice}')
     return _upgrade(path, file_format, content)
 
@@ -336,6 +333,9 @@ def check_zip(path: Path, noun: str) -> None:
         _check_head(path, noun)
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+            if not any(e.filename.endswith('/data.pkl') for e in entries):
+                held = entries[0].filename if entries else 'nothing'
+                raise CheckpointError(f'{path}: not a {noun} but another zip (with {held}); use another file')
             declared = sum(e.file_size for e in entries)
             stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
             plausible = stored and declared <= path.stat().st_size
@@ -363,7 +363,6 @@ def _check_head(path: Path, noun: str) -> None:
         head = file.read(2)
     if head == b'PK':
         return
-    found = {b'': 'empty', b'\x80': 'a Python pickle, which could run code'}.get(head[:1], 'not even a zip')
-    advice = 'it was not opened; '
-    advice += 'legacy files are converted with legacy.py' if head[:1] == b'\x80' else 'download it again'
-    raise CheckpointError(f'{path}: not a {noun} ({found}), so {advice}')
+    kinds = {b'': 'empty', b'\x80': 'a Python pickle, which could run code', b'<': 'perhaps a web page'}
+    found = kinds.get(head[:1], 'not even a zip')
+    raise CheckpointError(f'{path}: not a {noun} ({found}), so it was not opened; download or copy it again')

@@ -52,6 +52,7 @@ _ZIP, _PICKLE = b'PK', b'\x80'  # first bytes of files
 _PEEK = 2**16  # bytes of a pickle in which our header and meta data lie
 _MAX_COUNT = 2**53  # iterations, samples
 _MAX_NAMED = 20  # tensors of a kind named in a message
+_PLANES = {'released': ' (x-y, x-z and z-x, no y-z plane)'}
 
 Overrides = list[tuple[str, str]]  # (path in the generator's config, value as text)
 
@@ -191,7 +192,7 @@ def _from_pv3d(path: Path, content: dict[Any, Any], overrides: Overrides) -> For
     return Foreign(
         PV3D,
         snapshot,
-        [*facts, *_facts(snapshot)],
+        [*facts, *describe(snapshot)],
         content.get('optimizer'),
         {name: parameter_names(name, state) for name, state in states.items()},
     )
@@ -221,7 +222,7 @@ def _from_eg3d(path: Path, content: dict[Any, Any], overrides: Overrides) -> For
     }
     snapshot = Snapshot(path, meta, networks)
     notes.append('to_image_raw, which EG3D has not, passes the first three features on: image_raw as in EG3D')
-    return Foreign(EG3D, snapshot, [*notes, *_facts(snapshot)])
+    return Foreign(EG3D, snapshot, [*notes, *describe(snapshot)])
 
 
 def _begins(name: Any, prefix: str) -> bool:
@@ -307,7 +308,7 @@ def mismatch(table: str, config: Any, state: Mapping[str, Tensor]) -> str:
     return '; '.join(f'{what}: {_some(names)}' for what, names in found.items() if names)
 
 
-def _facts(snapshot: Snapshot) -> list[str]:
+def describe(snapshot: Snapshot) -> list[str]:
     """Says what the networks are and which switches they run with."""
     lines = []
     for name, entry in snapshot.networks.items():
@@ -318,7 +319,7 @@ def _facts(snapshot: Snapshot) -> list[str]:
     config = from_dict(Generator.Config, snapshot.networks['G_ema']['config'])
     renderer = config.renderer
     lines.append(
-        f'switches: plane_axes={config.plane_axes} (x-y, x-z and z-x, no y-z plane), motion.num_layers='
+        f'switches: plane_axes={config.plane_axes}{_PLANES.get(config.plane_axes, "")}, motion.num_layers='
         f'{config.motion.num_layers}, camera_condition={config.camera_condition}, span={config.span}'
     )
     lines.append(
