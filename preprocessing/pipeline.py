@@ -17,6 +17,7 @@ from typing import Any
 
 from dnnlib.util import UserError, explain_os_error, file_sha256
 from preprocessing import fetching, sources, stage_work
+from preprocessing.packing import PackOptions, check_options
 from preprocessing.stages import Results, count_reasons, locked, read_stage, run_stage, write_json
 from preprocessing.work_folder import clip_names
 
@@ -240,7 +241,6 @@ class Pipeline:
     def run_pack(self) -> None:
         """Writes the data set and checks it."""
         from preprocessing.assembling import assemble
-        from preprocessing.packing import PackOptions
 
         o, dest = self.options, os.path.abspath(self.options.dest)
         keys = [self.results[stage].keys_of for stage in ('cameras', 'verify', 'identities')]
@@ -351,16 +351,13 @@ def _check(options: Options, last: str, only: str | None) -> None:
     Raises:
         UserError: if an option cannot work, or says nothing without another.
     """
+    check_options(options.dest, PackOptions(options.resolution, options.format))
     if not options.list_kind and (options.download or last == 'fetch'):
         raise UserError('fetching (--download, the stage fetch) needs a --list that says what to fetch')
     if options.deep3d is not None and not os.path.isdir(options.deep3d):
         raise UserError(f'{options.deep3d} is not a folder; --deep3d is the folder of the coefficients')
     if STAGES.index(last) >= STAGES.index('embeddings') and only in (None, 'embeddings'):
         _recognizer(options).load()
-    if last == 'pack':
-        from preprocessing.packing import PackOptions, check_options
-
-        check_options(options.dest, PackOptions(options.resolution, options.format))
 
 
 def _recognizer(options: Options) -> Any:

@@ -247,3 +247,9 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     while any(map(alive, pids)) and time.monotonic() < limit:
         time.sleep(0.05)
     assert not any(map(alive, pids))
+
+
+def test_a_folder_that_cannot_be_locked_is_no_other_run(tmp_path):
+    (tmp_path / '.lock').mkdir()
+    with pytest.raises(UserError, match='cannot lock .*lock: it is a folder'), locked(tmp_path):
+        pass
