@@ -33,7 +33,10 @@ STAGES = (
     'identities',
     'pack',
 )
-_VERSIONS = dict.fromkeys(STAGES, 1)  # counted up when a stage makes other results of the same input
+_CHANGED = {'align': 2, 'cameras': 2, 'pack': 2}
+_VERSIONS = (
+    dict.fromkeys(STAGES, 1) | _CHANGED
+)  # counted up when a stage makes other results of the same input
 _FOLDERS = {'align': 'aligned'}  # where the results of a stage are, if not in the folder of its name
 
 

@@ -24,7 +24,7 @@ from dnnlib.video import video_frames
 from preprocessing import fetching, sources
 from preprocessing.shots import shots_result
 from preprocessing.stages import StageError, result_path
-from preprocessing.work_folder import write_arrays
+from preprocessing.work_folder import WorkFolder, write_arrays
 
 _SEEK_FRAMES = 50  # fewer frames before a clip are decoded
 
@@ -117,8 +117,8 @@ class AlignWork:
 
         video, k = self.clips[clip]
         entry, track = read(self.workdir, 'sources', video), read(self.workdir, 'tracks', video)['tracks'][k]
-        with np.load(Path(self.workdir, 'tracks', f'{video}.npz')) as file:
-            landmarks = file[f'landmarks_{k}'].astype(np.float64)
+        name = f'landmarks_{k}'
+        landmarks = WorkFolder(self.workdir).arrays('tracks', video, [name])[name].astype(np.float64)
         transforms = np.asarray(crop_transforms(landmarks, self.resolution, self.sigma), np.float64)
         scales = np.sqrt(np.abs(np.linalg.det(transforms[:, :, :2])))
         folder = Path(self.workdir, 'aligned', clip)
@@ -161,8 +161,7 @@ class CamerasWork:
         """Returns {"labels", "raw_labels", "residual"}."""
         from preprocessing.head_pose import estimate_cameras
 
-        with np.load(Path(self.workdir, 'aligned', f'{clip}.npz')) as file:
-            landmarks = file['landmarks'].astype(np.float64)
+        landmarks = WorkFolder(self.workdir).landmarks(clip).astype(np.float64)
         if self.deep3d is None:
             cameras = estimate_cameras(landmarks, self.resolution, self.sigma)
         else:
