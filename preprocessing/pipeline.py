@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dnnlib.util import UserError, explain_os_error, file_sha256
+from dnnlib.util import UserError, explain_os_error, file_sha256, remove_temp_files
 from preprocessing import fetching, sources, stage_work
 from preprocessing.packing import PackOptions, check_options
 from preprocessing.stages import Results, count_reasons, locked, read_stage, run_stage, write_json
@@ -148,6 +148,8 @@ class Pipeline:
             found, passed = sources.find_videos(self.options.source, without=ours)
             paths = {video: str(path) for video, path in found.items()}
         self._keep_others(paths)
+        if (self.workdir / 'cuts').exists():
+            remove_temp_files(self.workdir / 'cuts')
         work = stage_work.SourceWork(str(self.workdir), paths, self.listed)
         results = self._stage('sources', list(paths), self._source_inputs(paths), work)
         rejected = {**passed, **{self._told(paths[v]): reason for v, reason in results.rejected.items()}}

@@ -253,3 +253,25 @@ def test_a_folder_that_cannot_be_locked_is_no_other_run(tmp_path):
     (tmp_path / '.lock').mkdir()
     with pytest.raises(UserError, match='cannot lock .*lock: it is a folder'), locked(tmp_path):
         pass
+
+
+def fail_or_sleep(sec):
+    if not sec:
+        raise ValueError('wrong')
+    time.sleep(sec)
+
+
+@pytest.mark.parametrize('items, ends', [([0.01, 600, 600], GeneratorExit), ([0, 600, 600], ValueError)])
+def test_what_is_under_way_is_given_up(items, ends):
+    """Ctrl-C, or an error of one item, does not wait for the hours that another may take."""
+    results = parallel(fail_or_sleep, items, 2)
+    start = time.monotonic()
+    if ends is ValueError:
+        with pytest.raises(ValueError, match='wrong'):
+            next(results)
+    else:
+        next(results)
+        results.close()
+    assert time.monotonic() - start < 60
+    with pytest.raises(StopIteration):
+        next(results)
