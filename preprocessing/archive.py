@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextvars import ContextVar
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from dnnlib.util import UserError
 
 A, B = TypeVar('A'), TypeVar('B')
 
+_function: ContextVar[Callable[[Any], Any]] = ContextVar('function')  # of a worker process
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever it is made
 
 
@@ -31,7 +33,7 @@ def parallel(function: Callable[[A], B], items: Iterable[A], workers: int) -> It
     After an error or an interrupt, or when the iterator is closed, what is under way is given up.
 
     Args:
-        function: what is done; its module is imported in each process.
+        function: what is done; it is sent to each process once, so it may hold a table of all items.
         items: each is made when its turn comes.
         workers: processes; 1 works in this one.
 
@@ -43,11 +45,11 @@ def parallel(function: Callable[[A], B], items: Iterable[A], workers: int) -> It
         return
     context = multiprocessing.get_context('spawn')  # forking a process that has threads is not safe
     reader, writer = context.Pipe(duplex=False)  # nothing is sent: workers see when our end is closed
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (reader,))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (reader, function))
     pending: collections.deque[Any] = collections.deque()
     try:
         for item in items:
-            pending.append(pool.submit(function, item))
+            pending.append(pool.submit(_call, item))
             if len(pending) >= 2 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -77,7 +79,12 @@ def write_entry(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(entry, data)
 
 
-def _start_worker(parent: Connection) -> None:
+def _call(item: Any) -> Any:
+    return _function.get()(item)
+
+
+def _start_worker(parent: Connection, function: Callable[[Any], Any]) -> None:
+    _function.set(function)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

@@ -33,10 +33,11 @@ STAGES = (
     'identities',
     'pack',
 )
-_CHANGED = {'align': 2, 'cameras': 2, 'pack': 2}
-_VERSIONS = (
-    dict.fromkeys(STAGES, 1) | _CHANGED
-)  # counted up when a stage makes other results of the same input
+_VERSIONS = {  # counted up when a stage makes other results of the same input
+    **dict.fromkeys(STAGES, 1),
+    'align': 2,
+    'pack': 2,
+}
 _FOLDERS = {'align': 'aligned'}  # where the results of a stage are, if not in the folder of its name
 
 
