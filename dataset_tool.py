@@ -270,8 +270,10 @@ def from_videos(
         for stage in (until, only):
             if stage not in (None, *pipeline.STAGES):
                 raise UserError(f'{stage} is no stage; the stages are {", ".join(pipeline.STAGES)}')
+        if until and only:
+            raise UserError('--only and --until exclude each other; give one of them')
         kind, path = list_ or (None, None)
-        rest['workdir'] = rest['workdir'] or str(Path(rest['dest']).absolute().with_suffix('')) + '-work'
+        rest['workdir'] = rest['workdir'] or os.path.abspath(rest['dest']).removesuffix('.zip') + '-work'
         network = ('arcface', arcface) if arcface else ('sface', None)
         options = pipeline.Options(
             **rest, list_kind=kind, list_path=path, recognizer=network[0], recognizer_file=network[1]

@@ -5,6 +5,7 @@ processes start quickly without it.
 """
 
 import collections
+import contextlib
 import json
 import multiprocessing
 import os
@@ -14,20 +15,25 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextvars import ContextVar
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from dnnlib.util import UserError
 
 A, B = TypeVar('A'), TypeVar('B')
 
+_function: ContextVar[Callable[[Any], Any]] = ContextVar('function')  # of a worker process
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever it is made
 
 
 def parallel(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
     """Maps in processes, keeps the order, and has at most two items per worker under way (bounded memory).
 
+    After an error or an interrupt, or when the iterator is closed, what is under way is given up.
+
     Args:
-        function: what is done; its module is imported in each process.
+        function: what is done; it is sent to each process once, so it may hold a table of all items.
         items: each is made when its turn comes.
         workers: processes; 1 works in this one.
 
@@ -38,19 +44,26 @@ def parallel(function: Callable[[A], B], items: Iterable[A], workers: int) -> It
         yield from map(function, items)
         return
     context = multiprocessing.get_context('spawn')  # forking a process that has threads is not safe
-    pool = ProcessPoolExecutor(workers, context, _start_worker)
+    reader, writer = context.Pipe(duplex=False)  # nothing is sent: workers see when our end is closed
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (reader, function))
     pending: collections.deque[Any] = collections.deque()
     try:
         for item in items:
-            pending.append(pool.submit(function, item))
+            pending.append(pool.submit(_call, item))
             if len(pending) >= 2 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError('a worker process died, perhaps for want of memory; try fewer --workers') from error
+    except BaseException as error:
+        writer.close()  # a worker may be in the middle of an hour's work
+        if isinstance(error, BrokenProcessPool):
+            told = 'a worker process died, perhaps for want of memory; try fewer --workers'
+            raise UserError(told) from error
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error or an interrupt, what has not started never does
+        pool.shutdown(cancel_futures=True)
+        writer.close()
+        reader.close()
 
 
 def dataset_json(resolution: int, fps: float, labels: list[Any], clips: dict[str, Any]) -> bytes:
@@ -66,14 +79,18 @@ def write_entry(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(entry, data)
 
 
-def _start_worker() -> None:
+def _call(item: Any) -> Any:
+    return _function.get()(item)
+
+
+def _start_worker(parent: Connection, function: Callable[[Any], Any]) -> None:
+    _function.set(function)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """Ends a worker whose parent was killed: it would wait for work forever, and write beside a new run."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with(parent: Connection) -> None:
+    """Ends a worker whose parent gave up or was killed: it would write beside a new run."""
+    with contextlib.suppress(EOFError, OSError):
+        parent.recv_bytes()
+    os._exit(1)

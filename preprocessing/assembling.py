@@ -90,7 +90,8 @@ def provenance(
         'crop': {'first', 'mean'} (2x3 matrices, pixels of the source -> pixels of the aligned picture),
         'upscale' (aligned pixels per pixel of the source), 'landmarks_score' (mean), 'camera_residual'
         (pixels at 512), 'similarity': {'min', 'mean'} of examined frames, 'identity' (number), and
-        'speaker' if known.
+        'speaker' if known, and 'listed' for a clip of a list: its entry there. Its source is the cut, so
+        that this says which video it is from.
     """
     aligned = work.read(f'aligned/{clip}')
     transforms = np.array(aligned['transform'], np.float64)
@@ -112,13 +113,15 @@ def provenance(
         'similarity': {'min': similarity.min().item(), 'mean': similarity.mean().item()},
         'identity': identity,
     }
-    return _rounded(info | ({'speaker': speaker} if speaker is not None else {}))
+    listed = {'listed': video['listed']} if 'listed' in video else {}
+    return _rounded(info | listed | ({'speaker': speaker} if speaker is not None else {}))
 
 
 def landmarks_score(work: WorkFolder, clip: str, video: str) -> float:
     """Returns the mean score of the landmarks of a clip: that of the track it is made from."""
     k = clip_names(video, work.read(f'tracks/{video}')['tracks']).index(clip)
-    return float(work.arrays('tracks', video)[f'scores_{k}'].mean())
+    name = f'scores_{k}'  # alone: all landmarks of a long video are large, and it has many clips
+    return float(work.arrays('tracks', video, [name])[name].mean())
 
 
 def _raw_clip(

@@ -7,7 +7,7 @@ such; one that a failing network kept away is tried again by the next run.
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import imageio_ffmpeg
 from dnnlib.util import UserError
 from dnnlib.video import VIDEO_TYPES
 from preprocessing.stages import StageError
+from preprocessing.work_folder import read_json
 
 ADDRESS = 'https://www.youtube.com/watch?v={}'
 PAUSE_SEC = 2.0  # behind each video
@@ -31,6 +32,22 @@ def fetched(video: str, folder: Path) -> Path | None:
     """Returns the file of a video in a folder, none if it is not there: named by its id, any video suffix."""
     found = [path for suffix in VIDEO_TYPES if (path := folder / (video + suffix)).is_file()]
     return found[0] if found else None
+
+
+def forget_changed(results: Path, videos: Iterable[str], folder: Path) -> None:
+    """Removes results of stage `fetch` that the folder of the videos denies.
+
+    Those of files that are not there any more, and rejections of videos that somebody has brought since.
+
+    Args:
+        results: folder of the results.
+        videos: ids.
+        folder: where videos are kept.
+    """
+    for video in videos:
+        result, found = results / f'{video}.json', fetched(video, folder)
+        if result.exists() and read_json(result).get('path') != (None if found is None else str(found)):
+            result.unlink()
 
 
 def fetch(

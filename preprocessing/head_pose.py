@@ -26,6 +26,7 @@ SCALE = 0.0244
 OFFSET = np.array([0.0, 0.018, 0.109])
 
 _STEPS = 30
+_BLOCK = 256  # frames at a time, bounds memory: 0.2 GB, also for a clip of an hour
 _CONVERGED = 1e-6  # largest step, radians and parts of the distance
 _OUTLIER = 3.0  # residual in units of the frame's own spread at which a point has half its weight
 _LEAST_SPREAD = 1e-5  # picture widths
@@ -96,7 +97,12 @@ def face_pose(
     """
     used = weights > 0
     points, canonical, weights = points[:, used], canonical[used], weights[used] / weights.sum()
-    return refine_pose(points[..., :2], canonical, weights, *procrustes_pose(points, canonical, weights))
+    rotations, translations = np.empty((len(points), 3, 3)), np.empty((len(points), 3))
+    for start in range(0, len(points), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        begin = procrustes_pose(points[part], canonical, weights)
+        rotations[part], translations[part] = refine_pose(points[part, :, :2], canonical, weights, *begin)
+    return rotations, translations
 
 
 def procrustes_pose(

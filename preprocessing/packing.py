@@ -161,7 +161,7 @@ def pack(
     Raises:
         UserError: if a clip cannot be packed (all of them are listed), or the zip cannot be written.
     """
-    _check_options(dest, options)
+    check_options(dest, options)
     bad, small, labels, info = [], [], [], {}
     fps = collections.Counter()
     with atomic_write(dest) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
@@ -224,7 +224,12 @@ def listing(names: list[str]) -> str:
     return ', '.join(names[:_LISTED]) + more
 
 
-def _check_options(dest: str, options: PackOptions) -> None:
+def check_options(dest: str, options: PackOptions) -> None:
+    """Makes sure that a data set can be written; the folder of the zip is made when missing.
+
+    Raises:
+        UserError: if it is no zip, a size or format cannot be, or the folder cannot be made.
+    """
     if not dest.endswith('.zip'):
         raise UserError(f'--dest {dest} must be the name of a zip, such as {dest}.zip')
     if options.format not in FORMATS:

@@ -7,16 +7,19 @@ by its video and first frame. Every stage leaves its results in the work folder 
 a run that was stopped goes on where it was, and a changed option makes again only what depends on it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dnnlib.util import UserError, explain_os_error, file_sha256
-from preprocessing import sources, stage_work
+from dnnlib.util import UserError, explain_os_error, file_sha256, remove_temp_files
+from preprocessing import fetching, sources, stage_work
+from preprocessing.packing import PackOptions, check_options
 from preprocessing.stages import Results, count_reasons, locked, read_stage, run_stage, write_json
+from preprocessing.work_folder import clip_names
 
 STAGES = (
     'fetch',
@@ -85,14 +88,20 @@ def run(
         UserError: if a path or an earlier result is missing, no clip is left, or a file cannot be written.
     """
     last = STAGES.index(only or until)
+    _check(options, STAGES[last], only)
     with locked(Path(options.workdir)):
         pipeline = Pipeline(options, only, workers, say)
         try:
             for stage in STAGES[: last + 1]:
                 if stage != 'fetch' or options.list_kind:
                     getattr(pipeline, f'run_{stage}')()
-        finally:
-            pipeline.report()
+        except UserError:
+            with contextlib.suppress(UserError):  # the first trouble is the one to tell
+                pipeline.report()
+            raise
+        except OSError as err:
+            raise UserError(explain_os_error(err)) from err
+        pipeline.report()
     problems = pipeline.problems
     if problems:
         raise UserError(f'{options.dest} was written, but {len(problems)} clips of it are bad: {problems}')
@@ -121,6 +130,8 @@ class Pipeline:
         if self.options.download:
             self._make_folder(folder)
         ids = list(dict.fromkeys(clip.video for clip in self.listed.values()))
+        if self.only in (None, 'fetch'):
+            fetching.forget_changed(self.workdir / 'fetch', ids, folder)
         work = stage_work.FetchWork(str(folder), self.options.download)
         results = self._stage('fetch', ids, dict.fromkeys(ids, os.path.abspath(folder)), work, workers=1)
         self._say('fetch', len(ids), f'{len(results.accepted())} videos', results.rejected)
@@ -134,8 +145,12 @@ class Pipeline:
             paths = {name: files[c.video] for name, c in self.listed.items() if c.video in files}
             passed = {n: brought.rejected[c.video] for n, c in self.listed.items() if c.video not in files}
         else:
-            found, passed = sources.find_videos(self.options.source)
+            ours = (str(self.workdir), self.options.dest)
+            found, passed = sources.find_videos(self.options.source, without=ours)
             paths = {video: str(path) for video, path in found.items()}
+        self._keep_others(paths)
+        if (self.workdir / 'cuts').exists():
+            remove_temp_files(self.workdir / 'cuts')
         work = stage_work.SourceWork(str(self.workdir), paths, self.listed)
         results = self._stage('sources', list(paths), self._source_inputs(paths), work)
         rejected = {**passed, **{self._told(paths[v]): reason for v, reason in results.rejected.items()}}
@@ -146,6 +161,7 @@ class Pipeline:
             self.contents[video] = [entry[fact] for fact in facts]
         for entry in entries:
             entry.pop('key')
+            entry.pop('times', None)
         write_json(self.workdir / 'sources.json', {'videos': entries, 'rejected': rejected})
         self._say('sources', len(paths) + len(passed), f'{len(self.videos)} videos', rejected)
         if not self.videos:
@@ -168,10 +184,8 @@ class Pipeline:
         rejected = dict(results.rejected)
         for video in results.accepted():
             result = results[video]
-            firsts = [track['first'] for track in result['tracks']]
-            for k, first in enumerate(firsts):
-                number = f'-{firsts[:k].count(first)}' if firsts.count(first) > 1 else ''
-                self.clips[f'{video}-{first:06d}{number}'] = (video, k)
+            for k, name in enumerate(clip_names(video, result['tracks'])):
+                self.clips[name] = (video, k)
             for i, part in enumerate(result['rejected']):
                 rejected[f'{video}, {i}'] = part['reason']
         self._say('tracks', len(self.videos), f'{len(self.clips)} clips', rejected)
@@ -186,7 +200,7 @@ class Pipeline:
     def run_cameras(self) -> None:
         """Estimates cameras."""
         o, aligned = self.options, self.results['align'].keys_of
-        depends = {c: [aligned[c], o.sigma, _state(o.deep3d)] for c in self.clips}
+        depends = {c: [aligned[c], o.sigma, self._coefficients(c)] for c in self.clips}
         self._clip_stage(
             'cameras', depends, stage_work.CamerasWork(str(self.workdir), o.resolution, o.sigma, o.deep3d)
         )
@@ -197,8 +211,7 @@ class Pipeline:
 
         o, aligned = self.options, self.results['align'].keys_of
         depends = {c: [aligned[c], o.recognizer, _state(o.recognizer_file)] for c in self.clips}
-        work = EmbedWork(str(self.workdir), self._recognizer())
-        work.recognizer.load()  # so that a missing file is told once, before processes start
+        work = EmbedWork(str(self.workdir), _recognizer(o))
         self._clip_stage('embeddings', depends, stage_work.OneThread(work))
 
     def run_verify(self) -> None:
@@ -233,7 +246,6 @@ class Pipeline:
     def run_pack(self) -> None:
         """Writes the data set and checks it."""
         from preprocessing.assembling import assemble
-        from preprocessing.packing import PackOptions
 
         o, dest = self.options, os.path.abspath(self.options.dest)
         keys = [self.results[stage].keys_of for stage in ('cameras', 'verify', 'identities')]
@@ -301,18 +313,27 @@ class Pipeline:
             video: [_state(path), os.path.abspath(path), clips.get(video)] for video, path in paths.items()
         }
 
+    def _keep_others(self, videos: Container[str]) -> None:
+        """Keeps results that took hours when none of their videos is asked for: --source may be mistaken."""
+        old = sorted(path.stem for path in self.workdir.glob('tracks/*.json'))
+        if old and not any(video in videos for video in old):
+            raise UserError(
+                f'{self.workdir} holds results of other videos than {self.options.source}, such as {old[0]}, '
+                'which would be removed; give another --workdir, or remove it first'
+            )
+
     def _told(self, path: str) -> str:
         try:
             return Path(path).relative_to(self.options.source).as_posix()
         except ValueError:
             return path
 
-    def _recognizer(self) -> Any:
-        from preprocessing.identities import Recognizer
-
-        o = self.options
-        files = ((o.recognizer, o.recognizer_file),) if o.recognizer_file else ()
-        return Recognizer(o.recognizer, files)
+    def _coefficients(self, clip: str) -> Any:
+        folder = self.options.deep3d
+        if folder is None:
+            return None
+        found = stage_work.coefficients_of(folder, clip)
+        return [_state(None if found is None else str(found))]  # of this clip: folders hold a file per frame
 
     def _forget_lost_zip(self) -> None:
         """Makes the data set again when the file is gone or is another one."""
@@ -329,6 +350,28 @@ class Pipeline:
             raise UserError('cannot write ' + explain_os_error(err, folder)) from err
 
 
+def _check(options: Options, last: str, only: str | None) -> None:
+    """Finds what would only fail, or be passed over, after hours.
+
+    Raises:
+        UserError: if an option cannot work, or says nothing without another.
+    """
+    check_options(options.dest, PackOptions(options.resolution, options.format))
+    if not options.list_kind and (options.download or last == 'fetch'):
+        raise UserError('fetching (--download, the stage fetch) needs a --list that says what to fetch')
+    if options.deep3d is not None and not os.path.isdir(options.deep3d):
+        raise UserError(f'{options.deep3d} is not a folder; --deep3d is the folder of the coefficients')
+    if STAGES.index(last) >= STAGES.index('embeddings') and only in (None, 'embeddings'):
+        _recognizer(options).load()
+
+
+def _recognizer(options: Options) -> Any:
+    from preprocessing.identities import Recognizer
+
+    files = ((options.recognizer, options.recognizer_file),) if options.recognizer_file else ()
+    return Recognizer(options.recognizer, files)
+
+
 def _whole(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
     """Calls a stage that has one item, whose name comes last."""
     return function(*args[:-1])
@@ -339,7 +382,8 @@ def _state(path: str | None) -> Any:
     if path is None or not os.path.exists(path):
         return path
     files = sorted(p for p in Path(path).rglob('*') if p.is_file()) if os.path.isdir(path) else [Path(path)]
-    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    stats = [(p.relative_to(Path(path).parent).as_posix(), p.stat()) for p in files]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 def _first(rejected: Mapping[str, str]) -> str:

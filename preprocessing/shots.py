@@ -6,6 +6,8 @@ from the frames around it: heads that turn fast change for several frames in a r
 passes within a few frames is no cut. Fades are not looked for.
 """
 
+import collections
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ def find_shots(path: Path | str) -> list[tuple[int, int]]:
     Raises:
         VideoError: if it cannot be decoded.
     """
-    return split([signature(frame) for frame, _ in video_frames(path)])
+    return split(signature(frame) for frame, _ in video_frames(path))
 
 
 def signature(frame: np.ndarray) -> np.ndarray:
@@ -65,9 +67,10 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
     return unlike + 0.5 * float(np.abs(a[n:] - b[n:]).sum())
 
 
-def split(signatures: list[np.ndarray]) -> list[tuple[int, int]]:
-    """Returns the shots of a sequence of signatures, as `find_shots`."""
-    steps = np.array([difference(a, b) for a, b in zip(signatures, signatures[1:], strict=False)])
+def split(signatures: Iterable[np.ndarray]) -> list[tuple[int, int]]:
+    """Returns the shots of a sequence of signatures, as `find_shots`; few of them are held at a time."""
+    unlike = _differences(signatures)
+    steps = unlike[:-1, 0]
     cuts = []
     for i, step in enumerate(steps):  # between frame i and i + 1
         around = np.concatenate([steps[max(0, i - _AROUND) : i], steps[i + 1 : i + 1 + _AROUND]])
@@ -75,16 +78,27 @@ def split(signatures: list[np.ndarray]) -> list[tuple[int, int]]:
         if step < max(_FLOOR, _RATIO * usual):
             continue
         last = cuts[-1] if cuts else 0
-        before = signatures[max(last, i - _FLASH) : i + 1]
-        after = signatures[i + 1 : i + 2 + _FLASH]
-        back = min(
-            difference(signatures[i], s) for s in after
-        )  # the picture before, seen again: a flash began
-        begun = min(difference(s, signatures[i + 1]) for s in before)  # or it ended
+        back = unlike[i].min()  # the picture before, seen again: a flash began
+        begun = min(unlike[k, i - k] for k in range(max(last, i - _FLASH), i + 1))  # or it ended
         if min(back, begun) >= max(_FLOOR, 0.5 * step):
             cuts.append(i + 1)
-    ends = [0, *cuts, len(signatures)]
-    return list(zip(ends, ends[1:], strict=False)) if signatures else []
+    ends = [0, *cuts, len(unlike)]
+    return list(zip(ends, ends[1:], strict=False)) if len(unlike) else []
+
+
+def _differences(signatures: Iterable[np.ndarray]) -> np.ndarray:
+    """Returns how unlike each frame is to the next ones: float64 [N, _FLASH + 1], beyond the end inf."""
+    rows: list[list[float]] = []
+    held: collections.deque[np.ndarray] = collections.deque(maxlen=_FLASH + 1)
+    for new in signatures:
+        for back, earlier in enumerate(reversed(held), 1):
+            rows[-back].append(difference(earlier, new))
+        held.append(new)
+        rows.append([])
+    table = np.full((len(rows), _FLASH + 1), np.inf)
+    for row, values in zip(table, rows, strict=True):
+        row[: len(values)] = values
+    return table
 
 
 def shots_result(path: Path | str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from preprocessing import fetching, sources
 from preprocessing.packing import FORMATS
 from preprocessing.shots import shots_result
 from preprocessing.stages import StageError, result_path
-from preprocessing.work_folder import write_arrays
+from preprocessing.work_folder import WorkFolder, write_arrays
 
 _SEEK_FRAMES = 50  # fewer frames before a clip are decoded
 
@@ -118,8 +118,8 @@ class AlignWork:
 
         video, k = self.clips[clip]
         entry, track = read(self.workdir, 'sources', video), read(self.workdir, 'tracks', video)['tracks'][k]
-        with np.load(Path(self.workdir, 'tracks', f'{video}.npz')) as file:
-            landmarks = file[f'landmarks_{k}'].astype(np.float64)
+        name = f'landmarks_{k}'
+        landmarks = WorkFolder(self.workdir).arrays('tracks', video, [name])[name].astype(np.float64)
         transforms = np.asarray(crop_transforms(landmarks, self.resolution, self.sigma), np.float64)
         scales = np.sqrt(np.abs(np.linalg.det(transforms[:, :, :2])))
         folder = Path(self.workdir, 'aligned', clip)
@@ -162,8 +162,7 @@ class CamerasWork:
         """Returns {"labels", "raw_labels", "residual"}."""
         from preprocessing.head_pose import estimate_cameras
 
-        with np.load(Path(self.workdir, 'aligned', f'{clip}.npz')) as file:
-            landmarks = file['landmarks'].astype(np.float64)
+        landmarks = WorkFolder(self.workdir).landmarks(clip).astype(np.float64)
         if self.deep3d is None:
             cameras = estimate_cameras(landmarks, self.resolution, self.sigma)
         else:
@@ -176,11 +175,10 @@ class CamerasWork:
     def _from_coefficients(self, clip: str, frames: int) -> Any:
         from preprocessing.deep3d import coefficient_cameras, load_coefficients
 
-        named = [Path(self.deep3d or '', clip + suffix) for suffix in ('', '.mat', '.npz', '.json')]
-        found = [path for path in named if path.exists()]
-        if not found:
+        path = coefficients_of(self.deep3d or '', clip)
+        if path is None:
             raise StageError('no coefficients of the clip in the folder of --deep3d', retry=True)
-        angle, translation = load_coefficients(found[0])
+        angle, translation = load_coefficients(path)
         if len(angle) != frames:
             raise StageError(f'{frames} frames but {len(angle)} coefficients', retry=True)
         return coefficient_cameras(angle, translation, self.sigma)
@@ -201,6 +199,12 @@ class OneThread:
 def read(workdir: str, stage: str, item: str) -> dict[str, Any]:
     """Returns the result of an earlier stage."""
     return json.loads(result_path(Path(workdir), stage, item).read_bytes())
+
+
+def coefficients_of(folder: str, clip: str) -> Path | None:
+    """Returns the file or folder with the Deep3DFaceRecon coefficients of a clip; none = there is none."""
+    named = [Path(folder, clip + suffix) for suffix in ('', '.mat', '.npz', '.json')]
+    return next((path for path in named if path.exists()), None)
 
 
 @functools.cache
@@ -227,9 +231,13 @@ def one_thread() -> Iterator[None]:
 def _frames(entry: dict[str, Any], first: int, count: int) -> Iterator[np.ndarray]:
     """Yields frames [first, first + count) of a video of sources.json, without decoding all before them."""
     skipped, start_sec = first, 0.0
-    if entry['pace'] is not None and first > _SEEK_FRAMES:
+    if first > _SEEK_FRAMES and entry['pace'] is not None:
         begin, step = entry['pace']
         skipped, start_sec = 0, begin + (first - 0.5) * step
+    elif first > _SEEK_FRAMES and 'times' in entry:
+        before, at = entry['times'][first - 1 : first + 1]
+        if before < at:  # damaged files have frames of the same time
+            skipped, start_sec = 0, (before + at) / 2
     with contextlib.closing(video_frames(entry['path'], start_sec)) as frames:
         for frame, _ in itertools.islice(frames, skipped, skipped + count):
             yield frame

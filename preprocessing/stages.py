@@ -208,14 +208,16 @@ def locked(workdir: Path) -> Iterator[None]:
         UserError: if another run works in it.
     """
     _make_folder(workdir)
-    with open(Path(workdir, '.lock'), 'w') as file:
-        if fcntl is not None:
-            try:
+    path = Path(workdir, '.lock')
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, 'w'))
+            if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as err:
-                raise UserError(
-                    f'another run works in {workdir}; wait for it or choose another folder'
-                ) from err
+        except BlockingIOError as err:
+            raise UserError(f'another run works in {workdir}; wait for it or choose another folder') from err
+        except OSError as err:
+            raise UserError(f'cannot lock {explain_os_error(err, path)}') from err
         yield
 
 

@@ -66,8 +66,8 @@ class WorkFolder:
         """Returns landmarks [T, 468, 3] of a clip in pixels of the crop; 0 = left or top edge of pixel 0."""
         return self.arrays('aligned', clip)['landmarks']
 
-    def arrays(self, stage: str, item: str) -> dict[str, np.ndarray]:
-        """Returns the arrays in `stage`/item.npz.
+    def arrays(self, stage: str, item: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Returns the arrays in `stage`/item.npz, those named or all; others are not read.
 
         Raises:
             UserError: if they cannot be read.
@@ -75,7 +75,7 @@ class WorkFolder:
         path = self.root / stage / f'{item}.npz'
         try:
             with np.load(path) as file:
-                return dict(file)
+                return {name: file[name] for name in (file.files if names is None else names)}
         except OSError as error:
             raise UserError(f'cannot read {explain_os_error(error, path)}') from error
         except Exception as error:  # a cut-off zip raises what zipfile, zlib or numpy think fit

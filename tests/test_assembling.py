@@ -12,7 +12,7 @@ from work_folders import EVIL, SIZE, add_verdict, add_video, make, write_json
 from dnnlib.util import UserError, file_sha256
 from preprocessing.assembling import assemble
 from preprocessing.packing import FORMATS, PackOptions
-from preprocessing.work_folder import WorkFolder, clip_names
+from preprocessing.work_folder import WorkFolder, clip_names, write_arrays
 from training.dataset import VideoDataset
 
 
@@ -155,6 +155,14 @@ def test_nothing_left(tmp_path):
 def test_names_of_clips_of_several_faces(work):
     tracks = [{'first': 0}, {'first': 0}, {'first': 30}]
     assert clip_names('v', tracks) == ['v-000000-0', 'v-000000-1', 'v-000030']
+
+
+def test_only_named_arrays_are_read(work):
+    """The landmarks of a long video would otherwise be read once for each of its clips."""
+    root = work[0] / 'w'
+    write_arrays(root / 'tracks' / 'x.npz', {'scores_0': np.ones(3), 'landmarks_0': np.zeros((3, 468, 3))})
+    assert set(WorkFolder(root).arrays('tracks', 'x')) == {'scores_0', 'landmarks_0'}
+    assert list(WorkFolder(root).arrays('tracks', 'x', ['scores_0'])) == ['scores_0']
 
 
 @pytest.mark.parametrize('data', [b'', b'PK\x03\x04 cut off', b'nothing'])

@@ -102,6 +102,23 @@ def test_derivatives():
         assert np.allclose((ends[0] - ends[1]) / 2e-5, jacobian[..., i], atol=1e-6)
 
 
+def test_long_clips_are_solved_in_parts(monkeypatch):
+    """Memory does not grow with the length of a clip, and the poses are the same."""
+    points = landmarks(orbit(np.linspace(-30, 30, 50), np.linspace(-9, 9, 50)), noise=0.5)
+    whole = head_pose.estimate_cameras(points, SIZE, 2)
+    seen, solve = [], head_pose.refine_pose
+
+    def refine_pose(points, *args):
+        seen.append(len(points))
+        return solve(points, *args)
+
+    monkeypatch.setattr(head_pose, 'refine_pose', refine_pose)
+    monkeypatch.setattr(head_pose, '_BLOCK', 16)
+    parts = head_pose.estimate_cameras(points, SIZE, 2)
+    assert seen == [16, 16, 16, 2]
+    assert np.allclose(parts.labels, whole.labels, atol=1e-6)
+
+
 def test_a_few_bad_points_do_no_harm():
     labels = orbit(YAW, PITCH)
     points = landmarks(labels, noise=0.5)

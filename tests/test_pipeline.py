@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +278,9 @@ def test_lists(fakes, videos, tmp_path):
         tmp_path / 'w' / 'cuts' / f'{video["id"]}.mp4'
     )
     assert json.loads((tmp_path / 'w' / 'identities.json').read_text())['speakers'] == {'0': 'id7'}
+    with zipfile.ZipFile(tmp_path / 'x.zip') as archive:
+        listed = json.loads(archive.read('dataset.json'))['clips']['000000']['listed']
+    assert (listed['video'], listed['start_sec'], listed['end_sec']) == ('abcdefghijk', 0.0, 2.0)
 
 
 def test_faces_outside_the_listed_box_are_rejected():

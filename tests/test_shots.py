@@ -1,6 +1,7 @@
 """Cuts: found where clips are spliced, not where heads turn, blink, or the light flickers."""
 
 import functools
+import weakref
 
 import numpy as np
 import pytest
@@ -42,6 +43,25 @@ def test_spliced_scenes():
     assert shots(scene(0), scene(1, 7), scene(2)) == [(0, 20), (20, 27), (27, 47)]
     assert shots(scene(0, 1), scene(1, 5)) == [(0, 1), (1, 6)]
     assert shots(scene(0, 1)) == [(0, 1)] and split([]) == []
+
+
+def test_long_videos_do_not_fill_the_memory():
+    """Signatures come and go; a cut is found all the same."""
+    alive, most = weakref.WeakSet(), 0
+
+    class Counted(np.ndarray):
+        __hash__ = object.__hash__
+
+    def signatures():
+        nonlocal most
+        for frame in np.concatenate([scene(0), scene(1)]):
+            found = signature(frame).view(Counted)
+            alive.add(found)
+            most = max(most, len(alive))
+            yield found
+
+    assert split(signatures()) == [(0, 20), (20, 40)]
+    assert most <= 7
 
 
 def test_single_frames_and_flashes():

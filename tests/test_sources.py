@@ -1,15 +1,20 @@
 """Sources: folders of videos in natural order, broken files named, public lists, clips cut out of videos."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from test_dataset_tool import pictures, write_video
 
 from dnnlib.util import UserError, file_sha256
-from dnnlib.video import VideoError, video_frames
+from dnnlib.video import SystemTrouble, VideoError, video_frames
+from preprocessing import sources
 from preprocessing.sources import Listed, cut_listed, examine, find_videos, read_list
 from preprocessing.stages import StageError
+from training.visualize import write_video as write_front
 
 
 @pytest.fixture(scope='module')
@@ -62,8 +67,6 @@ def test_broken_files_are_told(tmp_path, video, content):
     path = tmp_path / 'x.mp4'
     if content == 'half':  # the table of frames at the front: the first half can be decoded
         noise = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), np.uint8)
-        from training.visualize import write_video as write_front
-
         write_front(path, noise)
         data = path.read_bytes()[: path.stat().st_size // 2]
     path.write_bytes(
@@ -232,3 +235,73 @@ def test_uneven_frames_are_noticed(tmp_path):
     assert run_ffmpeg([*make, *drop]).returncode == 0
     facts = examine(tmp_path / 'a.mp4')
     assert facts['pace'] is None and facts['frames'] == 85
+
+
+@pytest.mark.parametrize('suffix', ['mp4', 'mkv'])
+def test_clips_of_uneven_frames(tmp_path, suffix):
+    """Also where frames are missing, as phones record: exactly the frames of the clip."""
+    from preprocessing.sources import run_ffmpeg
+    from preprocessing.stage_work import _frames
+
+    path = tmp_path / f'a.{suffix}'
+    make = ['-nostdin', '-f', 'lavfi', '-i', 'testsrc=size=64x48:rate=25:duration=8']
+    drop = ['-vf', "select='lt(random(0),0.7)'", '-fps_mode', 'vfr', '-c:v', 'libx264', '-g', '30', str(path)]
+    assert run_ffmpeg([*make, *drop]).returncode == 0
+    entry = {**examine(path), 'path': str(path)}
+    whole = np.stack([frame for frame, _ in video_frames(path)])
+    assert entry['pace'] is None and len(entry['times']) == len(whole)
+    for first in range(51, len(whole) - 9, 7):
+        assert (np.stack(list(_frames(entry, first, 9))) == whole[first : first + 9]).all(), first
+    other = {**entry, 'times': entry['times'][1:]}  # so it is they that tell where to begin
+    assert (next(_frames(other, 60, 1)) == whole[61]).all()
+
+
+def test_own_files_and_strange_names_do_not_count(tmp_path, video, monkeypatch):
+    """A work folder and a zip inside --source; names that are no text; a name like an address of ffmpeg."""
+    for name in ('w/cuts/x.mp4', 'w/aligned/c/00000.png', 'x.zip', 'a.mp4'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b'/\xff.mp4')).touch()
+    found, passed = find_videos(str(tmp_path), without=[str(tmp_path / 'w'), f'{tmp_path}/w/../x.zip'])
+    assert list(found) == ['a'] and passed == {'\\udcff.mp4': 'the name is not in UTF-8; rename the file'}
+    with pytest.raises(UserError, match='cannot be --source and --workdir at once'):
+        find_videos(str(tmp_path), without=[str(tmp_path)])
+    shutil.copy(video, tmp_path / 'concat:b.mp4')
+    monkeypatch.chdir(tmp_path)
+    assert examine(Path('concat:b.mp4'))['frames'] == 30
+
+
+def test_trouble_of_the_machine_is_not_a_fault_of_the_video(video, monkeypatch):
+    """Otherwise a video that was examined while memory was short would be left out for good."""
+    monkeypatch.setattr(sources.imageio_ffmpeg, 'get_ffmpeg_exe', lambda: '/nonexistent/ffmpeg')
+    with pytest.raises(SystemTrouble):
+        examine(video)
+    with pytest.raises(SystemTrouble, match='cannot start ffmpeg'):
+        sources.run_ffmpeg(['-version'])
+    monkeypatch.setattr(sources.imageio_ffmpeg, 'get_ffmpeg_exe', lambda: '/bin/sh')
+    with pytest.raises(SystemTrouble, match='killed by signal 9'):
+        sources.run_ffmpeg(['-c', 'kill -9 $$'])
+
+
+def test_phone_videos_stand_upright(tmp_path, video, capfd):
+    """Rotation in the metadata: sizes are those of the pictures, and nothing is said about it."""
+    sources.run_ffmpeg(['-i', str(video), '-vf', 'crop=128:64', str(tmp_path / 'a.mp4')])
+    turned = ['-display_rotation', '90', '-i', str(tmp_path / 'a.mp4'), '-c', 'copy', str(tmp_path / 'b.mp4')]
+    assert sources.run_ffmpeg(turned).returncode == 0
+    facts = examine(tmp_path / 'b.mp4')
+    assert (facts['width'], facts['height']) == frames_of(tmp_path / 'b.mp4').shape[2:0:-1] == (64, 128)
+    assert capfd.readouterr() == ('', '')
+
+
+def test_cutting_decodes_no_more_than_the_clip(tmp_path, video, monkeypatch):
+    """Lists name many clips of one long video: none may cost the whole of it. A cut-off video is told."""
+    monkeypatch.setattr(sources, 'examine', lambda path: pytest.fail('decoded all'))
+    cut_listed(video, Listed('c', 'abcdefghijk', 1.0, 2.0), tmp_path / 'a.mp4')
+    assert [p.name for p in tmp_path.iterdir()] == ['a.mp4']
+    noise = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), np.uint8)
+    write_front(tmp_path / 'b.mp4', noise)
+    data = (tmp_path / 'b.mp4').read_bytes()
+    (tmp_path / 'b.mp4').write_bytes(data[: len(data) // 2])
+    with pytest.raises(VideoError, match='that the clip is listed of is cut short'):
+        cut_listed(tmp_path / 'b.mp4', Listed('c', 'abcdefghijk', 0.2, 1.2), tmp_path / 'c.mp4')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.mp4', 'b.mp4']

@@ -100,7 +100,7 @@ def test_stopped_anywhere_and_run_again(tmp_path, fail, workers):
     with pytest.raises(RuntimeError, match='killed here'):
         stage(tmp_path / 'part', fail=fail, workers=workers)
     assert not (tmp_path / 'part' / 'one' / f'{fail}.json').exists()
-    done = log(tmp_path / 'part')
+    done = [item for item in log(tmp_path / 'part') if (tmp_path / 'part' / 'one' / f'{item}.json').exists()]
     assert set(done) >= set(GOOD[: GOOD.index(fail)])
     stage(tmp_path / 'part')
     assert not set(log(tmp_path / 'part')) & set(done)
@@ -247,3 +247,52 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     while any(map(alive, pids)) and time.monotonic() < limit:
         time.sleep(0.05)
     assert not any(map(alive, pids))
+
+
+def test_a_folder_that_cannot_be_locked_is_no_other_run(tmp_path):
+    (tmp_path / '.lock').mkdir()
+    with pytest.raises(UserError, match='cannot lock .*lock: it is a folder'), locked(tmp_path):
+        pass
+
+
+def fail_or_sleep(sec):
+    if not sec:
+        raise ValueError('wrong')
+    time.sleep(sec)
+
+
+@pytest.mark.parametrize('items, ends', [([0.01, 600, 600], GeneratorExit), ([0, 600, 600], ValueError)])
+def test_what_is_under_way_is_given_up(items, ends):
+    """Ctrl-C, or an error of one item, does not wait for the hours that another may take."""
+    results = parallel(fail_or_sleep, items, 2)
+    start = time.monotonic()
+    if ends is ValueError:
+        with pytest.raises(ValueError, match='wrong'):
+            next(results)
+    else:
+        next(results)
+        results.close()
+    assert time.monotonic() - start < 60
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+class Heavy:
+    """Counts how often it is sent to another process; its results tell from which one."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __getstate__(self):
+        Path(self.folder, f'{time.monotonic_ns()}.sent').touch()
+        return {'folder': self.folder}
+
+    def __call__(self, item):
+        return item, os.getpid()
+
+
+def test_work_is_sent_once_to_each_process(tmp_path):
+    """It holds a table of all clips: with each clip it would cost the square of their number."""
+    results = list(parallel(Heavy(str(tmp_path)), range(20), 2))
+    assert [item for item, _ in results] == list(range(20)) and os.getpid() not in {p for _, p in results}
+    assert 1 <= len(list(tmp_path.glob('*.sent'))) <= 2
