@@ -244,7 +244,7 @@ def from_videos(
       sources     finds videos; broken ones are named and passed over   W/sources.json
       shots       cuts                                                  W/shots/VIDEO.json
       tracks      468 landmarks of every face, followed over time       W/tracks/VIDEO.json, .npz
-      align       crops that follow the head without jitter             W/aligned/CLIP/00000.png ...
+      align       crops that follow the head without jitter             W/align/CLIP/00000.png ...
       cameras     where the camera stood, per frame                     W/cameras/CLIP.json
       embeddings  what the faces look like to a recognition network     W/embeddings/CLIP.npz
       verify      discards clips in which the face changes              W/verify/CLIP.json
@@ -273,7 +273,8 @@ def from_videos(
         if until and only:
             raise UserError('--only and --until exclude each other; give one of them')
         kind, path = list_ or (None, None)
-        rest['workdir'] = rest['workdir'] or os.path.abspath(rest['dest']).removesuffix('.zip') + '-work'
+        stem = rest['dest'].removesuffix('.zip')
+        rest['workdir'] = rest['workdir'] or f'{stem}-work'
         network = ('arcface', arcface) if arcface else ('sface', None)
         options = pipeline.Options(
             **rest, list_kind=kind, list_path=path, recognizer=network[0], recognizer_file=network[1]
@@ -281,6 +282,7 @@ def from_videos(
         done = pipeline.run(options, until or pipeline.STAGES[-1], only, workers, click.echo)
     if done == 'pack':
         _say_written(options.dest)
+        click.echo(f'look at it: python dataset_tool.py show {options.dest} --dest {stem}.png')
     click.echo(f'report: {options.workdir}/report.html')
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from dnnlib.util import UserError, file_sha256
 from preprocessing.checking import check_dataset
 from preprocessing.packing import PackOptions, RawClip, pack
+from preprocessing.stages import rounded
 from preprocessing.work_folder import WorkFolder, clip_names
 
 MIN_FRAMES = 16  # of a clip: what a generated video spans [PV3D A.1]
-_DIGITS = 6  # after the point
 
 
 def assemble(
@@ -24,7 +24,7 @@ def assemble(
     """Packs the clips that identities.json keeps into a data set zip, and checks it.
 
     Args:
-        workdir: the work folder; sources.json, identities.json, aligned/, cameras/, tracks/ and verify/ are
+        workdir: the work folder; sources.json, identities.json, align/, cameras/, tracks/ and verify/ are
             read.
         dest: path of the zip.
         options: size and format of the pictures.
@@ -93,7 +93,7 @@ def provenance(
         'speaker' if known, and 'listed' for a clip of a list: its entry there. Its source is the cut, so
         that this says which video it is from.
     """
-    aligned = work.read(f'aligned/{clip}')
+    aligned = work.read(f'align/{clip}')
     transforms = np.array(aligned['transform'], np.float64)
     similarity = np.array(work.read(f'verify/{clip}')['similarity'])
     identity = identities['clusters'][clip]
@@ -114,7 +114,7 @@ def provenance(
         'identity': identity,
     }
     listed = {'listed': video['listed']} if 'listed' in video else {}
-    return _rounded(info | listed | ({'speaker': speaker} if speaker is not None else {}))
+    return rounded(info | listed | ({'speaker': speaker} if speaker is not None else {}))
 
 
 def landmarks_score(work: WorkFolder, clip: str, video: str) -> float:
@@ -127,20 +127,12 @@ def landmarks_score(work: WorkFolder, clip: str, video: str) -> float:
 def _raw_clip(
     work: WorkFolder, clip: str, videos: dict[str, dict[str, Any]], identities: dict[str, Any]
 ) -> RawClip:
-    aligned = work.read(f'aligned/{clip}')
+    aligned = work.read(f'align/{clip}')
     return RawClip(
         name=clip,
-        path=work.root / 'aligned' / clip,
+        path=work.root / 'align' / clip,
         labels=work.read(f'cameras/{clip}')['labels'],
         fps=aligned['fps'],
         info=provenance(work, clip, videos[aligned['video']], identities),
         ready=True,
     )
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_rounded(part) for part in value]
-    return round(value, _DIGITS) if isinstance(value, float) else value

@@ -89,26 +89,9 @@ def embed_faces(frames: np.ndarray, points: np.ndarray, network: nn.Module) -> n
     return nn.functional.normalize(torch.cat(parts).float(), dim=1).cpu().numpy()
 
 
-def embed_clip(frames: np.ndarray, landmarks: np.ndarray, network: nn.Module, step: int = STEP) -> np.ndarray:
-    """Embeds every `step`-th frame of an aligned clip.
-
-    Args:
-        frames: uint8 [T, H, W, 3].
-        landmarks: meshes in pixels of these frames, [T, 468, 3].
-        network: identity network of metrics.detectors.
-        step: 1 = all frames.
-
-    Returns:
-        unit vectors [ceil(T / step), D].
-    """
-    if len(frames) != len(landmarks):
-        raise ValueError(f'{len(frames)} frames but {len(landmarks)} meshes')
-    return embed_faces(frames[::step], five_points(landmarks[::step]), network)
-
-
 @dataclass(frozen=True)
 class EmbedWork:
-    """Work of the stage that embeds clips: reads aligned/, writes embeddings/CLIP.npz."""
+    """Work of the stage that embeds clips: reads align/, writes embeddings/CLIP.npz."""
 
     workdir: str
     recognizer: Recognizer = Recognizer()
@@ -199,7 +182,7 @@ def identify(
     """Tells who is who among clips that have embeddings, and balances them; the content of identities.json.
 
     Args:
-        workdir: the work folder; aligned/ and embeddings/ are read.
+        workdir: the work folder; align/ and embeddings/ are read.
         clips: those that may come into the data set.
         speakers: clip -> label, for clips whose speaker is known; they are not clustered.
         threshold: see `cluster`.
@@ -235,7 +218,7 @@ def identify(
 def _source_pixels(folder: WorkFolder, clip: str) -> float:
     """Returns how many pixels of the source a side of the crop spans."""
     size = folder.frames(clip, [0]).shape[1]
-    return round(size / folder.read(f'aligned/{clip}')['upscale'], 1)
+    return round(size / folder.read(f'align/{clip}')['upscale'], 1)
 
 
 def _connected(vectors: np.ndarray, threshold: float) -> np.ndarray:

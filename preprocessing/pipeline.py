@@ -38,7 +38,6 @@ _VERSIONS = {  # counted up when a stage makes other results of the same input
     'align': 2,
     'pack': 2,
 }
-_FOLDERS = {'align': 'aligned'}  # where the results of a stage are, if not in the folder of its name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,12 +280,11 @@ class Pipeline:
         """Runs a stage, or reads it where another alone is to be run."""
         name = stage or items[0]
         inputs = {item: [_VERSIONS[name], depends[item]] for item in items}
-        folder = _FOLDERS.get(stage, stage)
         if self.only not in (None, name):
-            results = read_stage(folder, self.workdir, items, inputs)
+            results = read_stage(stage, self.workdir, items, inputs)
         else:
             count = 1 if not stage else workers or self.workers
-            results = run_stage(folder, self.workdir, items, inputs, work, count)
+            results = run_stage(stage, self.workdir, items, inputs, work, count)
         self.results[name] = results
         return results
 

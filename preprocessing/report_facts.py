@@ -133,9 +133,9 @@ def _collect_tracks(work: WorkFolder, facts: Facts) -> list[str]:
 
 
 def _collect_aligned(work: WorkFolder, facts: Facts, clips: list[str]) -> None:
-    names = _present(work, 'aligned', clips)
+    names = _present(work, 'align', clips)
     for name in names:
-        result = work.read(f'aligned/{name}')
+        result = work.read(f'align/{name}')
         if not _reject(facts, 'align', name, result):
             values = (result[key] for key in ('video', 'first', 'frames', 'fps', 'upscale'))
             facts.clips[name] = Clip(name, *values)

@@ -113,7 +113,7 @@ class AlignWork:
     sigma: float
 
     def __call__(self, clip: str) -> dict[str, Any]:
-        """Writes aligned/CLIP/*.png and CLIP.npz, returns what the contents of aligned/CLIP.json are."""
+        """Writes align/CLIP/*.png and CLIP.npz, returns what the contents of align/CLIP.json are."""
         from preprocessing.alignment import crop_transforms, transform_points, warp_frame
 
         video, k = self.clips[clip]
@@ -122,7 +122,7 @@ class AlignWork:
         landmarks = WorkFolder(self.workdir).arrays('tracks', video, [name])[name].astype(np.float64)
         transforms = np.asarray(crop_transforms(landmarks, self.resolution, self.sigma), np.float64)
         scales = np.sqrt(np.abs(np.linalg.det(transforms[:, :, :2])))
-        folder = Path(self.workdir, 'aligned', clip)
+        folder = Path(self.workdir, 'align', clip)
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():  # of a run that was killed
             old.unlink()
@@ -145,7 +145,7 @@ class AlignWork:
             'transform': transforms.tolist(),
             'landmarks': f'{clip}.npz',
             'upscale': float(scales.mean()),
-            'files': [f'aligned/{clip}', f'aligned/{clip}.npz'],
+            'files': [f'align/{clip}', f'align/{clip}.npz'],
         }
 
 

@@ -142,7 +142,7 @@ def read_stage(name: str, workdir: Path, items: Sequence[str], inputs: Inputs) -
     if old:
         raise UserError(
             f'stage {name} has no result, or one with other options, for {len(old)} of {len(items)} items '
-            f'(such as {old[0]}); run it first: --until {name}'
+            f'(such as {old[0]}); run it first: --until {name or old[0]}'
         )
     return Results({item: result_path(workdir, name, item) for item in items}, heads)
 

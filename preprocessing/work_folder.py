@@ -3,7 +3,7 @@
     sources.json                        the videos, and the files that are none
     shots/VIDEO.json                    cuts
     tracks/VIDEO.json, VIDEO.npz        tracked faces of a video
-    aligned/CLIP.json, CLIP.npz, CLIP/  crops, landmarks in pixels of the crop, transforms
+    align/CLIP.json, CLIP.npz, CLIP/  crops, landmarks in pixels of the crop, transforms
     cameras/CLIP.json                   labels
     embeddings/CLIP.npz, CLIP.json      unit vectors of every second frame
     verify/CLIP.json                    similarity of frames
@@ -45,7 +45,7 @@ class WorkFolder:
 
     def frame_files(self, clip: str) -> list[Path]:
         """Lists the aligned pictures of a clip in order of time."""
-        return sorted((self.root / 'aligned' / clip).glob('*.png'), key=lambda p: natural(p.name))
+        return sorted((self.root / 'align' / clip).glob('*.png'), key=lambda p: natural(p.name))
 
     def frames(self, clip: str, chosen: Iterable[int] | None = None) -> np.ndarray:
         """Decodes aligned pictures of a clip (none named = all), uint8 [N, H, W, 3].
@@ -58,13 +58,13 @@ class WorkFolder:
             return np.stack([_decode(files[i]) for i in (range(len(files)) if chosen is None else chosen)])
         except (OSError, IndexError, ValueError, SyntaxError) as error:
             raise UserError(
-                f'{self.root / "aligned" / clip}: a picture is missing or broken; remove the folder and '
-                f'aligned/{clip}.json and run the stage align again'
+                f'{self.root / "align" / clip}: a picture is missing or broken; remove the folder and '
+                f'align/{clip}.json and run the stage align again'
             ) from error
 
     def landmarks(self, clip: str) -> np.ndarray:
         """Returns landmarks [T, 468, 3] of a clip in pixels of the crop; 0 = left or top edge of pixel 0."""
-        return self.arrays('aligned', clip)['landmarks']
+        return self.arrays('align', clip)['landmarks']
 
     def arrays(self, stage: str, item: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """Returns the arrays in `stage`/item.npz, those named or all; others are not read.

@@ -79,7 +79,7 @@ def test_formats_and_sizes(work, fmt):
 
 def test_crops_of_the_right_size_are_copied(work):
     folder, clips = work
-    files = sorted((folder / 'w' / 'aligned' / sorted(clips)[1]).iterdir())
+    files = sorted((folder / 'w' / 'align' / sorted(clips)[1]).iterdir())
     Image.effect_noise((SIZE, SIZE), 50).convert('RGB').save(files[2], compress_level=0)
     Image.effect_noise((SIZE, SIZE), 50).save(
         files[3], compress_level=0
@@ -98,7 +98,7 @@ def test_crops_of_the_right_size_are_copied(work):
 def test_crops_are_changed_where_the_data_set_wants_others(work):
     folder, clips = work
     pack(folder, size=16)
-    crop = folder / 'w' / 'aligned' / sorted(clips)[0] / '00007.png'
+    crop = folder / 'w' / 'align' / sorted(clips)[0] / '00007.png'
     with zipfile.ZipFile(folder / 'd.zip') as archive:
         packed = Image.open(io.BytesIO(archive.read('000000/00007.png')))
     with Image.open(crop) as ours:
@@ -108,7 +108,7 @@ def test_crops_are_changed_where_the_data_set_wants_others(work):
 @pytest.mark.parametrize('spoil', [lambda d: d[:-20], lambda d: d[:45] + b'??' + d[47:], lambda d: b'none'])
 def test_spoilt_crops_are_not_copied(work, spoil):
     folder, clips = work
-    crop = folder / 'w' / 'aligned' / clips[0] / '00003.png'
+    crop = folder / 'w' / 'align' / clips[0] / '00003.png'
     crop.write_bytes(spoil(crop.read_bytes()))
     result = pack(folder)
     assert list(result['rejected']) == [clips[0]]
@@ -124,7 +124,7 @@ def test_short_and_broken_clips_are_left_out_with_a_reason(work):
     identities['clusters'][short] = 5
     identities['kept'].append(short)
     write_json(root / 'identities.json', identities)
-    (root / 'aligned' / clips[0] / '00003.png').unlink()
+    (root / 'align' / clips[0] / '00003.png').unlink()
     result = pack(folder)
     assert set(result['rejected']) == {short, clips[0]}
     assert '15 frames' in result['rejected'][short]
@@ -170,10 +170,10 @@ def test_broken_files_are_named(work, data):
     folder, clips = work
     reader = WorkFolder(folder / 'w')
     np.testing.assert_array_equal(reader.frames(clips[0], [2])[0, 0, 0], [20, 90, 120])
-    path = folder / 'w' / 'aligned' / f'{clips[0]}.npz'
+    path = folder / 'w' / 'align' / f'{clips[0]}.npz'
     path.write_bytes(data)
     with pytest.raises(UserError, match=f'{clips[0]}.npz'):
         reader.landmarks(clips[0])
     path.with_suffix('.json').write_bytes(data)
     with pytest.raises(UserError, match='not valid JSON'):
-        reader.read(f'aligned/{clips[0]}')
+        reader.read(f'align/{clips[0]}')

@@ -144,7 +144,18 @@ def test_training_and_command_line_agree(small, tmp_path, monkeypatch):
 
 def tiny_run(tmp_path, data):
     """Arguments of train.py for a run of eight clips."""
-    return ('--outdir', tmp_path / 'runs', '--cfg', 'tiny', '--device', 'cpu', '--kimg', 0.008, '--data', data)
+    return (
+        '--outdir',
+        tmp_path / 'runs',
+        '--cfg',
+        'tiny',
+        '--device',
+        'cpu',
+        '--kimg',
+        0.008,
+        '--data',
+        data,
+    )
 
 
 def test_train_measures(data, tmp_path, monkeypatch):

@@ -367,7 +367,7 @@ def test_clips_without_two_frames(clip_files, tmp_path):
 
 
 def test_another_resolution_points_to_the_tool(data):
-    with pytest.raises(DataError, match='dataset_tool.py pack --resolution 128'):
+    with pytest.raises(DataError, match='make the set again with --resolution 128'):
         opened(data, resolution=128)
     assert opened(data, resolution=SIZE).resolution == SIZE
 

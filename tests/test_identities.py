@@ -20,7 +20,6 @@ from preprocessing.identities import (
     Recognizer,
     balance,
     cluster,
-    embed_clip,
     embed_faces,
     five_points,
     identify,
@@ -71,12 +70,10 @@ def test_embedding_sees_the_face_that_the_landmarks_name():
     landmarks = np.zeros([5, 468, 3])
     for indices, point in zip(FIVE_POINTS, TEMPLATE, strict=True):  # its pixels: 0 = middle of the first
         landmarks[:, list(indices), :2] = np.array(point) + corner + 0.5
-    vectors = embed_clip(frames, landmarks, Colors(), step=2)
+    vectors = embed_faces(frames[::2], five_points(landmarks[::2]), Colors())
     np.testing.assert_allclose(vectors, [[1, 0, 0]] * 3, atol=1e-4)
-    shifted = embed_clip(frames, landmarks + 1, Colors())
+    shifted = embed_faces(frames, five_points(landmarks + 1), Colors())
     assert shifted[0, 2] > 0.01
-    with pytest.raises(ValueError, match='5 frames but 4'):
-        embed_clip(frames, landmarks[:4], Colors())
 
 
 def test_work_writes_unit_vectors_of_every_second_frame(tmp_path):
@@ -95,11 +92,13 @@ def test_work_writes_unit_vectors_of_every_second_frame(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     frames = np.zeros([7, SIZE, SIZE, 3], np.uint8)
     frames[...] = np.stack([[10 * i, 90, 120] for i in range(7)])[:, None, None]
-    np.testing.assert_allclose(vectors, embed_clip(frames, mesh(7), work.recognizer.load()), atol=1e-6)
+    np.testing.assert_allclose(
+        vectors, embed_faces(frames[::2], five_points(mesh(7)[::2]), work.recognizer.load()), atol=1e-6
+    )
     first = file.read_bytes()
     work(clip)
     assert file.read_bytes() == first
-    (tmp_path / 'aligned' / clip / '00004.png').write_bytes(b'no picture')
+    (tmp_path / 'align' / clip / '00004.png').write_bytes(b'no picture')
     with pytest.raises(UserError, match='missing or broken'):
         work(clip)
 

@@ -149,7 +149,7 @@ def test_whole(videos, whole):
         **{'fps': 10.0, 'frames': 20, 'width': 64, 'height': 64, 'pace': [0.0, 0.1]},
         **{'speaker': None, 'start_sec': None, 'end_sec': None, 'box': None},
     }
-    aligned = json.loads((tmp_path / 'w' / 'aligned' / 'blue10-000000.json').read_text())
+    aligned = json.loads((tmp_path / 'w' / 'align' / 'blue10-000000.json').read_text())
     assert (aligned['video'], aligned['first'], aligned['frames'], aligned['upscale']) == ('blue10', 0, 20, 1)
     assert VideoDataset.Config(path=str(tmp_path / 'x.zip')).build().resolution == 64
     assert 'blue10' in (tmp_path / 'w' / 'report.html').read_text()
@@ -196,7 +196,7 @@ CHANGES = [
     ({'similarity': 0.4}, ['verify', 'pack']),  # the same clips are accepted
     ({'per_person': 1}, ['identities', 'pack']),
     ({'format': 'webp'}, ['pack']),
-    ({'sigma': 1.0}, ['aligned', 'cameras', 'embeddings', 'verify', 'identities', 'pack']),
+    ({'sigma': 1.0}, ['align', 'cameras', 'embeddings', 'verify', 'identities', 'pack']),
 ]
 
 
@@ -235,11 +235,13 @@ def test_single_stages(fakes, videos, tmp_path):
     with pytest.raises(UserError, match='stage sources has no result.*run it first: --until sources'):
         run(options(videos, tmp_path), only='shots', say=str)
     assert run(options(videos, tmp_path), until='tracks', say=str) == 'tracks'
-    assert not (tmp_path / 'w' / 'aligned').exists()
+    assert not (tmp_path / 'w' / 'align').exists()
     lines = []
     run(options(videos, tmp_path), only='align', say=lines.append)
     assert lines == ['align: 3 in, 3 clips out']
-    with pytest.raises(UserError, match='stage aligned has no result, or one with other options'):
+    with pytest.raises(
+        UserError, match='stage align has no result, or one with other options.*run it first: --until align$'
+    ):
         run(options(videos, tmp_path, sigma=1.0), only='cameras', say=str)
     run(options(videos, tmp_path), say=str)
     assert (tmp_path / 'x.zip').exists()
@@ -315,7 +317,9 @@ def test_command_line(fakes, videos, tmp_path):
     result = call('--resolution', 64)
     assert result.exit_code == 0, result.output
     assert 'identities: 3 in, 3 clips of 2 people out' in result.output
-    assert result.output.endswith(f'MB)\nreport: {tmp_path}/my-work/report.html\n')
+    lines = result.output.splitlines()[-2:]
+    look = f'look at it: python dataset_tool.py show {tmp_path}/my.zip --dest {tmp_path}/my.png'
+    assert lines == [look, f'report: {tmp_path}/my-work/report.html']
     result = call('--only', 'cook')
     assert result.exit_code == 1 and 'cook is no stage; the stages are fetch, sources, shots' in result.output
     result = call('--list', 'celebvhq', tmp_path / 'none.json')

@@ -52,7 +52,7 @@ def test_two_ways_to_choose_stages(videos, tmp_path):  # noqa: F811
 def test_another_source_does_not_remove_results(fakes, videos, tmp_path):  # noqa: F811
     """A mistaken or unmounted --source would cost all that was computed."""
     run(options(videos, tmp_path), say=str)
-    before = contents(tmp_path / 'w' / 'aligned')
+    before = contents(tmp_path / 'w' / 'align')
     other = tmp_path / 'other'
     other.mkdir()
     for name in ('', 'z.mp4'):
@@ -60,7 +60,7 @@ def test_another_source_does_not_remove_results(fakes, videos, tmp_path):  # noq
             shutil.copy(videos / 'blue2.mp4', other / name)
         with pytest.raises(UserError, match='holds results of other videos than .*other, such as a__red'):
             run(options(other, tmp_path), say=str)
-    assert before and contents(tmp_path / 'w' / 'aligned') == before
+    assert before and contents(tmp_path / 'w' / 'align') == before
     shutil.copy(videos / 'blue2.mp4', other)  # some are the same: it has changed
     run(options(other, tmp_path), say=str)
 

@@ -105,17 +105,17 @@ def test_histograms_of_a_run_have_the_right_counts(run):
     assert 'stroke="#c62828"' in svgs[3]  # the threshold
 
 
-@pytest.mark.parametrize('stage', ['', 'sources', 'tracks', 'aligned', 'cameras', 'verify', 'identities'])
+@pytest.mark.parametrize('stage', ['', 'sources', 'tracks', 'align', 'cameras', 'verify', 'identities'])
 def test_page_of_a_run_that_has_not_ended(run, stage):
     root, clips = run
-    kept = ['sources', 'shots', 'tracks', 'aligned', 'cameras', 'verify', 'identities', 'pack']
+    kept = ['sources', 'shots', 'tracks', 'align', 'cameras', 'verify', 'identities', 'pack']
     for name in kept[kept.index(stage) + 1 if stage else 0 :]:
         (root / f'{name}.json').unlink(missing_ok=True)
         for path in root.glob(f'{name}/*.json'):
             path.unlink()
     page = Page(make_page(WorkFolder(root), {}))
     assert 'No data set has been written yet' in page.text
-    shown = {'': 0, 'sources': 0, 'tracks': 0, 'aligned': 5, 'cameras': 5, 'verify': 5, 'identities': 5}
+    shown = {'': 0, 'sources': 0, 'tracks': 0, 'align': 5, 'cameras': 5, 'verify': 5, 'identities': 5}
     assert len(page.pictures()) == shown[stage]
 
 
@@ -127,8 +127,8 @@ def test_results_of_other_videos_and_options_are_passed_over(run):
     sources = json.loads((root / 'sources.json').read_text())
     sources['videos'].pop()
     write_json(root / 'sources.json', sources)
-    text = (root / 'aligned' / f'{clips[0]}.json').read_text()
-    (root / 'aligned' / 'one-000099.json').write_text(text)
+    text = (root / 'align' / f'{clips[0]}.json').read_text()
+    (root / 'align' / 'one-000099.json').write_text(text)
     assert make_page(WorkFolder(root), {}) == before
 
 
@@ -150,7 +150,7 @@ def test_rejections_of_every_stage(run, tmp_path):
     write_json(root / 'shots' / 'two.json', {'rejected': 'cannot be decoded'})
     write_json(root / 'tracks' / 'noisy.json', {'rejected': 'no face at all'})
     write_json(root / 'cameras' / 'one-000000.json', {'rejected': 'no <finite> camera'})
-    write_json(root / 'aligned' / 'many-000000.json', {'rejected': 'too large'})
+    write_json(root / 'align' / 'many-000000.json', {'rejected': 'too large'})
     sources = json.loads((root / 'sources.json').read_text())
     write_json(root / 'sources.json', {**sources, 'rejected': {'x.txt': 'no video'}})
     facts = collect(WorkFolder(root))

@@ -258,7 +258,7 @@ def test_clips_of_uneven_frames(tmp_path, suffix):
 
 def test_own_files_and_strange_names_do_not_count(tmp_path, video, monkeypatch):
     """A work folder and a zip inside --source; names that are no text; a name like an address of ffmpeg."""
-    for name in ('w/cuts/x.mp4', 'w/aligned/c/00000.png', 'x.zip', 'a.mp4'):
+    for name in ('w/cuts/x.mp4', 'w/align/c/00000.png', 'x.zip', 'a.mp4'):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     Path(os.fsdecode(os.fsencode(tmp_path) + b'/\xff.mp4')).touch()

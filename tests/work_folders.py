@@ -34,11 +34,11 @@ def add_video(root, video, frames=16, yaw_deg=10.0, upscale=1.5, **entry):
     track = {'shot': 0, 'first': 0, 'frames': frames, 'box': [0, 0, 9, 9]}
     write_json(root / 'tracks' / f'{video}.json', {'tracks': [track], 'rejected': []})
     np.savez(root / 'tracks' / f'{video}.npz', scores_0=np.full(frames, 0.75))
-    folder = root / 'aligned' / clip
+    folder = root / 'align' / clip
     folder.mkdir(parents=True)
     for i in range(frames):
         Image.new('RGB', (SIZE, SIZE), (10 * i, 90, 120)).save(folder / f'{i:05d}.png')
-    np.savez(root / 'aligned' / f'{clip}.npz', landmarks=mesh(frames))
+    np.savez(root / 'align' / f'{clip}.npz', landmarks=mesh(frames))
     matrices = [[[upscale, 0.0, float(i)], [0.0, upscale, 0.0]] for i in range(frames)]
     facts = {'video': video, 'first': 0, 'frames': frames, 'fps': 20.0, 'transform': matrices}
     write_json(folder.with_name(f'{clip}.json'), {**facts, 'upscale': upscale, 'landmarks': f'{clip}.npz'})

@@ -126,8 +126,8 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
         if config.resolution not in (None, self.resolution):
             raise DataError(
                 f'{config.path} holds {self.resolution}x{self.resolution} pictures but '
-                f'resolution={config.resolution} is asked for; make them with '
-                f'dataset_tool.py pack --resolution {config.resolution}'
+                f'resolution={config.resolution} is asked for; choose another --cfg, or make the set again '
+                f'with --resolution {config.resolution}'
             )
         try:
             with Image.open(io.BytesIO(self._files.read(0)), formats=_PICTURES) as image:

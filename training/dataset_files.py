@@ -172,8 +172,10 @@ def _locate(path: str, names: np.ndarray) -> np.ndarray:
 
 def _read_json(path: str) -> bytes:
     if not os.path.exists(path):
-        raise DataError(f'{path}: no such file or folder; make a data set with dataset_tool.py synth or pack')
-    missing = f'{path} holds no dataset.json; make a data set with dataset_tool.py synth or pack'
+        raise DataError(
+            f'{path}: no such file or folder; make a data set with dataset_tool.py (synth, from-videos, pack)'
+        )
+    missing = f'{path} holds no dataset.json; make a data set with dataset_tool.py (synth, from-videos, pack)'
     try:
         if os.path.isdir(path):
             return Path(path, 'dataset.json').read_bytes()
