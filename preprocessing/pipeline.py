@@ -295,7 +295,7 @@ class Pipeline:
         self._say(stage, before, f'{len(self.clips)} clips{note}', rejected)
 
     def _say(self, stage: str, before: int, after: str, rejected: Mapping[str, str]) -> None:
-        reasons = '; '.join(f'{count} x {reason}' for reason, count in count_reasons(rejected).items())
+        reasons = '; '.join(f'{count} x {reason}' for reason, count in count_reasons(rejected.values()))
         if self.only in (None, stage):
             self.say(f'{stage}: {before} in, {after} out' + (f'; rejected: {reasons}' if reasons else ''))
 

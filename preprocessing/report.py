@@ -5,9 +5,7 @@ out and why, where clips are from. Pictures are samples, so that the page of a t
 same work folder gives the same bytes.
 """
 
-import collections
 import html
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dnnlib.util import atomic_write
-from preprocessing.report_facts import STAGES, Clip, Facts, Rejection, collect
+from preprocessing.report_facts import STAGES, Clip, Facts, collect
 from preprocessing.report_pictures import data_uri, histogram, rejection_picture, round_limits, sheet
+from preprocessing.stages import count_reasons
 from preprocessing.work_folder import WorkFolder
 
 T = TypeVar('T')
 
-_NUMBER = re.compile(r'\d+(?:\.\d+)?')
 
 _SHEETS, _SHEET_FRAMES, _TILE = 100, 6, 168  # clips that are shown, frames of each, pixels of a frame
 _THUMBNAILS, _THUMBNAIL = 120, 330  # things left out that are shown, pixels of their width
@@ -103,27 +101,6 @@ def sample(items: Sequence[T], most: int) -> list[T]:
     return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
-def reason_kinds(rejections: Sequence[Rejection]) -> list[tuple[str, int]]:
-    """Counts reasons, the most frequent first.
-
-    Those that differ in numbers and in what follows a colon alone are one kind; a number that differs within
-    a kind reads #.
-    """
-    groups: dict[str, list[str]] = collections.defaultdict(list)
-    for rejection in rejections:
-        short = rejection.reason.partition(': ')[0]
-        groups[_NUMBER.sub('#', short)].append(short)
-    kinds = [(_common(texts), len(texts)) for texts in groups.values()]
-    return sorted(kinds, key=lambda kind: (-kind[1], kind[0]))
-
-
-def _common(texts: Sequence[str]) -> str:
-    """Returns a text for texts that differ in numbers alone; those numbers read #."""
-    values = [set(column) for column in zip(*map(_NUMBER.findall, texts), strict=True)]
-    numbers = iter(column.pop() if len(column) == 1 else '#' for column in values)
-    return _NUMBER.sub(lambda match: next(numbers), texts[0])
-
-
 def _summary(facts: Facts) -> str:
     if not facts.pack:
         return '<p class="note">No data set has been written yet; this is how far the run came.</p>'
@@ -147,7 +124,7 @@ def _stages(facts: Facts) -> str:
     rows = []
     for stage in STAGES:
         gone = [rejection for rejection in facts.rejections if rejection.stage == stage]
-        kinds = reason_kinds(gone)
+        kinds = count_reasons(r.reason for r in gone)
         lines = [f'{count} &times; {esc(reason)}' for reason, count in kinds[:_REASONS]]
         lines += [f'{len(kinds) - _REASONS} more kinds of reasons'] if len(kinds) > _REASONS else []
         rows.append([stage, *map(esc, facts.passed[stage]), str(len(gone)), '<br>'.join(lines)])

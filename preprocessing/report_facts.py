@@ -123,8 +123,8 @@ def _collect_tracks(work: WorkFolder, facts: Facts) -> list[str]:
             _reject(facts, 'tracks', video, result, video=video)
             continue
         for entry in rejected:
-            first = starts.get(video, [])[entry['shot'] : entry['shot'] + 1] or [0]
-            time_sec = entry.get('first', first[0]) / facts.videos.get(video, {}).get('fps', 25.0)
+            (first,) = starts.get(video, [])[entry['shot'] : entry['shot'] + 1] or [0]
+            time_sec = first / facts.videos.get(video, {}).get('fps', 25.0)
             item = f'{video}, shot {entry["shot"] + 1}'
             rejection = Rejection('tracks', item, entry['reason'], video=video, time_sec=time_sec)
             facts.rejections.append(rejection)

@@ -16,7 +16,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,16 +188,25 @@ def item_name(path: str) -> str:
     return name
 
 
-def count_reasons(rejected: Mapping[str, str]) -> dict[str, int]:
+def count_reasons(reasons: Iterable[str]) -> list[tuple[str, int]]:
     """Counts reasons, the most frequent first.
 
-    Those that differ in numbers alone, or in what follows a colon, are counted together.
+    Those that differ in numbers and in what follows a colon alone are one kind; a number that differs within
+    a kind reads #.
     """
-    short = [reason.split(': ')[0] for reason in rejected.values()]
-    kinds = collections.Counter(_NUMBER.sub('N', reason) for reason in short)
-    examples = {_NUMBER.sub('N', reason): reason for reason in short}
-    ranked = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
-    return {examples[kind] if count == 1 else kind: count for kind, count in ranked}
+    groups: dict[str, list[str]] = collections.defaultdict(list)
+    for reason in reasons:
+        short = reason.partition(': ')[0]
+        groups[_NUMBER.sub('#', short)].append(short)
+    kinds = [(_common(texts), len(texts)) for texts in groups.values()]
+    return sorted(kinds, key=lambda kind: (-kind[1], kind[0]))
+
+
+def _common(texts: Sequence[str]) -> str:
+    """Returns a text for texts that differ in numbers alone; those numbers read #."""
+    values = [set(column) for column in zip(*map(_NUMBER.findall, texts), strict=True)]
+    numbers = iter(column.pop() if len(column) == 1 else '#' for column in values)
+    return _NUMBER.sub(lambda match: next(numbers), texts[0])
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ from work_folders import EVIL, SIZE, add_verdict, add_video, make, mesh, write_j
 from preprocessing import report
 from preprocessing.assembling import assemble
 from preprocessing.packing import PackOptions
-from preprocessing.report import make_page, reason_kinds, sample, write_report
-from preprocessing.report_facts import Rejection, angles, collect
+from preprocessing.report import make_page, sample, write_report
+from preprocessing.report_facts import angles, collect
 from preprocessing.report_pictures import annotate, axis_ends, histogram, round_limits
 from preprocessing.work_folder import WorkFolder
 from training.camera import front_label, orbit_label
@@ -182,11 +182,8 @@ def test_page_of_many_clips_is_a_sample(run, monkeypatch):
     assert len(page.pictures()) == 2 + 2
 
 
-def test_sample_and_kinds_of_reasons():
+def test_sample():
     assert sample(range(10), 4) == [0, 3, 6, 9] and sample('abc', 5) == ['a', 'b', 'c']
-    reasons = ['3 of 24 are noisy', '5 of 24 are noisy', 'is red: x 7', 'is red: y', '16 long']
-    kinds = reason_kinds([Rejection('verify', 'x', reason) for reason in reasons])
-    assert kinds == [('# of 24 are noisy', 2), ('is red', 2), ('16 long', 1)]
 
 
 def test_histogram():
