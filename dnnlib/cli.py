@@ -1,9 +1,10 @@
-"""What the scripts have in common: how they end."""
+"""What the scripts have in common: how they end, options without effect."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import click
+from click.core import ParameterSource
 
 from dnnlib.util import UserError, explain_os_error, is_out_of_memory
 
@@ -28,3 +29,21 @@ def one_sentence(memory_advice: str) -> Iterator[None]:
         if not is_out_of_memory(err):
             raise
         raise click.ClickException(f'there is too little memory; {memory_advice}') from err
+
+
+def refuse_without_effect(ctx: click.Context, belongs_to: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
+    """Refuses options on the command line that do nothing beside the others.
+
+    Args:
+        ctx: of the command.
+        belongs_to: parameter -> the parameter that uses it, and with which values.
+
+    Raises:
+        UserError: names the option and what it needs.
+    """
+    for name, (other, values) in belongs_to.items():
+        explicit = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if explicit and ctx.params[other] not in values:
+            given, wanted = (f'--{key.replace("_", "-")}' for key in (name, other))
+            now = f'not for {ctx.params[other]}' if ctx.params[other] else 'which is not given'
+            raise UserError(f'{given} is for {wanted} {" or ".join(values)}, {now}; leave {given} out')
