@@ -12,7 +12,7 @@ from dnnlib.util import UserError
 from metrics.base import Settings
 from metrics.clip_source import ClipError
 from metrics.consistency import chamfer_distance, warping_error
-from metrics.frechet_distance import frechet_of_features, halves_floor
+from metrics.frechet_distance import frechet_distance, halves_floor
 from metrics.metric_main import Metrics
 from metrics.metric_names import METRICS, example_names, parse_metrics, reported_name
 from metrics.motion import motion_magnitude
@@ -139,7 +139,7 @@ def test_distances_are_those_of_the_features(G, clips, tmp_path):
         return np.stack([network(v)[0].numpy() for v in videos])
 
     real, fake = features(source.reals), features(source.fakes)
-    assert results[0].outcome.value == pytest.approx(frechet_of_features(real, fake), rel=1e-6)
+    assert results[0].outcome.value == pytest.approx(frechet_distance(real, fake), rel=1e-6)
     assert results[0].outcome.details['floor'] == pytest.approx(
         halves_floor(real, 3, [source.reals(4, 5).group(i) for i in range(5)]), rel=1e-6
     )
