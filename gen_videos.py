@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dnnlib.cli import one_sentence, refuse_without_effect
+from dnnlib.cli import FiniteRange, one_sentence, refuse_without_effect
 from dnnlib.util import UserError, explain_os_error
 from torch_utils.checkpoint import Snapshot, build_network
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
@@ -122,17 +122,6 @@ def parse_option(_: click.Context, __: click.Parameter, text: str | None) -> lis
         raise click.BadParameter(str(err)) from err
 
 
-class FiniteRange(click.FloatRange):
-    """A range of numbers; nan, which no comparison refuses, is not in it."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parses and checks a value."""
-        number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f'{value!r} is not a number', param, ctx)
-        return number
-
-
 option = functools.partial(click.option, show_default=True)
 positive = click.IntRange(min=1)
 
@@ -191,7 +180,7 @@ positive = click.IntRange(min=1)
 @option('--depth', is_flag=True, help='Also write a video of the depth (near = yellow, far = violet).')
 @option('--normals', is_flag=True, help='Also write a video of the surface normals (world axes).')
 @option('--sheet/--no-sheet', default=True, help='Contact sheet of each clip: moments x three views.')
-@option('--grid/--no-grid', default=True, help='One video of all clips, when there are several.')
+@option('--grid/--no-grid', default=True, help='One video with all clips, at most 2048 pixels wide.')
 @option('--shapes', type=click.Choice(shapes.FORMATS), help='Also write coloured meshes in this format.')
 @option('--shape-resolution', type=click.IntRange(8, 1024), default=128, help='Voxels per axis.')
 @option(

@@ -1,7 +1,9 @@
-"""What the scripts have in common: how they end, options without effect."""
+"""What the scripts have in common: how they end, what options are refused."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -46,4 +48,17 @@ def refuse_without_effect(ctx: click.Context, belongs_to: Mapping[str, tuple[str
         if explicit and ctx.params[other] not in values:
             given, wanted = (f'--{key.replace("_", "-")}' for key in (name, other))
             now = f'not for {ctx.params[other]}' if ctx.params[other] else 'which is not given'
-            raise UserError(f'{given} is for {wanted} {" or ".join(values)}, {now}; leave {given} out')
+            raise UserError(
+                f'{given} is for {wanted} {" or ".join(values)}, {now}; give that or leave {given} out'
+            )
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers; nan, which no comparison refuses, is not in it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parses and checks a value."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f'{value!r} is not a number', param, ctx)
+        return number

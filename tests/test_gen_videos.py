@@ -191,7 +191,7 @@ def test_a_scene_without_surface_is_explained(tmp_path):
         (['--network', 'missing.pkl'], 'missing.pkl: no such file or folder'),
         (['--seeds', 'x'], "'x' is not a list of numbers"),
         (['--device', 'nonsense'], '--device nonsense cannot be used here'),
-        (['--data', 'x.zip'], 'is for --trajectory dataset, not for front; leave --data out'),
+        (['--data', 'x.zip'], 'is for --trajectory dataset, not for front; give that or leave --data out'),
         (['--orbit-yaw', '20'], '--orbit-yaw is for --trajectory orbit or still, not for front'),
         (
             ['--time', 'cycle', '--trajectory', 'still'],
