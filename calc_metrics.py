@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 from dnnlib.cli import one_sentence
+from dnnlib.progress import progress
 from dnnlib.util import UserError
 from metrics.base import Request, Settings
 from metrics.detectors.registry import parse_detector_files
@@ -164,6 +164,8 @@ def run(flags: dict[str, Any]) -> None:
     outdir = Path(flags['outdir'] or (Path(flags['network']).parent if flags['network'] else '.'))
     if dist.is_leader():
         outdir.mkdir(parents=True, exist_ok=True)
+        names = ', '.join(request.name for request in requests)
+        click.echo(f'Measuring {names}. When killed, the same command goes on where it was.', err=True)
     start = time.time()
     results = metrics.measure(subject)
     if dist.is_leader():
@@ -213,19 +215,15 @@ def save(flags: dict[str, Any], subject: Subject, requests: Sequence[Request]) -
     if flags['save_videos']:
         for frames in sorted({r.frames for r in clips} or {FRAMES}):
             count = max((r.count or VIDEOS for r in clips if r.frames == frames), default=VIDEOS)
-            with _bar(count, 'saving videos') as bar:
-                failures |= subject.save_videos(Path(flags['save_videos']), frames, count, bar.update)
+            with progress(count, 'saving videos', 'video', shown=dist.is_leader()) as saved:
+                failures |= subject.save_videos(Path(flags['save_videos']), frames, count, saved)
     if flags['save_views']:
         count = max((r.count or VIDEOS for r in requests if r not in clips), default=VIDEOS)
-        with _bar(count, 'saving views') as bar:
+        with progress(count, 'saving views', 'video', shown=dist.is_leader()) as saved:
             source, protocol = subject.views(count), flags['protocol']
-            failures |= save_views(source, flags['save_views'], bar.update, subject.bin_size, protocol)
+            failures |= save_views(source, flags['save_views'], saved, subject.bin_size, protocol)
     for item, reason in sorted(failures.items()):
         dist.print0(f'not saved, item {item}: {reason}')
-
-
-def _bar(total: int, text: str) -> tqdm:
-    return tqdm(total=total, desc=text, disable=None if dist.is_leader() else True)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dnnlib.cli import one_sentence
+from dnnlib.cli import FiniteRange, one_sentence, refuse_without_effect
 from dnnlib.util import UserError, explain_os_error
 from torch_utils.checkpoint import Snapshot, build_network
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
@@ -26,15 +26,19 @@ from training.foreign import open_snapshot
 from training.networks.generator import Generator
 
 TRAJECTORIES = ('front', 'orbit', 'dataset', 'still')
-_PERIODS = {
-    'front': 2,
-    'orbit': 4,
-    'still': 4,
-}  # default length in times forth and back through the training span
+_PERIODS = {'front': 2, 'orbit': 4, 'still': 4}  # default length in times through the training span
 _MAX_NUMBER = 2**32 - 1  # largest seed
 _MAX_COUNT = 100_000  # seeds of one call
-_GRID_SIDE = 1024  # pixels, about the side of the grid video
+_GRID_SIDE = 2048  # pixels, largest side of the grid video
 _GRID_BYTES = 1 << 30  # memory for the grid video; long ones get smaller tiles
+# option that nothing else listens to -> option it belongs to, and the values of that
+_BELONGS_TO = {
+    'data': ('trajectory', ('dataset',)),
+    'orbit_yaw': ('trajectory', ('orbit', 'still')),
+    'time': ('trajectory', ('front', 'orbit', 'dataset')),
+    'crf': ('video_format', ('mp4',)),
+    **{f'shape_{name}': ('shapes', shapes.FORMATS) for name in ('resolution', 'frames', 'level', 'parts')},
+}
 
 EPILOG = """
 \b
@@ -80,6 +84,7 @@ class Options:
     shape_resolution: int
     shape_frames: list[int]
     shape_level: float | None
+    shape_parts: str
     neural_resolution: int | None
     render_samples: int | None
     video_format: str
@@ -115,17 +120,6 @@ def parse_option(_: click.Context, __: click.Parameter, text: str | None) -> lis
         return parse_numbers(text) if text is not None else []
     except ValueError as err:
         raise click.BadParameter(str(err)) from err
-
-
-class FiniteRange(click.FloatRange):
-    """A range of numbers; nan, which no comparison refuses, is not in it."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parses and checks a value."""
-        number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f'{value!r} is not a number', param, ctx)
-        return number
 
 
 option = functools.partial(click.option, show_default=True)
@@ -186,7 +180,7 @@ positive = click.IntRange(min=1)
 @option('--depth', is_flag=True, help='Also write a video of the depth (near = yellow, far = violet).')
 @option('--normals', is_flag=True, help='Also write a video of the surface normals (world axes).')
 @option('--sheet/--no-sheet', default=True, help='Contact sheet of each clip: moments x three views.')
-@option('--grid/--no-grid', default=True, help='One video with all clips, when there are several.')
+@option('--grid/--no-grid', default=True, help='One video with all clips, at most 2048 pixels wide.')
 @option('--shapes', type=click.Choice(shapes.FORMATS), help='Also write coloured meshes in this format.')
 @option('--shape-resolution', type=click.IntRange(8, 1024), default=128, help='Voxels per axis.')
 @option(
@@ -196,6 +190,12 @@ positive = click.IntRange(min=1)
     '--shape-level',
     type=FiniteRange(0, min_open=True),
     help='Density of the surface  [default: 10, less for thin scenes]',
+)
+@option(
+    '--shape-parts',
+    type=click.Choice(shapes.PARTS),
+    default='head',
+    help='head: the connected part in the middle alone. all: with what floats about it.',
 )
 @option(
     '--neural-resolution',
@@ -213,7 +213,7 @@ positive = click.IntRange(min=1)
     '--upscale',
     type=click.IntRange(1, 32),
     default=1,
-    help='Enlarges small pictures for viewing, this many times.',
+    help='Enlarges small pictures for viewing this many times, in the grid too.',
 )
 @option(
     '--compile',
@@ -225,6 +225,7 @@ def main(**flags: Any) -> None:
     """Makes videos, contact sheets and meshes of talking heads from a network snapshot."""
     knobs = '--neural-resolution, --render-samples, --upscale or --shape-resolution'
     with one_sentence(f'lower {knobs}, or use another --device'):
+        refuse_without_effect(click.get_current_context(), _BELONGS_TO)
         run(Options(**flags), click.echo)
 
 
@@ -259,7 +260,11 @@ def run(options: Options, say: Callable[[str], None]) -> None:
             crf=options.crf,
             upscale=options.upscale,
         )
-        tile = _grid_tile(G.config.resolution, clips) if options.grid and len(clips) > 1 else None
+        tile = (
+            _grid_tile(G.config.resolution * options.upscale, clips)
+            if options.grid and len(clips) > 1
+            else None
+        )
         tiles = []
         for clip in clips:
             tiles.append(writer.videos(clip, options.depth, options.normals, tile))
@@ -267,7 +272,12 @@ def run(options: Options, say: Callable[[str], None]) -> None:
                 writer.sheet(clip)
             if options.shapes:
                 writer.meshes(
-                    clip, options.shapes, options.shape_frames, options.shape_resolution, options.shape_level
+                    clip,
+                    options.shapes,
+                    options.shape_frames,
+                    options.shape_resolution,
+                    options.shape_level,
+                    options.shape_parts,
                 )
     if tile:
         path = options.outdir / f'grid.{options.video_format}'
@@ -297,10 +307,6 @@ def _render_options(G: nn.Module, options: Options) -> rollout.RenderOptions:
 
 def _plan(G: nn.Module, snapshot: Snapshot, options: Options) -> list[Clip]:
     """Lists the clips to make: every person with every motion."""
-    if options.data and options.trajectory != 'dataset':
-        raise UserError(
-            f'--data is for --trajectory dataset, not for {options.trajectory}; leave one of them out'
-        )
     recorded = _recorded_cameras(snapshot, options.data) if options.trajectory == 'dataset' else []
     clips = []
     for index, seed in enumerate(options.seeds):
@@ -371,9 +377,9 @@ def _map_cameras(G: nn.Module, options: Options, cameras: Tensor) -> Tensor:
     return {'canonical': trajectories.front(1), 'first': cameras[:1], 'per-frame': cameras}[choice]
 
 
-def _grid_tile(resolution: int, clips: list[Clip]) -> int:
-    """Returns the side of a tile of the grid video: near the picture's, in bounds of size and memory."""
-    wanted = min(max(resolution, SHEET_TILE), _GRID_SIDE // visualize.grid_shape(len(clips))[1])
+def _grid_tile(side: int, clips: list[Clip]) -> int:
+    """Returns the side of a tile of the grid video: that of single videos, in bounds of size and memory."""
+    wanted = min(max(side, SHEET_TILE), _GRID_SIDE // visualize.grid_shape(len(clips))[1])
     affordable = math.isqrt(_GRID_BYTES // (3 * sum(len(clip.times) for clip in clips)))
     return max(min(wanted, affordable) // 2 * 2, 2)
 

@@ -1,9 +1,12 @@
-"""What the scripts have in common: how they end."""
+"""What the scripts have in common: how they end, what options are refused."""
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dnnlib.util import UserError, explain_os_error, is_out_of_memory
 
@@ -28,3 +31,34 @@ def one_sentence(memory_advice: str) -> Iterator[None]:
         if not is_out_of_memory(err):
             raise
         raise click.ClickException(f'there is too little memory; {memory_advice}') from err
+
+
+def refuse_without_effect(ctx: click.Context, belongs_to: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
+    """Refuses options on the command line that do nothing beside the others.
+
+    Args:
+        ctx: of the command.
+        belongs_to: parameter -> the parameter that uses it, and with which values.
+
+    Raises:
+        UserError: names the option and what it needs.
+    """
+    for name, (other, values) in belongs_to.items():
+        explicit = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if explicit and ctx.params[other] not in values:
+            given, wanted = (f'--{key.replace("_", "-")}' for key in (name, other))
+            now = f'not for {ctx.params[other]}' if ctx.params[other] else 'which is not given'
+            raise UserError(
+                f'{given} is for {wanted} {" or ".join(values)}, {now}; give that or leave {given} out'
+            )
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers; nan, which no comparison refuses, is not in it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parses and checks a value."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f'{value!r} is not a number', param, ctx)
+        return number

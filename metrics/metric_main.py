@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from dnnlib.progress import progress
 from dnnlib.util import UserError
 from metrics.base import Context, Feature, Metric, Outcome, Request, Sample, Settings
 from metrics.clip_source import ClipError
@@ -188,8 +188,8 @@ class Metrics:
         folder, seed = self.settings.cache / 'estimators', self.settings.seed
         if dist.is_leader():
             steps = DEFAULT_TRAINING.steps
-            with tqdm(total=steps, desc='learning geometry', unit='step', disable=None) as bar:
-                load_or_train_estimator(subject.data, folder, seed, bar.update)
+            with progress(steps, 'learning geometry', 'step') as count:
+                load_or_train_estimator(subject.data, folder, seed, count)
         dist.barrier()
         return load_or_train_estimator(subject.data, folder, seed)
 
@@ -217,19 +217,17 @@ class Metrics:
         code, samples = code_digest(), {}
         groups: dict[tuple[str, int], list[_Job]] = collections.defaultdict(list)
         for job in jobs:  # real videos apart, and those of other lengths; the rest shares its items
-            groups[
-                f'{"real" if job.side == "real" else "generated"} {job.context.stage}',
-                job.context.request.frames,
-            ].append(job)
+            items = 'videos' if job.context.stage == 'clips' else job.context.stage
+            label = f'{"real" if job.side == "real" else "generated"} {items}'
+            groups[label, job.context.request.frames].append(job)
         for (label, _), members in groups.items():
             tasks = [
                 Task({'source': j.source.identity, 'code': code, **j.feature.key}, j.total) for j in members
             ]
-            hidden = None if dist.is_leader() else True
-            with tqdm(total=_records(tasks), desc=label, unit='record', disable=hidden) as bar:
-                records = collect(
-                    self.settings.cache / 'records', tasks, functools.partial(_compute, members), bar.update
-                )
+            names = ', '.join(dict.fromkeys(job.context.request.name for job in members))
+            with progress(_records(tasks), label, 'record', names, dist.is_leader()) as count:
+                compute = functools.partial(_compute, members)
+                records = collect(self.settings.cache / 'records', tasks, compute, count)
             for job, found in zip(members, records, strict=True):
                 group = (
                     [job.source.group(i) for i in range(len(found))]

@@ -3,6 +3,7 @@
 Adding a metric = a row in VIDEO_METRICS or VIEW_METRICS.
 """
 
+import difflib
 import re
 from collections.abc import Mapping
 
@@ -14,6 +15,7 @@ from metrics.view_metrics import VIEW_METRICS
 METRICS: Mapping[str, Metric] = {**VIDEO_METRICS, **VIEW_METRICS}
 FRAMES = 16  # of a video, unless the name says otherwise [PV3D A.4]
 VIDEOS = 1000  # judged by metrics that compare with nothing, at most, unless the name says [PV3D A.4]
+_EXAMPLES = {'fvd': f'fvd2048_{FRAMES}f', 'fid': 'fid2048', 'kid': 'kid2048'}
 _NAME = re.compile(r'([a-z]+)(\d+)?(?:_(\d+)f)?(?:_([a-z]\w*))?')
 
 
@@ -31,8 +33,7 @@ def parse_metrics(text: str) -> list[Request]:
 
 def example_names() -> str:
     """Returns one name of each metric."""
-    shown = {'fvd': 'fvd2048_16f', 'fid': 'fid2048', 'kid': 'kid2048'}
-    return ', '.join(shown.get(name, name) for name in METRICS)
+    return ', '.join(_EXAMPLES.get(name, name) for name in METRICS)
 
 
 def _parse(name: str) -> Request:
@@ -40,9 +41,11 @@ def _parse(name: str) -> Request:
     kind, count, frames, detector = match.groups() if match else (None,) * 4
     metric = METRICS.get(kind or '')
     if metric is None:
-        raise UserError(f'{name!r} is no metric; choose from {example_names()}')
+        near = _nearest(name)
+        advice = f'did you mean {near}?' if near else f'choose from {example_names()}'
+        raise UserError(f'{name!r} is no metric; {advice}')
     if metric.comparing and not count:
-        raise UserError(f'{name}: say how many videos are compared, for example {kind}2048')
+        raise UserError(f'{name}: say how many videos are compared, for example {_EXAMPLES[kind]}')
     if kind == 'fvd' and not frames:
         raise UserError(f'{name}: say how many frames a video has, for example {kind}{count}_{FRAMES}f')
     if detector and metric.detector is None:
@@ -61,6 +64,18 @@ def _parse(name: str) -> Request:
         frames=int(frames or FRAMES),
         detector=detector or standard,
     )
+
+
+def _nearest(name: str) -> str | None:
+    """Returns what a misspelt name may have meant."""
+    kind = re.match('[A-Za-z]*', name)[0]
+    for near in difflib.get_close_matches(kind.lower(), METRICS, 1):
+        meant = near + name[len(kind) :].lower()
+        try:
+            return _parse(meant).name if meant != name else _EXAMPLES.get(near, near)
+        except UserError:
+            return _EXAMPLES.get(near, near)
+    return None
 
 
 def reported_name(request: Request, settings: Settings, encodes: bool = True) -> str:

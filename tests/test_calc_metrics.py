@@ -70,7 +70,7 @@ def test_snapshot_and_folder_agree(network, data, tmp_path):
     for name, value in ours.items():
         assert line(out, name)['value'] == value['value']
         assert line(out, name)['standard_error'] == value['standard_error']
-    assert cli('--fake', tmp_path / 'v/T4', '--metrics', 'motion9_4f').err == (
+    assert cli('--fake', tmp_path / 'v/T4', '--metrics', 'motion9_4f').err.endswith(
         'Error: motion9_4f: there are only 3 generated videos; give more, or ask for at most 3\n'
     )
 
@@ -144,18 +144,8 @@ def test_training_and_command_line_agree(small, tmp_path, monkeypatch):
 
 def tiny_run(tmp_path, data):
     """Arguments of train.py for a run of eight clips."""
-    return (
-        '--outdir',
-        tmp_path / 'runs',
-        '--cfg',
-        'tiny',
-        '--device',
-        'cpu',
-        '--kimg',
-        0.008,
-        '--data',
-        data,
-    )
+    options = ['--cfg', 'tiny', '--device', 'cpu', '--kimg', '0.008']
+    return ('--outdir', tmp_path / 'runs', *options, '--data', data)
 
 
 def test_train_measures(data, tmp_path, monkeypatch):
@@ -227,7 +217,10 @@ def test_no_value_is_an_error(tmp_path):
         '--fake', tmp_path / 'v', '--metrics', 'motion_5f', '--outdir', tmp_path, '--cache', tmp_path
     )
     assert result.code == 1 and 'no value' in result.out
-    assert result.err.startswith('Error: no value for motion_5f: too few videos are left')
+    first, *steps, last = result.err.splitlines()
+    assert first == 'Measuring motion_5f. When killed, the same command goes on where it was.'
+    ends = [f'generated videos{names}: {n}/3 records' for names, n in ((' (motion_5f)', 0), ('', 3))]
+    assert steps == ends and last.startswith('Error: no value for motion_5f: too few videos are left')
 
 
 def test_mistakes(network, data, tmp_path, monkeypatch):

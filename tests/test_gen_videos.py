@@ -1,5 +1,6 @@
 """The command line of gen_videos.py, end to end on a tiny random network."""
 
+import dataclasses
 import itertools
 import weakref
 from unittest import mock
@@ -85,6 +86,7 @@ def test_everything_at_once(snapshot, G, tmp_path):
         video = iio.imread(out / f'{clips[0]}{name}.mp4')
         assert video.shape == (5, 64, 64, 3)
     assert iio.imread(out / 'grid.mp4').shape == (5, 128, 256, 3)
+    assert np.shape(iio.imread(out / f'{clips[0]}-sheet.png'))[1] > 4 * 128  # a column for each moment
     mesh = trimesh.load(out / meshes[0])
     assert mesh.is_watertight
     assert mesh.volume > 0
@@ -155,6 +157,24 @@ def test_sampling_options_change_the_rendering(snapshot, tmp_path):
     assert sizes['plain'] != sizes['fine']
 
 
+def test_grid_shows_the_people_as_large_as_their_videos(snapshot, tmp_path):
+    args = ['--seeds', '0-2', '--frames', '1', '--no-sheet', '--upscale', '5']
+    assert call(snapshot, tmp_path, *args).exit_code == 0
+    assert iio.imread(tmp_path / 'seed0000.mp4').shape[1:3] == (160, 160)
+    assert iio.imread(tmp_path / 'grid.mp4').shape[1:3] == (320, 320)
+
+
+def test_sheet_has_evenly_spaced_moments(G, tmp_path, monkeypatch):
+    texts = mock.Mock(wraps=visualize.contact_sheet)
+    monkeypatch.setattr(visualize, 'contact_sheet', texts)
+    config = dataclasses.replace(G.config, span=16)
+    monkeypatch.setattr(G, 'config', config)
+    times, front = trajectories.frame_times(2, SPAN), trajectories.front(2)
+    clip = Clip(name='a', codes=rollout.draw_codes(G, 0), cameras=front, map_cameras=front[:1], times=times)
+    ClipWriter(G=G, outdir=tmp_path, say=lambda line: None).sheet(clip)
+    assert texts.call_args.args[2] == [f't {i / 7:.2f}' for i in range(8)]
+
+
 def test_a_scene_without_surface_is_explained(tmp_path):
     path = tmp_path / 'thin.pkl'
     save_snapshot(path, {'G_ema': network(-20.0)}, {})
@@ -171,7 +191,17 @@ def test_a_scene_without_surface_is_explained(tmp_path):
         (['--network', 'missing.pkl'], 'missing.pkl: no such file or folder'),
         (['--seeds', 'x'], "'x' is not a list of numbers"),
         (['--device', 'nonsense'], '--device nonsense cannot be used here'),
-        (['--data', 'x.zip'], 'is for --trajectory dataset'),
+        (['--data', 'x.zip'], 'is for --trajectory dataset, not for front; give that or leave --data out'),
+        (['--orbit-yaw', '20'], '--orbit-yaw is for --trajectory orbit or still, not for front'),
+        (
+            ['--time', 'cycle', '--trajectory', 'still'],
+            '--time is for --trajectory front or orbit or dataset',
+        ),
+        (['--crf', '1', '--video-format', 'gif'], '--crf is for --video-format mp4, not for gif'),
+        (['--shape-level', '5'], '--shape-level is for --shapes ply or obj or glb, which is not given'),
+        (['--shape-parts', 'all'], '--shape-parts is for --shapes'),
+        (['--shape-frames', '0'], '--shape-frames is for --shapes'),
+        (['--shape-resolution', '32'], '--shape-resolution is for --shapes'),
         (['--data', 'x.zip', '--trajectory', 'dataset'], 'x.zip: no such file or folder'),
         (['--outdir', __file__], 'test_gen_videos.py: it exists already'),
         (['--shape-resolution', '2'], '8<=x<=1024'),

@@ -65,6 +65,39 @@ def test_level_of_a_thin_scene_lies_where_rays_become_half_opaque():
     assert level == pytest.approx(4 * np.sqrt(np.log(2) / 2), rel=0.03)
 
 
+def test_a_dense_head_stands_free_of_haze():
+    """As in the demo network: all frontal rays end in haze, which fills the box, a few in the head."""
+    density = np.maximum(shapes.density_grid(sphere(radius=0.2), 32, 1.0), 3)
+    assert shapes.choose_level(density, 1.0).value == 10
+    density[:, :, :16] += 40 * (np.indices((32, 32, 16))[:2].sum(0) < 4)  # 10 of 1024 rays, out of the way
+    density = np.minimum(density, 3 + 7 * (np.indices((32, 32, 32))[:2].sum(0) < 4))
+    assert shapes.choose_level(density, 1.0).value == pytest.approx(3)
+
+
+def test_the_head_is_the_part_in_the_middle():
+    """Not the part with the most triangles, which is a wall here, nor a speck in the middle."""
+    density = shapes.density_grid(sphere(radius=0.15), 48, 1.0)
+    density[:, :, :6] = 20
+    density[24, 24, 42] = density[20, 34, 30] = 20
+    vertices, faces = shapes.extract_surface(density, 10, 1.0)
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    parts = mesh.split()
+    assert len(parts) == 4
+    head = trimesh.Trimesh(*shapes.head_part(vertices, faces, 1.0), process=False)
+    ours = min(parts, key=lambda part: np.linalg.norm(part.centroid - CENTRE.numpy()))
+    assert len(ours.faces) == len(head.faces) < max(len(part.faces) for part in parts)
+    assert head.is_watertight and head.volume == pytest.approx(ours.volume)
+    assert set(map(tuple, head.vertices)) == set(map(tuple, ours.vertices))
+
+
+def test_without_anything_in_the_middle_the_largest_part_is_kept():
+    density = np.zeros((32, 32, 32), np.float32)
+    density[:, :, :3] = density[4, 4, 28] = 20
+    vertices, faces = shapes.extract_surface(density, 10, 1.0)
+    kept, _ = shapes.head_part(vertices, faces, 1.0)
+    assert kept[:, 2].max() < -0.3
+
+
 def test_thin_air_has_no_surface_and_says_why():
     found = shapes.choose_level(np.full((8, 8, 8), 0.5, np.float32), 1.0)
     assert found.value is None

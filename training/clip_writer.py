@@ -80,9 +80,7 @@ class ClipWriter:
 
     def sheet(self, clip: Clip) -> None:
         """Writes NAME-sheet.png: columns are moments of the training span, rows three views of the head."""
-        span = self.G.config.span
-        index = torch.linspace(0, span - 1, min(SHEET_COLUMNS, span)).round().long()
-        moments = trajectories.frame_times(span, span)[index]
+        moments = torch.linspace(0, 1, min(SHEET_COLUMNS, self.G.config.span))
         views = trajectories.view_labels()
         times = moments.repeat_interleave(
             len(views)
@@ -102,7 +100,13 @@ class ClipWriter:
         self.say(str(path))
 
     def meshes(
-        self, clip: Clip, kind: str, frames: Sequence[int], resolution: int = 128, level: float | None = None
+        self,
+        clip: Clip,
+        kind: str,
+        frames: Sequence[int],
+        resolution: int = 128,
+        level: float | None = None,
+        parts: str = 'head',
     ) -> None:
         """Writes NAME-FRAME.KIND for each frame asked for; one without a surface is explained and skipped.
 
@@ -112,12 +116,13 @@ class ClipWriter:
             frames: places in the clip.
             resolution: voxels per axis.
             level: density of the surface; by default see shapes.choose_level.
+            parts: one of shapes.PARTS, see shapes.head_mesh.
         """
         ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras, clip.times, clip.psi)
         for i in frames:
             w = ws[min(i, len(ws) - 1)][None]
             planes = rollout.planes_at(self.G, clip.codes, w, clip.times[i : i + 1])
-            mesh, found = shapes.head_mesh(self.G, planes, w, resolution, level)
+            mesh, found = shapes.head_mesh(self.G, planes, w, resolution, level, parts)
             if mesh is None:
                 self.say(f'{clip.name}: no mesh of frame {i}, {found.reason}')
                 continue

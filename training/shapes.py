@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse.csgraph
 import skimage.measure
 import torch
 import trimesh
@@ -20,7 +21,9 @@ from dnnlib.util import atomic_write
 from training import visualize
 
 FORMATS = ('ply', 'obj', 'glb')
+PARTS = ('head', 'all')
 DEFAULT_LEVEL = 10.0  # density, 1 / scene unit [PV3D released]
+_DENSE_SHARE = 0.05  # of the rays that see something; a head covers more, haze never gets so dense [ours]
 _SEEN = math.log(2)  # optical thickness at which a ray is half opaque
 _POINT_CHUNK = 1 << 17  # points evaluated at once; bounds memory
 _SHELL = 8  # samples through the skin that a vertex colour is composited from
@@ -75,9 +78,9 @@ def density_grid(
 def choose_level(density: np.ndarray, box_size: float) -> Level:
     """Chooses the iso level of a density grid [x, y, z]: 10 where pictures show such a surface, else less.
 
-    A frontal ray sees a surface where it becomes half opaque. If most such rays reach density 10 the level
-    is 10; if not, it is the median density at those places, so that the surface stands where pictures show
-    it. If no ray becomes half opaque there is no surface.
+    A frontal ray sees a surface where it becomes half opaque. If one such ray in twenty reaches density 10
+    the level is 10: a head then stands free of a hazy background. If not, it is the median density at those
+    places, so that the surface stands where pictures show it. If no ray becomes half opaque there is none.
     """
     front_to_back = density[:, :, ::-1].reshape(-1, density.shape[2])  # rays along -z
     thickness = np.cumsum(front_to_back, axis=1) * (box_size / density.shape[2])
@@ -90,7 +93,7 @@ def choose_level(density: np.ndarray, box_size: float) -> Level:
             f'and the highest density is {density.max():.3g}; train longer',
         )
     rays = front_to_back[seen]
-    if np.median(rays.max(axis=1)) >= DEFAULT_LEVEL:
+    if np.mean(rays.max(axis=1) >= DEFAULT_LEVEL) >= _DENSE_SHARE:
         return Level(DEFAULT_LEVEL, f'the default density {DEFAULT_LEVEL:g}')
     first = np.argmax(thickness[seen] > _SEEN, axis=1)
     level = float(np.median(rays[np.arange(len(rays)), first]))
@@ -115,9 +118,30 @@ def extract_surface(
     return ((vertices - 0.5) / density.shape[0] - 0.5) * box_size, faces
 
 
+def head_part(vertices: np.ndarray, faces: np.ndarray, box_size: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the vertices [V, 3] and faces [F, 3] of one connected part.
+
+    It is the one with the most triangles in the middle half of the box, where heads are: a background may
+    have more in all.
+    """
+    edges = (np.ones(2 * len(faces), bool), (np.tile(faces[:, 0], 2), faces[:, 1:].T.reshape(-1)))
+    graph = scipy.sparse.coo_array(edges, shape=(len(vertices),) * 2)
+    _, part = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    part = part[faces[:, 0]]
+    middle = (np.abs(vertices[faces[:, 0]]) < box_size / 4).all(axis=1)
+    kept = part == np.bincount(part[middle] if middle.any() else part).argmax()
+    used, renumbered = np.unique(faces[kept], return_inverse=True)
+    return vertices[used], renumbered.reshape(-1, 3)
+
+
 @torch.no_grad()
 def head_mesh(
-    G: nn.Module, planes: Tensor, ws: Tensor, resolution: int, level: float | None = None
+    G: nn.Module,
+    planes: Tensor,
+    ws: Tensor,
+    resolution: int,
+    level: float | None = None,
+    parts: str = 'head',
 ) -> tuple[Mesh | None, Level]:
     """Extracts the coloured surface of one frame.
 
@@ -127,6 +151,7 @@ def head_mesh(
         ws: [1, num_ws, w_dim].
         resolution: voxels per axis.
         level: density to cut at; by default see choose_level.
+        parts: 'head' alone, see head_part, or 'all' that floats about it, too.
 
     Returns:
         the mesh, or None where there is no surface, and the level with its reason.
@@ -146,7 +171,7 @@ def head_mesh(
                 f'the densities from {density.min():.3g} to {density.max():.3g} never cross {chosen.value:g}',
             )
         return None, chosen
-    vertices, faces = surface
+    vertices, faces = head_part(*surface, box_size) if parts == 'head' else surface
     features = shell_features(field, vertices, faces, box_size / resolution, planes.device)
     raw = G.to_rgb_raw(features.T[None, :, :, None] * 2 - 1, ws)  # [1, 3, V, 1]
     colors = visualize.to_uint8(raw)[0, :, 0]

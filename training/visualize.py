@@ -27,7 +27,7 @@ _COLOR_STEPS = ('fde725', 'addc30', '5ec962', '28ae80', '21918c', '2c728e', '3b5
 _BACKGROUND = 0.5  # gray behind depth and normals where rays hit nothing
 _LABEL_HEIGHT = 20  # pixels of a label bar
 _SHEET_HEADS = 4  # heads in the 'views', 'strip' and 'video' sheets of a tick
-_STRIP_FRAMES = 8  # columns of the 'strip' sheet
+_STRIP_FRAMES = 8  # columns at most of the 'strip' sheet
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
@@ -246,7 +246,7 @@ def training_sheets(
 
     Returns:
         uint8 pictures: 'fakes' and 'depth' (a grid of heads at t = 0.5, real cameras), 'views' (rows: heads,
-        columns: yaw -30, 0, 30 degrees), 'strip' (rows: heads, columns: t from 0 to 1, frontal), and 'video'
+        columns: yaw -30, 0, 30 degrees), 'strip' (rows: heads, columns: t from 0 on, frontal), and 'video'
         [span, H, W, 3].
     """
     codes = [rollout.draw_codes(G, seed) for seed in seeds]
@@ -272,7 +272,7 @@ def training_sheets(
     clips = np.stack(
         [to_uint8(shoot(i, front, canonical, times).image) for i in heads]
     )  # [heads, T, H, W, 3]
-    columns = np.linspace(0, len(times) - 1, min(_STRIP_FRAMES, len(times))).round().astype(int)
+    columns = np.arange(0, len(times), -(-len(times) // _STRIP_FRAMES))
     return {
         'fakes': grid(to_uint8(fakes.image)),
         'depth': grid(colorize_depth(fakes.depth, fakes.opacity, *depth_range(fakes.depth, fakes.opacity))),
