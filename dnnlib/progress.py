@@ -3,11 +3,14 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from tqdm import tqdm
 
 _EVERY_SEC = 30  # between lines
+
+T = TypeVar('T')
 
 
 @contextlib.contextmanager
@@ -20,16 +23,19 @@ def progress(
         total: items in all.
         label: what is done, a few words.
         unit: name of one item.
-        details: more words for the first line of a log file; a bar has no room for them.
+        details: more words for a first line of a log file, which is there only with them; short work without
+            them writes no line at all.
         shown: whether this process shows anything.
     """
     if not shown or sys.stderr.isatty():
         with tqdm(total=total, desc=label, unit=unit, disable=not shown) as bar:
             yield bar.update
         return
-    done, told = 0, time.monotonic()
+    done, told, lines = 0, time.monotonic(), 0
 
     def tell(more: str = '') -> None:
+        nonlocal lines
+        lines += 1
         print(f'{label}{more}: {done}/{total} {unit}s', file=sys.stderr, flush=True)
 
     def count(items: int) -> None:
@@ -39,6 +45,16 @@ def progress(
             told = time.monotonic()
             tell()
 
-    tell(details and f' ({details})')
+    if details:
+        tell(f' ({details})')
     yield count
-    tell()
+    if lines:
+        tell()
+
+
+def follow(items: Iterable[T], total: int, label: str, unit: str, shown: bool = True) -> Iterator[T]:
+    """Yields items and shows how far they are, as `progress`."""
+    with progress(total, label, unit, shown=shown) as count:
+        for item in items:
+            yield item
+            count(1)

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from dnnlib.progress import follow
 from training.camera import FOCAL, RADIUS
 from training.dataset import decode_picture
 from training.dataset_files import DataError, FileStore, FrameIndex, read_index
@@ -143,7 +143,7 @@ def _broken_pictures(
     # threads: Pillow decodes without the interpreter lock
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(look, range(len(names)))
-        for i, what in enumerate(tqdm(results, total=len(names), desc='decoding', unit='pic', disable=None)):
+        for i, what in enumerate(follow(results, len(names), 'decoding', 'picture')):
             if what is not None:
                 yield store.name(i), what
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
+from dnnlib.progress import follow
 from dnnlib.util import UserError, atomic_write, explain_os_error
 from dnnlib.video import (
     PICTURE_TYPES,
@@ -166,8 +166,7 @@ def pack(
     fps = collections.Counter()
     with atomic_write(dest) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
         results = parallel(functools.partial(convert, options=options), clips, min(workers, len(clips)))
-        progress = tqdm(results, total=len(clips), desc='packing', unit='clip', disable=None)
-        for clip, packed in zip(clips, progress, strict=True):
+        for clip, packed in zip(clips, follow(results, len(clips), 'packing', 'clip'), strict=True):
             if packed.error is not None:
                 bad.append(f'{clip.name}: {packed.error}')
                 continue

@@ -20,8 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from dnnlib.progress import follow
 from dnnlib.util import UserError, atomic_write, explain_os_error, remove_temp_files
 from dnnlib.video import VideoError
 from preprocessing.archive import parallel
@@ -117,17 +116,10 @@ def run_stage(
     heads = {item: _read_head(workdir, name, item, key) for item, key in tasks}
     todo = [task for task in tasks if heads[task[0]] is None]
     made = parallel(functools.partial(_make, name, workdir, work), todo, min(workers, len(todo)))
-    bar = tqdm(
-        total=len(tasks),
-        initial=len(tasks) - len(todo),
-        desc=f'{name or items[0]:10s}',
-        disable=None,
-        smoothing=0.1,
-    )
-    with contextlib.closing(made), bar:
-        for (item, _), head in zip(todo, made, strict=True):
+    shown = follow(made, len(todo), f'{name or items[0]:10s}', 'item')
+    with contextlib.closing(made), contextlib.closing(shown):
+        for (item, _), head in zip(todo, shown, strict=True):
             heads[item] = head
-            bar.update()
     return Results({item: result_path(workdir, name, item) for item, _ in tasks}, heads)
 
 

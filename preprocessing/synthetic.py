@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from dnnlib.progress import follow
 from dnnlib.util import UserError, atomic_write, explain_os_error, usable_cores
 from preprocessing.archive import dataset_json, parallel, write_entry
 from preprocessing.head_clip import DEPTH_SCALE, Clip, Job, render_clip
@@ -101,8 +101,7 @@ def write_dataset(
     clips = parallel(render_clip, jobs, min(workers or usable_cores(), num_clips))
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        with tqdm(clips, 'rendering', num_clips, unit='clip', disable=not progress) as bar:
-            write(dest, bar, resolution)
+        write(dest, follow(clips, num_clips, 'rendering', 'clip', progress), resolution)
     except OSError as err:
         raise UserError('cannot write ' + explain_os_error(err, dest)) from err
 

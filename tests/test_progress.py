@@ -21,16 +21,17 @@ def test_a_log_file_gets_lines_now_and_then(monkeypatch, capsys):
     assert 1 <= len(more) < 5 and all(line.startswith('real videos: ') for line in more)
 
 
-def test_short_work_is_two_lines_and_a_failure_claims_no_end(capsys):
-    with progress.progress(2, 'views', 'item') as count:
+def test_short_work_is_two_lines_at_most_and_a_failure_claims_no_end(capsys):
+    with progress.progress(2, 'views', 'item', 'cd') as count:
         count(2)
-    with pytest.raises(KeyError), progress.progress(9, 'videos', 'item') as count:
+    assert list(progress.follow('abc', 3, 'clips', 'clip')) == ['a', 'b', 'c']
+    with pytest.raises(KeyError), progress.progress(9, 'videos', 'item', 'id') as count:
         count(1)
         raise KeyError
     assert capsys.readouterr().err.splitlines() == [
-        'views: 0/2 items',
+        'views (cd): 0/2 items',
         'views: 2/2 items',
-        'videos: 0/9 items',
+        'videos (id): 0/9 items',
     ]
 
 
