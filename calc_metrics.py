@@ -74,7 +74,9 @@ _PARTNERS = {'network': ('data', 'save_videos', 'save_views'), 'fake': ('real', 
 option = functools.partial(click.option, show_default=True)
 
 
-@click.command(epilog=_EPILOG, context_settings={'max_content_width': 110})
+@click.command(
+    epilog=_EPILOG, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110}
+)
 @option(
     '--network',
     metavar='PKL',

@@ -132,7 +132,9 @@ option = functools.partial(click.option, show_default=True)
 positive = click.IntRange(min=1)
 
 
-@click.command(epilog=EPILOG, context_settings={'max_content_width': 110})
+@click.command(
+    epilog=EPILOG, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110}
+)
 @option(
     '--network',
     metavar='PKL',

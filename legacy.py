@@ -30,7 +30,10 @@ gen_videos.py, calc_metrics.py and train.py --resume also open such files by the
 """
 
 
-@click.command(epilog=_EPILOG, context_settings={'max_content_width': 110, 'show_default': True})
+@click.command(
+    epilog=_EPILOG,
+    context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110, 'show_default': True},
+)
 @click.option(
     '--source', required=True, metavar='FILE', help='.ckpt or .pth of PV3D, .pkl of EG3D or of ours.'
 )
