@@ -24,10 +24,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dnnlib.config import from_dict
 from torch_utils import checkpoint
 from train import stop_on_signals
-from training.batching import Progress
-from training.config import PRESETS, TrainConfig
+from training.config import TrainConfig
 from training.loss import PV3DLoss
-from training.reporting import Reporter
 from training.training_loop import Trainer
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -257,24 +255,6 @@ def test_signals_ask_to_stop(monkeypatch):
         os.kill(os.getpid(), number)
         assert should_stop()
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # the next Ctrl-C ends it
-
-
-@pytest.mark.parametrize(
-    ('tick_nimg', 'minutes', 'speed', 'left'),
-    [
-        (8, math.inf, '125.0', '4s'),  # 32 clips to go
-        (8, 1, '125.0', '4s'),
-        (8, 0.05, '125.0', '3s'),
-        (8, -1, '125.0', '0s'),
-        (0, 1, '-', '1m 00s'),
-        (0, math.inf, '-', 'unknown'),
-    ],
-)
-def test_time_left_ends_with_the_clips_or_the_minutes(tmp_path, capsys, tick_nimg, minutes, speed, left):
-    config = dataclasses.replace(PRESETS['tiny']('d.zip'), total_nimg=40)
-    reporter = Reporter(tmp_path, config, None, CPU, 0, time.time() + 60 * minutes)
-    reporter.report(Progress(cur_nimg=8), {}, tick_nimg, 1.0)
-    assert re.search(rf' s/kimg {speed} +left {left} +mem ', capsys.readouterr().out)
 
 
 def test_dry_run_shows_everything_and_writes_nothing(data, tmp_path):
