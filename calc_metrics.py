@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dnnlib.cli import one_sentence
+
 import click
 from tqdm import tqdm
 
-from dnnlib.cli import one_sentence
 from dnnlib.util import UserError
 from metrics.base import Request, Settings
 from metrics.detectors.registry import parse_detector_files

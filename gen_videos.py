@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dnnlib.cli import one_sentence
+
 import click
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dnnlib.cli import one_sentence
 from dnnlib.util import UserError, explain_os_error
 from torch_utils.checkpoint import Snapshot, build_network
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision

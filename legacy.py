@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from dnnlib.cli import one_sentence
+
 import click
 
-from dnnlib.cli import one_sentence
 from dnnlib.util import UserError
 from torch_utils.checkpoint import read_snapshot, save_snapshot, training_state_path
 from training.foreign import Foreign, build_networks, is_foreign, open_foreign

@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from dnnlib.cli import one_sentence
+
 import click
 import torch
 
-from dnnlib.cli import one_sentence
 from dnnlib.config import override
 from dnnlib.util import Logger, UserError
 from torch_utils import distributed as dist

@@ -1,7 +1,17 @@
-"""What the scripts have in common: how they end."""
+"""What the scripts have in common: how they end, and that they say when packages are missing.
+
+Scripts import this module before any other that is not Python's own.
+"""
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
+
+if missing := [p for p in ('click', 'numpy', 'torch', 'tqdm') if importlib.util.find_spec(p) is None]:
+    raise SystemExit(
+        f'Error: packages are missing ({", ".join(missing)}); '
+        'run `make install`, then `source .venv/bin/activate`'
+    )
 
 import click
 

@@ -6,12 +6,14 @@ import os
 import pickle
 import re
 import resource
+import subprocess
+import sys
 import zipfile
 
 import pytest
 import torch
 from conftest import write_zip
-from small_runs import cli, start, train
+from small_runs import ROOT, cli, start, train
 
 from torch_utils import checkpoint
 
@@ -187,6 +189,15 @@ def test_values_that_an_option_cannot_have(tmp_path, args, message):
         '--outdir', tmp_path / 'runs', '--data', 'd.zip', '--cfg', 'tiny', '--dry-run', *args.split()
     )
     assert (result.code, result.out) == (2, '') and message in result.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize('script', ['train', 'gen_videos', 'calc_metrics', 'legacy', 'dataset_tool'])
+def test_python_without_packages(script):
+    command = [sys.executable, '-S', ROOT / f'{script}.py', '--help']  # -S: without site-packages
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': ''})
+    assert (done.returncode, done.stdout) == (1, '')
+    assert done.stderr.startswith('Error: packages are missing (click, ') and done.stderr.count('\n') == 1
+    assert 'make install' in done.stderr
 
 
 def test_networks_are_refused_before_anything_is_opened(data, tmp_path):
