@@ -59,7 +59,6 @@ first).
 _COUNT, _NUMBER = click.IntRange(min=0), click.FloatRange(min=0)
 _POSITIVE_COUNT, _POSITIVE_NUMBER = click.IntRange(min=1), click.FloatRange(min=0, min_open=True)
 _TRUE = ('true', '1')
-option = click.option
 preset_option = functools.partial(click.option, show_default='preset')
 
 
@@ -71,13 +70,15 @@ preset_option = functools.partial(click.option, show_default='preset')
         'show_default': True,
     },
 )
-@option(
+@click.option(
     '--outdir', required=True, metavar='DIR', help='Folder of all runs; each gets a numbered folder in it.'
 )
-@option('--cfg', required=True, type=click.Choice(list(PRESETS)), help='Preset: everything but the data.')
-@option('--data', required=True, metavar='ZIP|DIR', help='Training data, made by dataset_tool.py.')
+@click.option(
+    '--cfg', required=True, type=click.Choice(list(PRESETS)), help='Preset: everything but the data.'
+)
+@click.option('--data', required=True, metavar='ZIP|DIR', help='Training data, made by dataset_tool.py.')
 @preset_option('--batch', type=_POSITIVE_COUNT, metavar='INT', help='Clips per iteration over all processes.')
-@option(
+@click.option(
     '--batch-gpu',
     type=_POSITIVE_COUNT,
     metavar='INT',
@@ -87,7 +88,7 @@ preset_option = functools.partial(click.option, show_default='preset')
 @preset_option('--gamma', type=_NUMBER, metavar='NUM', help='R1 weight; higher is more stable.')
 @preset_option('--glr', type=_NUMBER, metavar='NUM', help="Generator's learning rate.")
 @preset_option('--dlr', type=_NUMBER, metavar='NUM', help="Discriminators' learning rate.")
-@option(
+@click.option(
     '--resume',
     metavar='PKL',
     help='Start a new run from the weights of this snapshot, or of a checkpoint of the released PV3D or '
@@ -103,31 +104,31 @@ preset_option = functools.partial(click.option, show_default='preset')
 @preset_option(
     '--snap', type=_COUNT, metavar='TICKS', help='Ticks between checkpoints and sheets; 0 = at the end.'
 )
-@option(
+@click.option(
     '--metrics',
     metavar='LIST',
     help='Measured at every checkpoint, e.g. fvd2048_16f,id,cd,we; names as for calc_metrics.py.',
 )
-@option('--seed', type=_COUNT, default=0, metavar='INT', help='Seed of everything random.')
+@click.option('--seed', type=_COUNT, default=0, metavar='INT', help='Seed of everything random.')
 @preset_option('--workers', type=_COUNT, metavar='INT', help='Data loading processes per rank.')
 @preset_option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), help='On CUDA.')
-@option(
+@click.option(
     '--device',
     default='auto',
     help='cpu, cuda, cuda:1, ...; auto = cuda when there is one. With torchrun each process has its own GPU.',
 )
-@option(
+@click.option(
     '--set', 'overrides', multiple=True, metavar='PATH=VALUE', help='Any option; see --dry-run for paths.'
 )
-@option('--desc', metavar='TEXT', help='Added to the name of the run folder.')
-@option('--fresh', is_flag=True, help='New run folder even if this run is unfinished.')
-@option(
+@click.option('--desc', metavar='TEXT', help='Added to the name of the run folder.')
+@click.option('--fresh', is_flag=True, help='New run folder even if this run is unfinished.')
+@click.option(
     '--max-minutes',
     type=_POSITIVE_NUMBER,
     metavar='NUM',
     help='Stop after this time from the start of the command; a checkpoint and sheets come after it.',
 )
-@option(
+@click.option(
     '-n',
     '--dry-run',
     is_flag=True,
