@@ -37,7 +37,7 @@ demo: $(STAMP)  ## data, training (stopped and resumed once), videos, a contact 
 	@echo '== 1/4 data: synthetic talking heads'
 	test -e $(DATA) || $(PY) dataset_tool.py synth --dest $(DATA) --clips 8 --frames 192 --resolution 64 --seed 4
 	$(PY) dataset_tool.py show $(DATA) --dest $(DEMO)/heads.png
-	@echo '== 2/4 training goes on from the weights in assets/demo.pkl and stops after $(MINUTES) minutes'
+	@echo '== 2/4 training goes on from the weights in assets/demo.pkl and stops after $(MINUTES) min'
 	$(TRAIN)
 	@echo '== 3/4 the same command again continues the same run'
 	$(TRAIN)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dnnlib.cli import one_sentence
+
 import click
 
-from dnnlib.cli import one_sentence
 from dnnlib.progress import progress
 from dnnlib.util import UserError
 from metrics.base import Request, Settings
@@ -74,7 +75,9 @@ _PARTNERS = {'network': ('data', 'save_videos', 'save_views'), 'fake': ('real', 
 option = functools.partial(click.option, show_default=True)
 
 
-@click.command(epilog=_EPILOG, context_settings={'max_content_width': 110})
+@click.command(
+    epilog=_EPILOG, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110}
+)
 @option(
     '--network',
     metavar='PKL',
@@ -144,7 +147,7 @@ def run(flags: dict[str, Any]) -> None:
     requests = parse_metrics(flags['metrics'] or '')
     check_flags(flags)
     device = pick_device(flags['device'])
-    dist.init(device.type)
+    dist.init(device.type, device.index)
     set_float32_precision()
     keep_freed_memory()
     settings = Settings(

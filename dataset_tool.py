@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dnnlib.cli import one_sentence
+
 import click
 
-from dnnlib.cli import one_sentence
 from dnnlib.util import UserError, atomic_write, usable_cores
 
 _TABLE_ROWS = 24  # clips that `check` lists before it goes on to the bad ones

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dnnlib.cli import FiniteRange, one_sentence, refuse_without_effect
+
 import click
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dnnlib.cli import FiniteRange, one_sentence, refuse_without_effect
 from dnnlib.util import UserError, explain_os_error
 from torch_utils.checkpoint import Snapshot, build_network
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
@@ -126,7 +127,9 @@ option = functools.partial(click.option, show_default=True)
 positive = click.IntRange(min=1)
 
 
-@click.command(epilog=EPILOG, context_settings={'max_content_width': 110})
+@click.command(
+    epilog=EPILOG, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110}
+)
 @option(
     '--network',
     metavar='PKL',

@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
+from dnnlib.cli import one_sentence
+
 import click
 
-from dnnlib.cli import one_sentence
 from dnnlib.util import UserError
 from torch_utils.checkpoint import read_snapshot, save_snapshot, training_state_path
 from training.foreign import Foreign, build_networks, describe, is_foreign, open_foreign
@@ -31,7 +32,10 @@ gen_videos.py, calc_metrics.py and train.py --resume also open such files by the
 """
 
 
-@click.command(epilog=_EPILOG, context_settings={'max_content_width': 110, 'show_default': True})
+@click.command(
+    epilog=_EPILOG,
+    context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110, 'show_default': True},
+)
 @click.option(
     '--source', required=True, metavar='FILE', help='.ckpt or .pth of PV3D, .pkl of EG3D or of ours.'
 )

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import itertools
+import functools
 import logging
 import math
 import os
@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from dnnlib.cli import FiniteRange, one_sentence
+
 import click
 import torch
 
-from dnnlib.cli import one_sentence
 from dnnlib.config import override
 from dnnlib.util import Logger, UserError
 from torch_utils import distributed as dist
@@ -55,7 +56,20 @@ first).
 """
 
 
-@click.command(epilog=_EXAMPLES, context_settings={'max_content_width': 110, 'show_default': True})
+_COUNT, _NUMBER = click.IntRange(min=0), FiniteRange(min=0)
+_POSITIVE_COUNT, _POSITIVE_NUMBER = click.IntRange(min=1), FiniteRange(min=0, min_open=True)
+_TRUE = ('true', '1')
+preset_option = functools.partial(click.option, show_default='preset')
+
+
+@click.command(
+    epilog=_EXAMPLES,
+    context_settings={
+        'help_option_names': ['-h', '--help'],
+        'max_content_width': 110,
+        'show_default': True,
+    },
+)
 @click.option(
     '--outdir', required=True, metavar='DIR', help='Folder of all runs; each gets a numbered folder in it.'
 )
@@ -63,52 +77,57 @@ first).
     '--cfg', required=True, type=click.Choice(list(PRESETS)), help='Preset: everything but the data.'
 )
 @click.option('--data', required=True, metavar='ZIP|DIR', help='Training data, made by dataset_tool.py.')
+@preset_option('--batch', type=_POSITIVE_COUNT, metavar='INT', help='Clips per iteration over all processes.')
 @click.option(
-    '--batch', type=int, metavar='INT', help='Clips per iteration over all processes.  [default: preset]'
+    '--batch-gpu',
+    type=_POSITIVE_COUNT,
+    metavar='INT',
+    help='Clips at a time per process: less memory, same batch.',
 )
-@click.option(
-    '--batch-gpu', type=int, metavar='INT', help='Clips at a time per process: less memory, same batch.'
-)
-@click.option(
-    '--kimg', type=float, metavar='NUM', help='Train for this many thousand clips.  [default: preset]'
-)
-@click.option(
-    '--gamma', type=float, metavar='NUM', help='R1 weight; higher is more stable.  [default: preset]'
-)
-@click.option('--glr', type=float, metavar='NUM', help="Generator's learning rate.  [default: preset]")
-@click.option('--dlr', type=float, metavar='NUM', help="Discriminators' learning rate.  [default: preset]")
+@preset_option('--kimg', type=_NUMBER, metavar='NUM', help='Train for this many thousand clips.')
+@preset_option('--gamma', type=_NUMBER, metavar='NUM', help='R1 weight; higher is more stable.')
+@preset_option('--glr', type=_NUMBER, metavar='NUM', help="Generator's learning rate.")
+@preset_option('--dlr', type=_NUMBER, metavar='NUM', help="Discriminators' learning rate.")
 @click.option(
     '--resume',
     metavar='PKL',
     help='Start a new run from the weights of this snapshot, or of a checkpoint of the released PV3D or '
     'EG3D; schedules (blur, ...) go on.',
 )
-@click.option('--mirror', type=bool, metavar='BOOL', help='Mirror pictures and cameras.  [default: preset]')
-@click.option(
-    '--tick', type=float, metavar='KIMG', help='Thousand clips between progress lines.  [default: preset]'
+@preset_option(
+    '--mirror',
+    type=click.Choice([*_TRUE, 'false', '0'], case_sensitive=False),
+    metavar='BOOL',
+    help='Mirror pictures and cameras: true or false.',
 )
-@click.option(
-    '--snap', type=int, metavar='TICKS', help='Ticks between checkpoints and sheets.  [default: preset]'
+@preset_option('--tick', type=_POSITIVE_NUMBER, metavar='KIMG', help='Thousand clips between progress lines.')
+@preset_option(
+    '--snap', type=_COUNT, metavar='TICKS', help='Ticks between checkpoints and sheets; 0 = at the end.'
 )
 @click.option(
     '--metrics',
     metavar='LIST',
     help='Measured at every checkpoint, e.g. fvd2048_16f,id,cd,we; names as for calc_metrics.py.',
 )
-@click.option('--seed', type=int, default=0, metavar='INT', help='Seed of everything random.')
+@click.option('--seed', type=_COUNT, default=0, metavar='INT', help='Seed of everything random.')
+@preset_option('--workers', type=_COUNT, metavar='INT', help='Data loading processes per rank.')
+@preset_option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), help='On CUDA.')
 @click.option(
-    '--workers', type=int, metavar='INT', help='Data loading processes per rank.  [default: preset]'
-)
-@click.option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), help='On CUDA.  [default: preset]')
-@click.option(
-    '--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto', help='Where to compute.'
+    '--device',
+    default='auto',
+    help='cpu, cuda, cuda:1, ...; auto = cuda when there is one. With torchrun each process has its own GPU.',
 )
 @click.option(
     '--set', 'overrides', multiple=True, metavar='PATH=VALUE', help='Any option; see --dry-run for paths.'
 )
 @click.option('--desc', metavar='TEXT', help='Added to the name of the run folder.')
 @click.option('--fresh', is_flag=True, help='New run folder even if this run is unfinished.')
-@click.option('--max-minutes', type=float, metavar='NUM', help='Stop with a checkpoint after this time.')
+@click.option(
+    '--max-minutes',
+    type=_POSITIVE_NUMBER,
+    metavar='NUM',
+    help='Stop after this time from the start of the command; a checkpoint and sheets come after it.',
+)
 @click.option(
     '-n',
     '--dry-run',
@@ -119,7 +138,7 @@ def main(**options: object) -> None:
     """Train PV3D, a 3D-aware generator of portrait videos, on clips with camera labels."""
     with one_sentence('use a smaller --batch-gpu'):
         device = pick_device(options['device'])
-        dist.init(device.type)
+        dist.init(device.type, device.index)
         set_float32_precision()
         keep_freed_memory()
         run(options, device)
@@ -128,9 +147,11 @@ def main(**options: object) -> None:
 
 def run(options: dict, device: torch.device) -> None:
     """Builds the config, then shows or trains it."""
+    deadline = time.time() + 60 * (options['max_minutes'] or math.inf)
     with refusals():
         config = build_config(options)
         config.split_batch(dist.world_size())
+        check_networks(config)
         config = with_facts_of_data(config, options['dry_run'])
         check_names(config.output.metrics)
     if options['dry_run']:
@@ -144,7 +165,7 @@ def run(options: dict, device: torch.device) -> None:
     fresh = options['fresh'] and not restarted
     chosen = choose_run_dir(Path(options['outdir']), config, name, fresh) if dist.is_leader() else None
     run_dir, is_new = dist.broadcast_object(chosen)
-    should_stop = stop_on_signals(options['max_minutes'])
+    should_stop = stop_on_signals()
     with contextlib.ExitStack() as leader:
         if dist.is_leader():
             leader.enter_context(exclusive(run_dir))
@@ -154,7 +175,8 @@ def run(options: dict, device: torch.device) -> None:
         dist.print0(f'run folder: {run_dir}')
         try:
             with refusals():
-                trainer = Trainer(config, run_dir, device, should_stop, callback(config, run_dir, device))
+                evaluate = callback(config, run_dir, device)
+                trainer = Trainer(config, run_dir, device, should_stop, evaluate, deadline)
         except (UserError, OSError):
             if is_new and dist.is_leader():
                 shutil.rmtree(run_dir)  # there is nothing to continue in it
@@ -183,29 +205,28 @@ def build_config(options: dict) -> TrainConfig:
     """Turns flags into a TrainConfig: preset, then flags, then --set."""
     config = PRESETS[options['cfg']](options['data'])
     config = dataclasses.replace(config, seed=options['seed'], resume=options['resume'])
-    flags = {
-        'batch': 'batch',
-        'batch_gpu': 'batch_gpu',
-        'gamma': 'loss.r1_gamma',
-        'glr': 'g_opt.lr',
-        'dlr': 'd_opt.lr',
-        'metrics': 'output.metrics',
-        'mirror': 'dataset.mirror',
-        'snap': 'output.snapshot_ticks',
-        'workers': 'workers',
-    }
+    flags = (
+        ('batch', 'batch'),
+        ('batch_gpu', 'batch_gpu'),
+        ('gamma', 'loss.r1_gamma'),
+        ('glr', 'g_opt.lr'),
+        ('dlr', 'd_opt.lr'),
+        ('metrics', 'output.metrics'),
+        ('snap', 'output.snapshot_ticks'),
+        ('snap', 'output.image_ticks'),
+        ('workers', 'workers'),
+        ('precision', 'generator.precision'),
+        ('precision', 'd_image.precision'),
+        ('precision', 'd_video.precision'),
+    )
     changes = trained_with(options['resume']) if options['resume'] is not None else []
-    changes += [(path, options[flag]) for flag, path in flags.items() if options[flag] is not None]
-    if options['snap'] is not None:
-        changes.append(('output.image_ticks', options['snap']))
+    changes += [(path, options[flag]) for flag, path in flags if options[flag] is not None]
+    if options['mirror'] is not None:
+        changes.append(('dataset.mirror', options['mirror'] in _TRUE))
     if options['kimg'] is not None:
         changes.append(('total_nimg', to_clips(options['kimg'])))
     if options['tick'] is not None:
         changes.append(('output.tick_nimg', to_clips(options['tick'])))
-    if options['precision'] is not None:
-        changes += [
-            (f'{network}.precision', options['precision']) for network in ('generator', 'd_image', 'd_video')
-        ]
     for text in options['overrides']:
         path, equals, value = text.partition('=')
         if not equals:
@@ -226,6 +247,13 @@ def to_clips(kimg: float) -> int:
     if not math.isfinite(kimg):
         raise UserError(f'{kimg} thousand clips: a finite number is needed')
     return round(kimg * 1000)
+
+
+def check_networks(config: TrainConfig) -> None:
+    """Builds the networks without memory: what they refuse is told before a run folder is made."""
+    with torch.device('meta'):
+        for network in (config.generator, config.d_image, config.d_video):
+            network.build()
 
 
 def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfig:
@@ -263,15 +291,9 @@ def callback(config: TrainConfig, run_dir: Path, device: torch.device) -> Evalua
     return make_evaluate(config.output.metrics, data, run_dir, device)
 
 
-def stop_on_signals(max_minutes: float | None) -> Callable[[], bool]:
-    """Returns a function that turns True after SIGINT, SIGTERM or max_minutes.
-
-    A second SIGINT kills at once. Asked for the first time, before the first step, it does not look at
-    the clock: a session that makes no step would never get on.
-    """
-    deadline = time.time() + max_minutes * 60 if max_minutes is not None else float('inf')
+def stop_on_signals() -> Callable[[], bool]:
+    """Returns a function that turns True after SIGINT or SIGTERM; a second SIGINT kills at once."""
     received = []
-    asked = itertools.count()
 
     def on_signal(number: int, _frame: object) -> None:
         received.append(number)
@@ -283,7 +305,7 @@ def stop_on_signals(max_minutes: float | None) -> Callable[[], bool]:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    return lambda: bool(received) or (next(asked) > 0 and time.time() > deadline)
+    return lambda: bool(received)
 
 
 if __name__ == '__main__':

@@ -113,7 +113,7 @@ def measure(sizes: Sizes, repeats: int, threads: int) -> dict[str, float]:
     }
 
 
-@click.command()
+@click.command(context_settings={'show_default': True})
 @click.option('--device', type=click.Choice(['cpu', 'cuda']), default='cpu')
 @click.option('--frames', type=click.IntRange(1), default=1)
 @click.option('--rays', type=click.IntRange(2), default=64, help='along a side of the picture')

@@ -1,9 +1,19 @@
-"""What the scripts have in common: how they end, what options are refused."""
+"""What the scripts have in common: how they end, what they refuse, what they say when packages are missing.
+
+Scripts import this module before any other that is not Python's own.
+"""
 
 import contextlib
+import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+if missing := [p for p in ('click', 'numpy', 'torch', 'tqdm') if importlib.util.find_spec(p) is None]:
+    raise SystemExit(
+        f'Error: packages are missing ({", ".join(missing)}); '
+        'run `make install`, then `source .venv/bin/activate`'
+    )
 
 import click
 from click.core import ParameterSource

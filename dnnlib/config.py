@@ -8,6 +8,7 @@ what is allowed.
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import math
 import types
@@ -23,6 +24,10 @@ _UNIONS = (typing.Union, types.UnionType)
 
 class ConfigError(UserError):
     """A configuration value that is not allowed; the message says which, and what is."""
+
+
+class UnknownOptionError(ConfigError):
+    """A path that leads nowhere."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,13 +108,24 @@ def override(config: T, path: str, text: str) -> T:
         ConfigError: for an unknown path (lists what is known) or a value of another type.
     """
     head, _, rest = path.partition('.')
-    return _override(config, head, rest, text, '')
+    try:
+        return _override(config, head, rest, text, '')
+    except UnknownOptionError as err:
+        similar = _similar(list(flatten(to_dict(config))), path)
+        hint = f'; did you mean {" or ".join(similar)}?' if similar else ''
+        raise ConfigError(f'{err}{hint}') from err
+
+
+def _similar(known: list[str], path: str) -> list[str]:
+    """Returns options of the same name elsewhere, three at most, or one that is spelt almost like this."""
+    same = [p for p in known if p.rpartition('.')[2] == path.rpartition('.')[2]]
+    return same[:3] if same else difflib.get_close_matches(path, known, n=1)
 
 
 def _override(config: Any, name: str, rest: str, text: str, prefix: str) -> Any:
     hints = _field_types(type(config))
     if name not in hints:
-        raise ConfigError(f'unknown option {prefix}{name}; known here: {", ".join(sorted(hints))}')
+        raise UnknownOptionError(f'unknown option {prefix}{name}; known here: {", ".join(sorted(hints))}')
     if rest:
         child = getattr(config, name)
         if not dataclasses.is_dataclass(child):

@@ -6,15 +6,18 @@ import os
 import pickle
 import re
 import resource
+import subprocess
+import sys
 import zipfile
 
 import pytest
 import torch
 from conftest import write_zip
-from small_runs import cli, start, train
+from small_runs import ROOT, cli, start, train
 
 from torch_utils import checkpoint
 
+SOURCE = ('00000-tiny-clips-gpus1-batch4-gamma2-source', 'network-snapshot-000000000.pkl')
 HAS_GPU = torch.cuda.is_available()
 
 
@@ -160,13 +163,61 @@ def test_many_damaged_pictures_stop_the_run(clip_files, tmp_path):
             'motion.num_layers=20 exceeds the 4 blocks of 32x32 planes; lower it, or double',
         ),
         ('--set generator.sr_resolution=24', 'resolution=32 must be 2 or 4 times sr_resolution=24'),
-        ('--glr -1', 'Invalid learning rate'),
+        ('--set g_opt.lr=-1', 'Invalid learning rate'),
+        ('--set density_weight=1', '; did you mean loss.density_weight?'),
+        ('--device cuda:x', '--device cuda:x cannot be used here'),
         ('--cfg demo', 'holds 32x32 pictures but resolution=64 is asked for'),
     ],
 )
 def test_bad_options(data, tmp_path, args, message):
     (tmp_path / 'runs').mkdir()
     assert message in refused(tmp_path / 'runs', '--data', data, *args.split())
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        ('--max-minutes -5', 'x>0'),
+        ('--max-minutes 0', 'x>0'),
+        ('--batch 0', 'x>=1'),
+        ('--glr -1', 'x>=0'),
+        ('--mirror maybe', "'maybe' is not one of 'true', '1', 'false', '0'"),
+    ],
+)
+def test_values_that_an_option_cannot_have(tmp_path, args, message):
+    result = cli(
+        '--outdir', tmp_path / 'runs', '--data', 'd.zip', '--cfg', 'tiny', '--dry-run', *args.split()
+    )
+    assert (result.code, result.out) == (2, '') and message in result.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize('script', ['train', 'gen_videos', 'calc_metrics', 'legacy', 'dataset_tool'])
+def test_python_without_packages(script):
+    command = [sys.executable, '-S', ROOT / f'{script}.py', '--help']  # -S: without site-packages
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': ''})
+    assert (done.returncode, done.stdout) == (1, '')
+    assert done.stderr.startswith('Error: packages are missing (click, ') and done.stderr.count('\n') == 1
+    assert 'make install' in done.stderr
+
+
+def test_networks_are_refused_before_anything_is_opened(data, tmp_path):
+    args = ['--data', data, '--set', 'generator.motion.num_layers=20']
+    result = cli('--outdir', tmp_path / 'runs', '--cfg', 'tiny', '--device', 'cpu', *args)
+    assert (result.code, result.out) == (1, '') and not (tmp_path / 'runs').exists()
+
+
+def test_missing_weights_stop_a_new_run_alone(data, tmp_path):
+    weights = tmp_path / 'a.pkl'
+    args = ['--outdir', tmp_path / 'runs', '--cfg', 'tiny', '--device', 'cpu', '--data', data]
+    args += ['--kimg', 0, '--set', 'output.image_ticks=0', '--resume', weights]
+    result = cli(*args)
+    assert result.code == 1 and 'run folder' not in result.out
+    assert result.err == f'Error: cannot read {weights}: no such file or folder; check the path\n'
+    cli(*args[:-2], '--desc', 'source')
+    (tmp_path / 'runs').joinpath(*SOURCE).rename(weights)
+    assert cli(*args).out.endswith('done\n')
+    weights.unlink()
+    assert 'this run was finished before' in cli(*args).out  # its own checkpoint is enough
 
 
 @pytest.mark.skipif(HAS_GPU, reason='there is a GPU')

@@ -145,7 +145,9 @@ def test_override_refuses(path, text, message):
 def test_unknown_path_lists_the_known_names():
     with pytest.raises(ConfigError) as err:
         override(BASE, 'leaf.sample', '5')
-    assert str(err.value) == 'unknown option leaf.sample; known here: impl, order, samples, scale'
+    assert str(err.value) == (
+        'unknown option leaf.sample; known here: impl, order, samples, scale; did you mean leaf.samples?'
+    )
     with pytest.raises(
         ConfigError, match=r'unknown option leaf\.depth; known here: impl, order, samples, scale'
     ):
@@ -172,3 +174,26 @@ def test_from_dict_refuses(values, message):
 def test_integer_is_accepted_as_float_and_becomes_one():
     config = from_dict(Leaf.Config, {'scale': 2})
     assert type(config.scale) is float
+
+
+@pytest.mark.parametrize(
+    ('path', 'hint'),
+    [
+        ('samples', 'did you mean leaf.samples?'),
+        ('leef.scale', 'did you mean leaf.scale?'),
+        ('leaf.scal', 'did you mean leaf.scale?'),
+        ('miror', 'did you mean mirror?'),
+        ('leaf.zzz', None),
+    ],
+)
+def test_unknown_option_names_a_similar_one(path, hint):
+    with pytest.raises(ConfigError) as error:
+        override(BASE, path, '1')
+    assert str(error.value).startswith(f'unknown option {path.split(".")[0]}')
+    assert str(error.value).endswith(f'; {hint}') if hint else 'did you mean' not in str(error.value)
+
+
+def test_unknown_option_names_three_at_most():
+    config = dataclasses.replace(BASE, other=Leaf.Config())
+    with pytest.raises(ConfigError, match=r'did you mean leaf\.scale or other\.scale\?$'):
+        override(config, 'scale', '1')

@@ -170,3 +170,17 @@ def test_init_refuses(monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '99')
     with pytest.raises(UserError, match='usable GPUs, and process 99 needs one of its own'):
         dist.init('cuda')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(UserError, match='--device cuda:1 is one device for 2 processes; use --device cuda,'):
+        dist.init('cuda', 1)
+
+
+@pytest.mark.parametrize(('index', 'expected'), [(None, 0), (1, 1)])
+def test_one_process_may_choose_its_gpu(monkeypatch, index, expected):
+    chosen = []
+    for name in ('WORLD_SIZE', 'LOCAL_RANK'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.cuda, 'set_device', chosen.append)
+    dist.init('cuda', index)
+    assert chosen == [expected]

@@ -76,8 +76,17 @@ def brief(monkeypatch, kernels):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
 
 
+def test_help_examines_nothing(capsys):
+    with pytest.raises(SystemExit) as end:
+        doctor.main.main(['-h'], prog_name='doctor')
+    page = capsys.readouterr().out
+    assert not end.value.code and page.startswith('Usage: doctor') and 'value' not in page
+
+
 def test_page(brief, capsys):
-    assert doctor.main() == 0
+    with pytest.raises(SystemExit) as end:
+        doctor.main.main([])
+    assert end.value.code == 0
     page = capsys.readouterr().out
     assert page.endswith('\nhealthy\n') and all(f'\n  {name}\n' in page for name in CASES)
     assert page.count('float32, channels last') == len(CASES)
@@ -93,7 +102,7 @@ def test_a_wrong_kernel_is_noticed(brief, capsys, monkeypatch, name):
             [a for a in args if isinstance(a, torch.Tensor)][-1].mul_(2)
 
     monkeypatch.setattr(custom_ops, 'call', bend)
-    assert doctor.main() == 1
+    assert doctor.report() == 1
     page = capsys.readouterr().out
     assert 'WRONG' in page and 'not healthy' in page
 
@@ -103,7 +112,7 @@ def test_without_a_compiler_it_says_why(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     custom_ops.load.cache_clear()
     try:
-        assert doctor.main() == 1
+        assert doctor.report() == 1
     finally:
         custom_ops.load.cache_clear()
     page = capsys.readouterr().out

@@ -18,7 +18,7 @@ from training.run_folder import choose_run_dir, run_name, write_options
 
 def flags(*args):
     """Returns the options that click would pass for a command line."""
-    with click.Context(main) as context:
+    with click.Context(main, **main.context_settings) as context:  # -h, which main remembers
         main.parse_args(context, ['--outdir', 'o', '--data', 'd.zip', *args])
         return context.params
 
@@ -164,11 +164,11 @@ def test_span_reaches_the_data(data):
         ('--set d_video.num_low_precision=-1', 'num_low_precision=-1 >= 0'),
         ('--set ema.half_life_nimg=0', r'ema\.half_life_nimg=0 .*must be positive'),
         ('--set ema.rampup=0', r'ema\.rampup=0\.0 must be positive'),
-        ('--tick -1', r'output\.tick_nimg=-1000 must be at least 1'),
-        ('--batch 0', 'batch=0 must be at least 1'),
+        ('--set output.tick_nimg=-1000', r'output\.tick_nimg=-1000 must be at least 1'),
+        ('--set batch=0', 'batch=0 must be at least 1'),
         ('--kimg inf', 'inf thousand clips: a finite number'),
-        ('--kimg -1', 'total_nimg=-1000 must not be negative'),
-        ('--seed -1', 'seed=-1 must not be negative'),
+        ('--set total_nimg=-1000', 'total_nimg=-1000 must not be negative'),
+        ('--set seed=-1', 'seed=-1 must not be negative'),
         ('--seed 99999999999999999999', 'must be below'),
     ],
 )

@@ -172,6 +172,14 @@ def test_an_encoder_that_stops_is_a_clear_error(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(('side', 'expected'), [(8, 16), (6, 18), (16, 16), (20, 20)])
+def test_small_pictures_are_enlarged_by_whole_pixels(side, expected):
+    pictures = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+    large = visualize.enlarge(pictures, 16)
+    assert large.shape == (2, expected, expected, 3)
+    assert (large == np.kron(pictures, np.ones((1, expected // side, expected // side, 1)))).all()
+
+
 def test_training_sheets():
     G = tiny.generator().eval()
     cameras = trajectories.orbit(3)
@@ -179,8 +187,8 @@ def test_training_sheets():
     sheets = visualize.training_sheets(G, range(6), cameras, on_frames=counted.append)
     assert {name: s.shape for name, s in sheets.items()} == {
         'fakes': (64, 96, 3),
-        'depth': (16, 24, 3),
-        'views': (4 * 32 + 20, 3 * 32, 3),
+        'depth': (2 * 128, 3 * 128, 3),
+        'views': (4 * 128 + 20, 3 * 128, 3),
         'strip': (4 * 32 + 20, 8 * 32, 3),
         'video': (16, 64, 64, 3),
     }

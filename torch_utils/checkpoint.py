@@ -333,9 +333,6 @@ def check_zip(path: Path, noun: str) -> None:
         _check_head(path, noun)
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            if not any(e.filename.endswith('/data.pkl') for e in entries):
-                held = entries[0].filename if entries else 'nothing'
-                raise CheckpointError(f'{path}: not a {noun} but another zip (with {held}); use another file')
             declared = sum(e.file_size for e in entries)
             stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
             plausible = stored and declared <= path.stat().st_size
@@ -352,6 +349,9 @@ def check_zip(path: Path, noun: str) -> None:
         raise CheckpointError(
             f'{path}: refused, it would unpack to {declared} bytes; a {noun} is not compressed'
         )
+    if not any(e.filename.endswith('/data.pkl') for e in entries):
+        held = entries[0].filename if entries else 'nothing'
+        raise CheckpointError(f'{path}: not a {noun} but another zip (with {held}); use another file')
     if broken is not None:
         raise CheckpointError(
             f'{path}: damaged (wrong checksum of {broken}); use an older file or copy it again'

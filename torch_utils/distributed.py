@@ -21,18 +21,26 @@ T = TypeVar('T')
 _TIMEOUT = timedelta(hours=1)
 
 
-def init(device_type: str) -> None:
+def init(device_type: str, device_index: int | None = None) -> None:
     """Joins the process group that torchrun describes in the environment; does nothing for one process.
 
     Args:
         device_type: 'cuda' (NCCL, one GPU per process, made the current device) or 'cpu' (gloo).
+        device_index: the GPU of the only process; None = that of the number of this process.
 
     Raises:
-        UserError: if this machine has fewer GPUs than processes.
+        UserError: if this machine has fewer GPUs than processes, or one was chosen for several processes.
     """
     if device_type not in ('cuda', 'cpu'):
         raise UserError(f"device {device_type!r} must be 'cuda' or 'cpu'")
-    device_index = int(os.environ.get('LOCAL_RANK', '0'))
+    processes = int(os.environ.get('WORLD_SIZE', '1'))
+    if device_index is not None and processes > 1:
+        raise UserError(
+            f'--device {device_type}:{device_index} is one device for {processes} processes; '
+            f'use --device {device_type}, which gives each its own'
+        )
+    if device_index is None:
+        device_index = int(os.environ.get('LOCAL_RANK', '0'))
     if device_type == 'cuda':
         if device_index >= torch.cuda.device_count():
             raise UserError(
@@ -40,7 +48,7 @@ def init(device_type: str) -> None:
                 'one of its own; start torchrun with a smaller --nproc_per_node'
             )
         torch.cuda.set_device(device_index)
-    if int(os.environ.get('WORLD_SIZE', '1')) > 1 and not dist.is_initialized():
+    if processes > 1 and not dist.is_initialized():
         device = torch.device('cuda', device_index) if device_type == 'cuda' else None
         backend = 'nccl' if device_type == 'cuda' else 'gloo'
         store, index, count = next(dist.rendezvous('env://', timeout=_TIMEOUT))

@@ -4,6 +4,7 @@ One process writes it.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,12 +45,20 @@ class Reporter:
         dataset: gives real frames and cameras.
         device: whose memory is reported.
         start_nimg: clips seen before; TensorBoard then hides what a killed session reported beyond that.
+        deadline: when this session ends at the latest, as of time.time().
     """
 
     def __init__(
-        self, run_dir: Path, config: TrainConfig, dataset: VideoDataset, device: torch.device, start_nimg: int
+        self,
+        run_dir: Path,
+        config: TrainConfig,
+        dataset: VideoDataset,
+        device: torch.device,
+        start_nimg: int,
+        deadline: float,
     ) -> None:
         self.run_dir, self.config, self.dataset, self.device = run_dir, config, dataset, device
+        self.deadline = deadline
         self.events = SummaryWriter(run_dir, purge_step=start_nimg + 1 if start_nimg else None)
         # a bar only where somebody watches; the lines of the ticks stay above it
         self.bar = tqdm(total=config.total_nimg, initial=start_nimg, unit='clip', disable=None, leave=False)
@@ -64,14 +73,16 @@ class Reporter:
             elapsed: seconds since then.
         """
         nimg = progress.cur_nimg
-        per_kimg = elapsed / tick_nimg * 1000 if tick_nimg else float('nan')
-        left = max(self.config.total_nimg - nimg, 0) * per_kimg / 1000 if tick_nimg else 0
+        per_kimg = elapsed / tick_nimg * 1000 if tick_nimg else math.inf
+        speed = f'{per_kimg:.1f}' if tick_nimg else '-'
+        clips_left = max(self.config.total_nimg - nimg, 0)
+        left = min(clips_left * per_kimg / 1000, self.deadline - time.time()) if clips_left else 0
         memory = peak_memory_gib(self.device)
         self.bar.clear()
         losses = ' '.join(f'{short} {stats[name].mean:<7.3f}' for name, short in _LINE if name in stats)
         print(
             f'tick {progress.tick:<5d} kimg {nimg / 1000:<9.3f} time {format_time(progress.seconds):<11s} '
-            f's/kimg {per_kimg:<8.1f} {losses} left {format_time(left):<11s} mem {memory:.1f} GiB',
+            f's/kimg {speed:<8s} {losses} left {format_time(left):<11s} mem {memory:.1f} GiB',
             flush=True,
         )
         values = {name: moments.mean for name, moments in stats.items()}

@@ -34,12 +34,14 @@ def choose_run_dir(outdir: Path, config: TrainConfig, name: str, fresh: bool) ->
         The newest folder of this name with the same options, otherwise a new one with the next number.
 
     Raises:
-        UserError: if the folder cannot be written.
+        UserError: if the folder cannot be written, or the weights of a new run cannot be read.
     """
     try:
         outdir.mkdir(parents=True, exist_ok=True)
         numbered = sorted(p for p in outdir.iterdir() if p.is_dir() and re.match(r'\d{5}-', p.name))
         same = [p for p in numbered if p.name[6:] == name and not fresh and _is_same(p, config)]
+        if not same and config.resume is not None:
+            _check_readable(config.resume)
         number = int(numbered[-1].name[:5]) + 1 if numbered else 0
         run_dir = same[-1] if same else outdir / f'{number:05d}-{name}'
         run_dir.mkdir(exist_ok=True)
@@ -85,6 +87,13 @@ def exclusive(run_dir: Path) -> Iterator[None]:
                     f'{run_dir}: another process is training there; wait for it, stop it, or use --fresh'
                 ) from err  # any other error: this file system has no locks
         yield
+
+
+def _check_readable(path: str) -> None:
+    try:
+        open(path, 'rb').close()
+    except OSError as err:
+        raise UserError('cannot read ' + explain_os_error(err, path)) from err
 
 
 def _is_same(folder: Path, config: TrainConfig) -> bool:

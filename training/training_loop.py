@@ -6,6 +6,7 @@ purpose, clips seen), so that a run which stops at any step and goes on is the s
 
 import copy
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,8 @@ class Trainer:
         device: where to compute.
         should_stop: asked after every step; True ends the run with a checkpoint.
         evaluate: called at every checkpoint with G_ema; its numbers go to the logs.
+        deadline: as of time.time(); ends the run with a checkpoint, but only after one step at least: a
+            session that makes none would never get on.
     """
 
     def __init__(
@@ -57,9 +60,10 @@ class Trainer:
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
         evaluate: Evaluate | None = None,
+        deadline: float = math.inf,
     ) -> None:
         self.config, self.run_dir, self.device = config, run_dir, device
-        self.should_stop, self.evaluate = should_stop, evaluate
+        self.should_stop, self.evaluate, self.deadline = should_stop, evaluate, deadline
         self.batch_gpu, _ = config.split_batch(dist.world_size())
         self.dataset: VideoDataset = config.dataset.build()
         self.loss = config.loss.build()
@@ -96,16 +100,21 @@ class Trainer:
         )
         config, progress = self.config, self.progress
         if dist.is_leader():
-            self.reporter = Reporter(self.run_dir, config, self.dataset, self.device, progress.cur_nimg)
+            self.reporter = Reporter(
+                self.run_dir, config, self.dataset, self.device, progress.cur_nimg, self.deadline
+            )
             if progress.cur_nimg == 0 and config.output.image_ticks:
+                dist.print0('drawing the first pictures')
                 self.reporter.first_pictures(self.G_ema)
         if self._saved_nimg:
             self.measure()  # what the session before may not have come to
         start = self._tick_start = time.time()
         seconds_before, reported = progress.seconds, progress.cur_nimg
+        first_nimg = progress.cur_nimg
         while True:
             done = progress.cur_nimg >= config.total_nimg
-            stop = done or dist.any_rank(self.should_stop())
+            late = progress.cur_nimg > first_nimg and time.time() > self.deadline
+            stop = done or dist.any_rank(late or self.should_stop())
             if stop and progress.cur_nimg == self._saved_nimg:
                 return done  # nothing new since the checkpoint
             progress.seconds = seconds_before + time.time() - start

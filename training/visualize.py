@@ -26,6 +26,7 @@ VIDEO_SUFFIXES = ('.mp4', '.gif')
 _COLOR_STEPS = ('fde725', 'addc30', '5ec962', '28ae80', '21918c', '2c728e', '3b528b', '472d7b', '440154')
 _BACKGROUND = 0.5  # gray behind depth and normals where rays hit nothing
 _LABEL_HEIGHT = 20  # pixels of a label bar
+_GEOMETRY_TILE = 128  # pixels of a side, at least, by which people judge geometry
 _SHEET_HEADS = 4  # heads in the 'views', 'strip' and 'video' sheets of a tick
 _STRIP_FRAMES = 8  # columns at most of the 'strip' sheet
 
@@ -42,6 +43,12 @@ def resize(pictures: np.ndarray, size: int) -> np.ndarray:
         return pictures
     resized = [PIL.Image.fromarray(p).resize((size, size), PIL.Image.Resampling.LANCZOS) for p in pictures]
     return np.stack([np.asarray(p) for p in resized])
+
+
+def enlarge(pictures: np.ndarray, size: int) -> np.ndarray:
+    """Repeats the pixels of small pictures [N, H, W, C] until each side has at least `size` of them."""
+    factor = -(-size // min(pictures.shape[1:3]))
+    return pictures.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def grid(pictures: np.ndarray, cols: int | None = None) -> np.ndarray:
@@ -247,7 +254,7 @@ def training_sheets(
     Returns:
         uint8 pictures: 'fakes' and 'depth' (a grid of heads at t = 0.5, real cameras), 'views' (rows: heads,
         columns: yaw -30, 0, 30 degrees), 'strip' (rows: heads, columns: t from 0 on, frontal), and 'video'
-        [span, H, W, 3].
+        [span, H, W, 3]. Tiles of 'depth' and 'views' are enlarged to at least 128 pixels.
     """
     codes = [rollout.draw_codes(G, seed) for seed in seeds]
     labels = cameras[torch.arange(len(seeds)) % len(cameras)]
@@ -268,14 +275,16 @@ def training_sheets(
     )
     heads = range(min(len(seeds), _SHEET_HEADS))
     canonical = front[:1]
-    sides = [to_uint8(shoot(i, views, canonical, torch.full([len(views)], 0.5)).image) for i in heads]
+    middle = torch.full([len(views)], 0.5)
+    sides = [enlarge(to_uint8(shoot(i, views, canonical, middle).image), _GEOMETRY_TILE) for i in heads]
+    depth = colorize_depth(fakes.depth, fakes.opacity, *depth_range(fakes.depth, fakes.opacity))
     clips = np.stack(
         [to_uint8(shoot(i, front, canonical, times).image) for i in heads]
     )  # [heads, T, H, W, 3]
     columns = np.arange(0, len(times), -(-len(times) // _STRIP_FRAMES))
     return {
         'fakes': grid(to_uint8(fakes.image)),
-        'depth': grid(colorize_depth(fakes.depth, fakes.opacity, *depth_range(fakes.depth, fakes.opacity))),
+        'depth': grid(enlarge(depth, _GEOMETRY_TILE)),
         'views': contact_sheet(sides, col_labels=trajectories.VIEW_NAMES),
         'strip': contact_sheet(list(clips[:, columns]), col_labels=[f't {t:.2f}' for t in times[columns]]),
         'video': np.stack([grid(frame) for frame in clips.swapaxes(0, 1)]),
