@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dnnlib.cli import one_sentence
+from dnnlib.cli import FiniteRange, one_sentence
 
 import click
 
@@ -67,7 +67,9 @@ def synth(dest: str, clips: int, frames: int, resolution: int, seed: int, worker
       python dataset_tool.py synth --dest data/heads.zip --clips 200 --frames 32 --resolution 64
     """
     with one_sentence('use fewer --workers'):
-        from preprocessing.synthetic import write_dataset  # here, so that --help needs no torch
+        from preprocessing.synthetic import (
+            write_dataset,  # here: it brings torch, which --help need not wait for
+        )
 
         write_dataset(dest, clips, frames, resolution, seed, workers=workers, progress=True)
     _say_written(dest)
@@ -180,14 +182,14 @@ def pack(
 )
 @click.option(
     '--face-size',
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=0.25,
     show_default=True,
     help='A face smaller than this part of the largest in its shot is passed over.',
 )
 @click.option(
     '--sigma',
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=2.0,
     show_default=True,
     help='Gaussian smoothing of landmarks and cameras over time, in frames.',
@@ -196,7 +198,7 @@ def pack(
 @click.option('--arcface', metavar='FILE', help='Weights of ArcFace, to tell people apart. [default: SFace]')
 @click.option(
     '--similarity',
-    type=click.FloatRange(-1, 1),
+    type=FiniteRange(-1, 1),
     default=0.5,
     show_default=True,
     help='A frame less similar than this to the others of its clip is noisy.',
@@ -206,7 +208,7 @@ def pack(
 )
 @click.option(
     '--same-person',
-    type=click.FloatRange(-1, 1),
+    type=FiniteRange(-1, 1),
     default=0.5,
     show_default=True,
     help='Clips more similar than this are of one person.',

@@ -80,7 +80,11 @@ def convert(source: str, dest: str | None, overrides: tuple[str, ...], optimizer
             raise UserError(f'--set {text} must be PATH=VALUE, for example --set renderer.resolution=128')
     changes = [(path.strip(), value.strip()) for path, _, value in (o.partition('=') for o in overrides)]
     if not is_foreign(source):
-        describe_own(source, dest)
+        if dest is not None or overrides or optimizer:
+            raise UserError(
+                f'{source} is a snapshot of ours already; copy it, or export it with --to released'
+            )
+        describe_own(source)
         return
     foreign = open_foreign(source, changes)
     click.echo(f'{source}: {foreign.kind}')
@@ -93,11 +97,9 @@ def convert(source: str, dest: str | None, overrides: tuple[str, ...], optimizer
     save_snapshot(dest, networks, foreign.snapshot.meta)
 
 
-def describe_own(source: str, dest: str | None) -> None:
+def describe_own(source: str) -> None:
     """Says what a snapshot of ours is, which needs no conversion."""
     snapshot = read_snapshot(source)
-    if dest is not None:
-        raise UserError(f'{source} is a snapshot of ours already; copy it, or export it with --to released')
     click.echo(f'{source}: a snapshot of ours')
     told = {'preset': 'cfg', 'clips seen': 'cur_nimg', 'schedules at': 'schedule_nimg', 'data': 'dataset'}
     say([f'{word}: {snapshot.meta[key]}' for word, key in told.items() if key in snapshot.meta])

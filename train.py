@@ -102,7 +102,10 @@ preset_option = functools.partial(click.option, show_default='preset')
 )
 @preset_option('--tick', type=_POSITIVE_NUMBER, metavar='KIMG', help='Thousand clips between progress lines.')
 @preset_option(
-    '--snap', type=_COUNT, metavar='TICKS', help='Ticks between checkpoints and sheets; 0 = at the end.'
+    '--snap',
+    type=_COUNT,
+    metavar='TICKS',
+    help='Ticks between checkpoints and sheets; 0 = a checkpoint at the end, no sheets.',
 )
 @click.option(
     '--metrics',
@@ -137,17 +140,17 @@ preset_option = functools.partial(click.option, show_default='preset')
 def main(**options: object) -> None:
     """Train PV3D, a 3D-aware generator of portrait videos, on clips with camera labels."""
     with one_sentence('use a smaller --batch-gpu'):
+        deadline = time.time() + 60 * (options['max_minutes'] or math.inf)
         device = pick_device(options['device'])
         dist.init(device.type, device.index)
         set_float32_precision()
         keep_freed_memory()
-        run(options, device)
+        run(options, device, deadline)
         dist.finish()  # not after an error: it would wait for processes that do not come
 
 
-def run(options: dict, device: torch.device) -> None:
+def run(options: dict, device: torch.device, deadline: float) -> None:
     """Builds the config, then shows or trains it."""
-    deadline = time.time() + 60 * (options['max_minutes'] or math.inf)
     with refusals():
         config = build_config(options)
         config.split_batch(dist.world_size())

@@ -35,6 +35,8 @@ def one_sentence(memory_advice: str) -> Iterator[None]:
         yield
     except UserError as err:
         raise click.ClickException(str(err)) from err
+    except BrokenPipeError:
+        raise  # click ends quietly when the reader of its output has gone
     except OSError as err:
         raise click.ClickException(explain_os_error(err)) from err
     except (RuntimeError, MemoryError) as err:
@@ -64,11 +66,11 @@ def refuse_without_effect(ctx: click.Context, belongs_to: Mapping[str, tuple[str
 
 
 class FiniteRange(click.FloatRange):
-    """A range of numbers; nan, which no comparison refuses, is not in it."""
+    """A range of finite numbers; click takes nan, which no comparison refuses, and infinity."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Parses and checks a value."""
         number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f'{value!r} is not a number', param, ctx)
+        if not math.isfinite(number):
+            self.fail(f'{value!r} is not a finite number', param, ctx)
         return number

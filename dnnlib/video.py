@@ -66,6 +66,8 @@ def video_frames(path: Path | str, start_sec: float = 0.0) -> Iterator[tuple[np.
                 *(options + begin).split(),
                 '-i',
                 f'file:{path}',
+                '-map',
+                '0:V:0',  # the stream that `examine` counts
                 *coding.split(),
                 '-',
             ],

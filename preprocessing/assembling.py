@@ -15,11 +15,9 @@ from preprocessing.packing import PackOptions, RawClip, pack
 from preprocessing.stages import rounded
 from preprocessing.work_folder import WorkFolder, clip_names
 
-MIN_FRAMES = 16  # of a clip: what a generated video spans [PV3D A.1]
-
 
 def assemble(
-    workdir: str, dest: str, options: PackOptions, workers: int = 1, min_frames: int = MIN_FRAMES
+    workdir: str, dest: str, options: PackOptions, min_frames: int, workers: int = 1
 ) -> dict[str, Any]:
     """Packs the clips that identities.json keeps into a data set zip, and checks it.
 
@@ -28,8 +26,8 @@ def assemble(
             read.
         dest: path of the zip.
         options: size and format of the pictures.
-        workers: processes that encode.
         min_frames: shorter clips are left out.
+        workers: processes that encode.
 
     Returns:
         content of pack.json: {'dest': file name, 'sha256', 'resolution', 'format', 'frames': number,

@@ -36,7 +36,7 @@ STAGES = (
 _VERSIONS = {  # counted up when a stage makes other results of the same input
     **dict.fromkeys(STAGES, 1),
     'align': 2,
-    'pack': 2,
+    'pack': 3,
 }
 
 
@@ -252,7 +252,7 @@ class Pipeline:
         depends += [o.resolution, o.format, o.min_frames, dest]
         self._forget_lost_zip()
         look = PackOptions(o.resolution, o.format)
-        work = functools.partial(_whole, assemble, str(self.workdir), dest, look, self.workers)
+        work = functools.partial(_whole, assemble, str(self.workdir), dest, look, o.min_frames, self.workers)
         result = self._stage('', ['pack'], {'pack': depends}, work)['pack']
         self.problems = result['problems']
         self._narrow('pack', result['rejected'], note=f', {result["frames"]} frames in {o.dest}')
@@ -313,7 +313,7 @@ class Pipeline:
 
     def _keep_others(self, videos: Container[str]) -> None:
         """Keeps results that took hours when none of their videos is asked for: --source may be mistaken."""
-        old = sorted(path.stem for path in self.workdir.glob('tracks/*.json'))
+        old = sorted(path.stem for path in self.workdir.glob('sources/*.json'))
         if old and not any(video in videos for video in old):
             raise UserError(
                 f'{self.workdir} holds results of other videos than {self.options.source}, such as {old[0]}, '
@@ -354,11 +354,13 @@ def _check(options: Options, last: str, only: str | None) -> None:
     Raises:
         UserError: if an option cannot work, or says nothing without another.
     """
-    check_options(options.dest, PackOptions(options.resolution, options.format))
+    if not options.list_kind and not os.path.isdir(options.source):
+        raise UserError(f'{options.source} is not a folder; --source is the folder that holds the videos')
     if not options.list_kind and (options.download or last == 'fetch'):
         raise UserError('fetching (--download, the stage fetch) needs a --list that says what to fetch')
     if options.deep3d is not None and not os.path.isdir(options.deep3d):
         raise UserError(f'{options.deep3d} is not a folder; --deep3d is the folder of the coefficients')
+    check_options(options.dest, PackOptions(options.resolution, options.format))
     if STAGES.index(last) >= STAGES.index('embeddings') and only in (None, 'embeddings'):
         _recognizer(options).load()
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.util import atomic_write
-from dnnlib.video import video_frames
+from dnnlib.video import VideoError, video_frames
 from preprocessing import fetching, sources
 from preprocessing.packing import FORMATS
 from preprocessing.shots import shots_result
@@ -61,7 +61,12 @@ class SourceWork:
                 entry['box'] = sources.cut_listed(path, clip, dest)
                 entry['files'] = [f'cuts/{video}.mp4']
                 path = dest
-        facts = sources.examine(path)
+        try:
+            facts = sources.examine(path)
+        except VideoError:
+            if 'files' in entry:
+                path.unlink()
+            raise
         known = (
             {'start_sec': clip.start_sec, 'end_sec': clip.end_sec, 'speaker': clip.speaker} if clip else {}
         )

@@ -116,7 +116,7 @@ def run_stage(
     heads = {item: _read_head(workdir, name, item, key) for item, key in tasks}
     todo = [task for task in tasks if heads[task[0]] is None]
     made = parallel(functools.partial(_make, name, workdir, work), todo, min(workers, len(todo)))
-    shown = follow(made, len(todo), f'{name or items[0]:10s}', 'item')
+    shown = follow(made, len(todo), name or items[0], 'item')
     with contextlib.closing(made), contextlib.closing(shown):
         for (item, _), head in zip(todo, shown, strict=True):
             heads[item] = head

@@ -22,8 +22,8 @@ def work(tmp_path):
     return tmp_path, make(tmp_path / 'w')
 
 
-def pack(folder, dest='d.zip', size=SIZE, fmt='png', **more):
-    return assemble(str(folder / 'w'), str(folder / dest), PackOptions(size, fmt), **more)
+def pack(folder, dest='d.zip', size=SIZE, fmt='png', min_frames=16, **more):
+    return assemble(str(folder / 'w'), str(folder / dest), PackOptions(size, fmt), min_frames, **more)
 
 
 def table(folder, name='d.zip'):

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import pickle
+import signal
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -385,3 +387,18 @@ def test_workers_survive_an_interrupt_of_the_group(data):
     next(loader)
     workers = torch.multiprocessing.active_children()
     assert workers and all(os.getpgid(worker.pid) != os.getpgid(0) for worker in workers)
+
+
+@pytest.mark.skipif(not hasattr(signal, 'sigwaitinfo'), reason='signals do not tell who sent them here')
+def test_workers_obey_only_their_trainer(data):
+    """A scheduler sends SIGTERM to all processes of a job; the trainer finishes its step with the workers."""
+    loader = batches(opened(data), seed=0, start=0, batch=2, num_workers=1)
+    next(loader)
+    (worker,) = torch.multiprocessing.active_children()
+    subprocess.run(['kill', '-TERM', str(worker.pid)], check=True)
+    for _ in range(20):  # more than were fetched beforehand
+        next(loader)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 128 + signal.SIGTERM

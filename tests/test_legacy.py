@@ -139,6 +139,7 @@ def test_summary_and_meta(tmp_path, ckpt, networks):
             assert torch.equal(ours, theirs)
     assert trained_with(tmp_path / 'b.pkl') == trained_with(ckpt) == [('generator.plane_axes', 'released')]
     assert run('--source', tmp_path / 'b.pkl', '--dest', tmp_path / 'c.pkl').output.startswith('Error: ')
+    assert run('--source', tmp_path / 'b.pkl', '--set', 'span=4').output.startswith('Error: ')
     own = run('--source', tmp_path / 'b.pkl')
     assert own.exit_code == 0 and 'clips seen: 480' in own.output and '8x8 rays of 6 + 6' in own.output
 

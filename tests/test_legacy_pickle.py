@@ -46,7 +46,7 @@ def plain_values():
             'none': None,
             'inf': math.inf,
             'bools': [True, False],
-            'nested': ((), (1,), (1, 2, 3, 4), {1: 'ä'}),
+            'nested': ((), (1,), (1, 2, 3, 4), {1: 'ä', ('a', 'b'): 2}),
         },
         'state': nn.Linear(2, 3).state_dict(),
     }
@@ -219,6 +219,7 @@ HUGE = struct.pack('<Q', 2**62)
 BOMBS = {
     'deep list': (b']' * 100_000 + b'a' * 99_999 + b'.', f'more than {MAX_DEPTH} levels deep'),
     'deep tuple': (b')' + b'\x85' * 100_000 + b'.', f'more than {MAX_DEPTH} levels deep'),
+    'key of numbers': (b'}K\x01\x85Ns.', 'a tuple as the key'),
     'deep key': (b'})' + b'\x85' * 100_000 + b'Ns.', 'a tuple as the key'),
     'deep in a placeholder': (
         name('omegaconf.x', 'A')

@@ -17,6 +17,7 @@ CHECKED_FIRST = [
     ({}, {'only': 'fetch'}, 'needs a --list'),
     ({'deep3d': '/nonexistent'}, {}, '/nonexistent is not a folder; --deep3d'),
     ({'dest': 'x.tar'}, {}, '--dest x.tar must be the name of a zip'),
+    ({'source': 'typo'}, {}, 'typo is not a folder; --source'),
 ]
 
 

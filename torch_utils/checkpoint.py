@@ -350,11 +350,12 @@ def check_zip(path: Path, noun: str) -> None:
             f'{path}: refused, it would unpack to {declared} bytes; a {noun} is not compressed'
         )
     if not any(e.filename.endswith('/data.pkl') for e in entries):
-        held = entries[0].filename if entries else 'nothing'
+        held = ascii(entries[0].filename)[1:-1][:80] if entries else 'nothing'
         raise CheckpointError(f'{path}: not a {noun} but another zip (with {held}); use another file')
     if broken is not None:
+        part = ascii(broken)[1:-1][:80]
         raise CheckpointError(
-            f'{path}: damaged (wrong checksum of {broken}); use an older file or copy it again'
+            f'{path}: damaged (wrong checksum of {part}); use an older file or copy it again'
         )
 
 

@@ -42,6 +42,8 @@ def pick_device(name: str) -> torch.device:
     """
     if name == 'auto':
         return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    if name == 'cuda' and torch.cuda.is_available():
+        return torch.device(name)  # that of this process: a tensor would go to the first one in all processes
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

@@ -18,6 +18,7 @@ _AMPLIFICATION = (
 )
 _MAX_BITS = 1024  # of an integer: hashing and printing long ones takes long
 _MAX_KEY = 2**60  # an integer below is its own hash: others can be made to collide, which takes long
+_MAX_PARTS = 16  # of a tuple that is a key
 _MAX_NAME = 256  # characters of a module, class or function
 _MARK = object()
 _SCALARS = (str, int, float, bool, bytes, type(None))
@@ -305,7 +306,12 @@ _TEXTS = (
 
 
 def _key(value: Any) -> Any:
-    """Lets plain keys pass; of others, deep or chosen ones, the hash could overflow the stack or collide."""
+    """Lets plain keys pass; of others, deep or chosen ones, the hash could overflow the stack or collide.
+
+    Short tuples of texts, whose hashes nobody can choose, are keys of omegaconf.
+    """
+    if isinstance(value, tuple) and len(value) <= _MAX_PARTS and all(isinstance(v, str) for v in value):
+        return value
     if not isinstance(value, (*_SCALARS, Name)) or (isinstance(value, int) and abs(value) >= _MAX_KEY):
         raise RefusedError(f'it uses a {type(value).__name__} as the key of a dictionary')
     return value

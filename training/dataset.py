@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
@@ -352,6 +353,20 @@ def _collate(items: list[tuple[Pair | None, dict[str, str]]]) -> tuple[Pair | No
 
 
 def _start_worker(worker: int) -> None:
-    """Keeps Ctrl-C and signals to the process group from workers: the trainer finishes its step with them."""
+    """Keeps signals from a worker that are meant for the trainer, which finishes its step with it.
+
+    Ctrl-C reaches a process group, so the worker leaves it. Schedulers send SIGTERM to every process of a
+    job: the worker obeys only that of its own trainer.
+    """
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(trainer: int) -> None:
+    """Ends this process when process `trainer` sends SIGTERM."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != trainer:
+        pass
+    os._exit(128 + signal.SIGTERM)

@@ -316,6 +316,8 @@ def describe(snapshot: Snapshot) -> list[str]:
             math.prod(t.shape) for n, t in entry['state'].items() if not n.endswith(('const', 'w_avg'))
         )
         lines.append(f'{name}: {len(entry["state"])} tensors, {count:,} parameters and constants')
+    if 'G_ema' not in snapshot.networks:
+        return lines
     config = from_dict(Generator.Config, snapshot.networks['G_ema']['config'])
     renderer = config.renderer
     lines.append(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse.csgraph
+import scipy.ndimage
 import skimage.measure
 import torch
 import trimesh
@@ -118,20 +118,18 @@ def extract_surface(
     return ((vertices - 0.5) / density.shape[0] - 0.5) * box_size, faces
 
 
-def head_part(vertices: np.ndarray, faces: np.ndarray, box_size: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the vertices [V, 3] and faces [F, 3] of one connected part.
+def head_part(density: np.ndarray, level: float) -> np.ndarray:
+    """Returns a density grid [x, y, z] with one solid above the level alone, 0 where others were.
 
-    It is the one with the most triangles in the middle half of the box, where heads are: a background may
-    have more in all.
+    It is the one with the most voxels in the middle half of the box, where heads are: a background may have
+    more in all.
     """
-    edges = (np.ones(2 * len(faces), bool), (np.tile(faces[:, 0], 2), faces[:, 1:].T.reshape(-1)))
-    graph = scipy.sparse.coo_array(edges, shape=(len(vertices),) * 2)
-    _, part = scipy.sparse.csgraph.connected_components(graph, directed=False)
-    part = part[faces[:, 0]]
-    middle = (np.abs(vertices[faces[:, 0]]) < box_size / 4).all(axis=1)
-    kept = part == np.bincount(part[middle] if middle.any() else part).argmax()
-    used, renumbered = np.unique(faces[kept], return_inverse=True)
-    return vertices[used], renumbered.reshape(-1, 3)
+    solids, _ = scipy.ndimage.label(density > level)
+    quarter = len(density) // 4
+    middle = solids[(slice(quarter, len(density) - quarter),) * 3]
+    counts = np.bincount((middle if middle.any() else solids).ravel())
+    counts[0] = 0
+    return np.where((solids == 0) | (solids == counts.argmax()), density, 0)
 
 
 @torch.no_grad()
@@ -163,15 +161,14 @@ def head_mesh(
     box_size = G.config.box_warp
     density = density_grid(field, resolution, box_size, planes.device)
     chosen = choose_level(density, box_size) if level is None else Level(level, 'the level asked for')
-    surface = extract_surface(density, chosen.value, box_size) if chosen.value is not None else None
-    if surface is None:
-        if chosen.value is not None:
-            chosen = Level(
-                None,
-                f'the densities from {density.min():.3g} to {density.max():.3g} never cross {chosen.value:g}',
-            )
+    if chosen.value is None:
         return None, chosen
-    vertices, faces = head_part(*surface, box_size) if parts == 'head' else surface
+    kept = head_part(density, chosen.value) if parts == 'head' else density
+    surface = extract_surface(kept, chosen.value, box_size)
+    if surface is None:
+        reach = f'from {density.min():.3g} to {density.max():.3g}'
+        return None, Level(None, f'the densities {reach} never cross {chosen.value:g}')
+    vertices, faces = surface
     features = shell_features(field, vertices, faces, box_size / resolution, planes.device)
     raw = G.to_rgb_raw(features.T[None, :, :, None] * 2 - 1, ws)  # [1, 3, V, 1]
     colors = visualize.to_uint8(raw)[0, :, 0]
