@@ -215,7 +215,7 @@ def test_a_scene_without_surface_is_explained(tmp_path):
         ),
         (['--fps', '0'], '0.1<=x<=1000'),
         (['--psi', '11'], '-10<=x<=10'),
-        (['--psi', 'nan'], 'not a number'),
+        (['--psi', 'nan'], 'not a finite number'),
     ],
 )
 def test_mistakes_get_one_sentence(snapshot, tmp_path, args, message):
