@@ -247,8 +247,6 @@ def build_config(options: dict) -> TrainConfig:
 
 def to_clips(kimg: float) -> int:
     """Turns thousands of clips into clips."""
-    if not math.isfinite(kimg):
-        raise UserError(f'{kimg} thousand clips: a finite number is needed')
     return round(kimg * 1000)
 
 

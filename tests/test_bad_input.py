@@ -181,7 +181,7 @@ def test_bad_options(data, tmp_path, args, message):
         ('--max-minutes 0', 'x>0'),
         ('--batch 0', 'x>=1'),
         ('--glr -1', 'x>=0'),
-        ('--glr inf', 'is not a finite number'),
+        ('--kimg inf', 'is not a finite number'),
         ('--mirror maybe', "'maybe' is not one of 'true', '1', 'false', '0'"),
     ],
 )

@@ -67,7 +67,7 @@ def run(tmp_path):
     """A work folder of a run that has ended, and its clips."""
     root = tmp_path / 'w'
     clips = make(root)
-    result = assemble(str(root), str(tmp_path / 'd&d.zip'), PackOptions(SIZE))
+    result = assemble(str(root), str(tmp_path / 'd&d.zip'), PackOptions(SIZE), 16)
     write_json(root / 'pack.json', result)
     return root, clips
 
