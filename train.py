@@ -113,7 +113,9 @@ preset_option = functools.partial(click.option, show_default='preset')
     help='Measured at every checkpoint, e.g. fvd2048_16f,id,cd,we; names as for calc_metrics.py.',
 )
 @click.option('--seed', type=_COUNT, default=0, metavar='INT', help='Seed of everything random.')
-@preset_option('--workers', type=_COUNT, metavar='INT', help='Data loading processes per rank.')
+@preset_option(
+    '--workers', type=_COUNT, metavar='INT', help='Data loading processes per rank, at most one per core.'
+)
 @preset_option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), help='On CUDA.')
 @click.option(
     '--device',

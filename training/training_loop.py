@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dnnlib.config import flatten, to_dict
-from dnnlib.util import UserError
+from dnnlib.util import UserError, usable_cores
 from torch_utils import checkpoint, misc
 from torch_utils import distributed as dist
 from torch_utils.training_stats import Collector
@@ -96,7 +96,7 @@ class Trainer:
             batch=self.config.batch,
             rank=dist.rank(),
             world_size=dist.world_size(),
-            num_workers=self.config.workers,
+            num_workers=min(self.config.workers, usable_cores()),  # more would only wait for each other
         )
         config, progress = self.config, self.progress
         if dist.is_leader():
