@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dnnlib.cli import one_sentence
+from dnnlib.cli import one_sentence, refuse_without_effect
 
 import click
 
@@ -135,6 +135,7 @@ option = functools.partial(click.option, show_default=True)
 def main(**flags: Any) -> None:
     """Measures a network snapshot, folders of videos, or stored views."""
     with one_sentence('use another --device'):
+        refuse_without_effect(click.get_current_context(), {'crf': ('codec', ('h264',))})
         if flags['plot']:
             click.echo(plot_run(Path(flags['plot'])))
             return

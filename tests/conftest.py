@@ -7,6 +7,7 @@ import os
 import signal
 import zipfile
 
+import foreign_files
 import numpy as np
 import pytest
 import torch
@@ -103,3 +104,16 @@ def small(data):
         total_nimg=12,
         output=OutputConfig(tick_nimg=4, snapshot_ticks=0, image_ticks=0, sheet_seeds=2),
     )
+
+
+@pytest.fixture(scope='session')
+def networks():
+    """The networks of a snapshot of 128 x 128 pixels, which the released layout can hold."""
+    return foreign_files.small_networks()
+
+
+@pytest.fixture
+def ckpt(tmp_path, networks):
+    """A .ckpt of these networks in the released layout."""
+    foreign_files.save_ckpt(tmp_path / 'a.ckpt', foreign_files.released_model(networks))
+    return tmp_path / 'a.ckpt'

@@ -10,7 +10,9 @@ from collections import OrderedDict, defaultdict
 
 import tiny
 import torch
+from click.testing import CliRunner
 
+import legacy
 from torch_utils.ops.upfirdn2d import make_filter
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
 from training.networks.released_names import PREFIXES, filter_names, to_released
@@ -25,6 +27,11 @@ RENDERING = {
 }
 G_CONFIG = dataclasses.replace(tiny.G_CONFIG, **SMALL)
 WIDTHS = {'resolution': 128, 'channel_base': 512, 'channel_max': 16}
+
+
+def run(*args):
+    """Calls legacy.py."""
+    return CliRunner().invoke(legacy.main, [str(a) for a in args])
 
 
 def small_networks():

@@ -228,6 +228,7 @@ def test_mistakes(network, data, tmp_path, monkeypatch):
     cases = [
         ((), 'no metric is named; choose from fvd2048_16f'),
         (('--metrics', 'cd'), 'give one of --network, --fake and --views, not none'),
+        (('--metrics', 'cd', '--codec', 'none', '--crf', 9), '--crf is for --codec h264, not for none'),
         (('--metrics', 'cd', '--network', network, '--fake', tmp_path), 'not --network and --fake'),
         (('--metrics', 'cd', '--network', network), '--network needs --data'),
         (('--metrics', 'cd', '--network', tmp_path / 'x.pkl', '--data', data), 'x.pkl'),

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from click.testing import CliRunner
-from foreign_files import G_CONFIG, WIDTHS, released_model, save_ckpt, save_eg3d, small_networks
+from foreign_files import G_CONFIG, WIDTHS, released_model, run, save_ckpt, save_eg3d
 
-import legacy
 from dnnlib.config import from_dict, to_dict
 from torch_utils import checkpoint
 from torch_utils.pickle_reader import Name, Placeholder
@@ -21,21 +19,6 @@ from training.networks.motion import MotionConfig
 from training.volumetric_rendering.renderer import RendererConfig
 
 EG3D_CONFIG = dataclasses.replace(G_CONFIG, motion=MotionConfig(num_layers=0))
-
-
-def run(*args):
-    return CliRunner().invoke(legacy.main, [str(a) for a in args])
-
-
-@pytest.fixture(scope='module')
-def networks():
-    return small_networks()
-
-
-@pytest.fixture
-def ckpt(tmp_path, networks):
-    save_ckpt(tmp_path / 'a.ckpt', released_model(networks))
-    return tmp_path / 'a.ckpt'
 
 
 def test_wrapped_half_precision_in_the_older_layout(tmp_path, networks):

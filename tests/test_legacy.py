@@ -7,11 +7,10 @@ import pytest
 import tiny
 import torch
 from click.testing import CliRunner
-from foreign_files import G_CONFIG, released_model, released_state, save_ckpt, save_eg3d, small_networks
+from foreign_files import G_CONFIG, released_model, released_state, run, save_ckpt, save_eg3d
 from golden_reference import agrees, find, load
 from small_runs import cli
 
-import legacy
 from dnnlib.config import from_dict, to_dict
 from torch_utils import checkpoint
 from training import released_config
@@ -27,21 +26,6 @@ from training.networks.released_names import PREFIXES, filter_names, from_releas
 
 RAYS = ['renderer.resolution=8', 'renderer.depth_samples=6', 'renderer.importance_samples=6']
 OVERRIDES = [tuple(text.split('=')) for text in RAYS]
-
-
-def run(*args):
-    return CliRunner().invoke(legacy.main, [str(a) for a in args])
-
-
-@pytest.fixture(scope='module')
-def networks():
-    return small_networks()
-
-
-@pytest.fixture
-def ckpt(tmp_path, networks):
-    save_ckpt(tmp_path / 'a.ckpt', released_model(networks))
-    return tmp_path / 'a.ckpt'
 
 
 @pytest.fixture
