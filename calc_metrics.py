@@ -13,21 +13,21 @@ import click
 
 from dnnlib.progress import progress
 from dnnlib.util import UserError
+from interop.convert import open_snapshot
 from metrics.base import Request, Settings
 from metrics.detectors.registry import parse_detector_files
 from metrics.metric_main import CONTROLS, Metrics
 from metrics.metric_names import FRAMES, METRICS, VIDEOS, parse_metrics
 from metrics.plotting import plot_run
 from metrics.results import append_results, describe
-from metrics.subjects import Subject, folder_subject, network_subject, views_subject
-from metrics.views import save_views
+from metrics.sources.subjects import Subject, folder_subject, network_subject, views_subject
+from metrics.sources.views import save_views
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import build_network
-from torch_utils.kernel_build import cache_folder
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
-from training.dataset import VideoDataset
-from training.foreign import open_snapshot
-from training.networks.generator import Generator
+from torch_utils.ops.build import cache_folder
+from training.data.dataset import VideoDataset
+from training.networks.pv3d import Generator
 
 _EPILOG = """
 \b

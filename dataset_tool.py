@@ -67,7 +67,7 @@ def synth(dest: str, clips: int, frames: int, resolution: int, seed: int, worker
       python dataset_tool.py synth --dest data/heads.zip --clips 200 --frames 32 --resolution 64
     """
     with one_sentence('use fewer --workers'):
-        from preprocessing.synthetic import (
+        from heads.dataset import (
             write_dataset,  # here: it brings torch, which --help need not wait for
         )
 
@@ -127,22 +127,22 @@ def pack(
       python dataset_tool.py pack --source vox --layout released --dest vox.zip --resolution 512 --format webp
     """
     with one_sentence('use fewer --workers'):
-        from preprocessing import packing
+        from preprocessing.dataset_files import pack
 
         if layout == 'released':
             if cameras is not None:
                 raise UserError(
                     '--cameras belongs to the plain layout; the released one has its own label files'
                 )
-            clips, left = packing.find_released(source)
+            clips, left = pack.find_released(source)
             note = 'without a video or labels'
         else:
-            clips, left = packing.find_plain(source, cameras or str(Path(source, 'cameras.json')))
+            clips, left = pack.find_plain(source, cameras or str(Path(source, 'cameras.json')))
             note = 'without labels'
         if left:
-            click.echo(f'left out, {len(left)} clips {note}: {packing.listing(left)}')
-        options = packing.PackOptions(resolution, format, max_frames)
-        bad, small = packing.pack(clips, dest, options, workers=workers, skip_bad=skip_bad)
+            click.echo(f'left out, {len(left)} clips {note}: {pack.listing(left)}')
+        options = pack.PackOptions(resolution, format, max_frames)
+        bad, small = pack.pack(clips, dest, options, workers=workers, skip_bad=skip_bad)
     for line in bad:
         click.echo(f'left out, {line}')
     if small:
@@ -268,7 +268,7 @@ def from_videos(
       python dataset_tool.py from-videos --source yt --dest hq.zip --list celebvhq info.json --download
     """
     with one_sentence('use fewer --workers'):
-        from preprocessing import pipeline
+        from preprocessing.from_videos import pipeline
 
         for stage in (until, only):
             if stage not in (None, *pipeline.STAGES):
@@ -308,12 +308,12 @@ def check(path: str, plot: str | None, workers: int) -> None:
       python dataset_tool.py check data/my.zip
     """
     with one_sentence('use fewer --workers'):
-        from preprocessing import checking, sheets
-        from preprocessing.packing import listing
+        from preprocessing.dataset_files import check, sheets
+        from preprocessing.dataset_files.pack import listing
 
-        index, reports = checking.check_dataset(path, workers)
+        index, reports = check.check_dataset(path, workers)
         bad = [report.name or '(no folder)' for report in reports if report.problems]
-        click.echo(checking.format_table(reports, _TABLE_ROWS))
+        click.echo(check.format_table(reports, _TABLE_ROWS))
         size = f'{index.resolution}x{index.resolution}'
         click.echo(
             f'{len(index.clips):,} clips, {len(index.files):,} labelled frames, {size}: {len(bad)} bad clips'
@@ -349,8 +349,8 @@ def show(path: str, dest: str | None, clips: int, frames: int, size: int) -> Non
       python dataset_tool.py show data/my.zip --clips 12 --frames 10
     """
     with one_sentence('show fewer --clips or --frames'):
-        from preprocessing import sheets
-        from training.dataset import VideoDataset
+        from preprocessing.dataset_files import sheets
+        from training.data.dataset import VideoDataset
 
         sheet = sheets.contact_sheet(VideoDataset.Config(path=path).build(), clips, frames, size)
         _save_picture(sheet, dest or str(Path(path).absolute().with_suffix('')) + '-sheet.png')

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dnnlib import video
 from dnnlib.util import UserError, explain_os_error
+from interop.convert import open_snapshot
 from torch_utils.checkpoint import Snapshot, build_network
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
-from training import rollout, shapes, trajectories, visualize
 from training.camera import LABEL_DIM
-from training.clip_writer import SHEET_COLUMNS, SHEET_TILE, Clip, ClipWriter
-from training.dataset_files import read_index
-from training.foreign import open_snapshot
-from training.networks.generator import Generator
+from training.data.files import read_index
+from training.networks.pv3d import Generator
+from viz import images, rollout, shapes, trajectories
+from viz.clip_writer import SHEET_COLUMNS, SHEET_TILE, Clip, ClipWriter
 
 TRAJECTORIES = ('front', 'orbit', 'dataset', 'still')
 _PERIODS = {'front': 2, 'orbit': 4, 'still': 4}  # default length in times through the training span
@@ -284,8 +285,8 @@ def run(options: Options, say: Callable[[str], None]) -> None:
                 )
     if tile:
         path = options.outdir / f'grid.{options.video_format}'
-        rows = (visualize.grid(np.stack(moment)) for moment in zip(*tiles, strict=False))
-        visualize.write_video(path, rows, options.fps, options.crf)
+        rows = (images.grid(np.stack(moment)) for moment in zip(*tiles, strict=False))
+        video.write_video(path, rows, options.fps, options.crf)
         say(str(path))
 
 
@@ -382,7 +383,7 @@ def _map_cameras(G: nn.Module, options: Options, cameras: Tensor) -> Tensor:
 
 def _grid_tile(side: int, clips: list[Clip]) -> int:
     """Returns the side of a tile of the grid video: that of single videos, in bounds of size and memory."""
-    wanted = min(max(side, SHEET_TILE), _GRID_SIDE // visualize.grid_shape(len(clips))[1])
+    wanted = min(max(side, SHEET_TILE), _GRID_SIDE // images.grid_shape(len(clips))[1])
     affordable = math.isqrt(_GRID_BYTES // (3 * sum(len(clip.times) for clip in clips)))
     return max(min(wanted, affordable) // 2 * 2, 2)
 

@@ -8,9 +8,9 @@ from dnnlib.cli import one_sentence
 import click
 
 from dnnlib.util import UserError
+from interop.convert import Foreign, build_networks, describe, is_foreign, open_foreign
+from interop.export import export_released, save_optimizers
 from torch_utils.checkpoint import read_snapshot, save_snapshot, training_state_path
-from training.foreign import Foreign, build_networks, describe, is_foreign, open_foreign
-from training.released_export import export_released, save_optimizers
 
 _EPILOG = """
 \b

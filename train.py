@@ -20,13 +20,15 @@ import torch
 
 from dnnlib.config import override
 from dnnlib.util import Logger, UserError
+from interop.convert import trained_with
+from interop.warm_start import start_from
 from torch_utils import distributed as dist
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
 from training.config import PRESETS, TrainConfig, with_resolution
-from training.dataset_files import DataError
-from training.foreign import trained_with
+from training.data.files import DataError
 from training.run_folder import choose_run_dir, exclusive, run_name, write_options
-from training.training_loop import Evaluate, Trainer
+from training.training_loop import Callbacks, Evaluate, Trainer
+from viz.sheets import TrainingSheets
 
 # Options that follow others.
 _FOLLOWERS = {
@@ -180,8 +182,8 @@ def run(options: dict, device: torch.device, deadline: float) -> None:
         dist.print0(f'run folder: {run_dir}')
         try:
             with refusals():
-                evaluate = callback(config, run_dir, device)
-                trainer = Trainer(config, run_dir, device, should_stop, evaluate, deadline)
+                callbacks = make_callbacks(config, run_dir, device, should_stop)
+                trainer = Trainer(config, run_dir, device, callbacks, deadline)
         except (UserError, OSError):
             if is_new and dist.is_leader():
                 shutil.rmtree(run_dir)  # there is nothing to continue in it
@@ -284,7 +286,19 @@ def check_names(metrics: Sequence[str]) -> None:
         parse_metrics(','.join(metrics))
 
 
-def callback(config: TrainConfig, run_dir: Path, device: torch.device) -> Evaluate | None:
+def make_callbacks(
+    config: TrainConfig, run_dir: Path, device: torch.device, should_stop: Callable[[], bool]
+) -> Callbacks:
+    """Returns what the loop asks of other rooms."""
+    return Callbacks(
+        should_stop=should_stop,
+        start=functools.partial(start_from, config.resume) if config.resume is not None else None,
+        evaluate=evaluation(config, run_dir, device),
+        draw=TrainingSheets(run_dir=run_dir, dataset=config.dataset.build(), heads=config.output.sheet_seeds),
+    )
+
+
+def evaluation(config: TrainConfig, run_dir: Path, device: torch.device) -> Evaluate | None:
     """Returns what measures the metrics of a run at its checkpoints; None when there are none."""
     if not config.output.metrics:
         return None

@@ -64,7 +64,7 @@ class Scene:
                 samples = self.config.depth_samples + self.config.importance_samples
                 integrator = fused_field(planes, self.decoder.weights(), spec, samples)
                 if integrator is None:
-                    raise click.ClickException('there are no kernels: see python -m torch_utils.doctor')
+                    raise click.ClickException('there are no kernels: see python -m benchmarks.doctor')
             out = render_rays(field, *self.rays, self.config, None, integrator)
             if self.sizes.backward:
                 loss = out.features.square().mean() + out.depth.mean() + out.opacity.mean()

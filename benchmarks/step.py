@@ -16,10 +16,11 @@ import click
 import torch
 
 from benchmarks import common
-from torch_utils import custom_ops, misc
+from torch_utils import misc
+from torch_utils.ops import kernels
 from training.batching import real_batch
 from training.config import PRESETS, TrainConfig
-from training.dataset import batches
+from training.data.dataset import batches
 from training.training_loop import Trainer
 from training.volumetric_rendering.renderer import RendererConfig
 
@@ -91,8 +92,8 @@ def write_noise(folder: str, resolution: int) -> None:
     """Writes a data set of two clips of random cameras and noise."""
     from PIL import Image
 
-    from preprocessing.archive import dataset_json
-    from preprocessing.synthetic import sample_camera_path
+    from heads.dataset import sample_camera_path
+    from training.data.archive import dataset_json
 
     g = torch.Generator().manual_seed(0)
     labels = []
@@ -111,7 +112,7 @@ def compare(bench: Bench, ways: list[str], repeats: int) -> dict[str, dict[str, 
     found = {way: {} for way in ways}
     for turn in range(repeats + 1):
         for way in ways:
-            os.environ[custom_ops.ENVIRONMENT] = way
+            os.environ[kernels.ENVIRONMENT] = way
             for name, (_, run) in bench.parts().items():
                 seconds, bytes_ = bench.measure(run, memory=turn == 0)
                 best = found[way].setdefault(name, {'seconds': seconds, 'peak_bytes': bytes_})
@@ -131,7 +132,7 @@ def profile(bench: Bench) -> None:
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if bench.device == 'cuda' else []
     time_of = 'self_device_time_total' if bench.device == 'cuda' else 'self_cpu_time_total'
-    os.environ[custom_ops.ENVIRONMENT] = 'auto'
+    os.environ[kernels.ENVIRONMENT] = 'auto'
     for name, (share, run) in bench.parts().items():
         with torch.profiler.profile(activities=activities) as profiler:
             run()

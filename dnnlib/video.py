@@ -9,16 +9,17 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 import imageio_ffmpeg
 import numpy as np
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, atomic_write
 
 VIDEO_TYPES = ('.mp4', '.mov', '.mkv', '.avi', '.webm', '.m4v')
+VIDEO_SUFFIXES = ('.mp4', '.gif')  # that are written
 PICTURE_TYPES = ('.png', '.jpg', '.jpeg', '.webp')
 
 
@@ -156,3 +157,76 @@ def natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key by which frame2 comes before frame10."""
     parts = re.split(r'([0-9]+)', name)
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+@contextlib.contextmanager
+def open_video(path: Path | str, fps: float = 25, crf: int = 15) -> Iterator[Callable[[np.ndarray], None]]:
+    """Opens an .mp4 (H.264, yuv420p, BT.709) or .gif file; yields a function that appends a frame [H, W, 3].
+
+    The file appears under its name when the block ends well, and not at all otherwise. Odd sizes are padded
+    by repeating the last row and column, because yuv420p needs even ones.
+
+    Args:
+        path: file to write; its suffix chooses the format.
+        fps: frames per second.
+        crf: H.264 constant rate factor, 0 = no loss but the colour subsampling, 51 = worst; unused for gif.
+
+    Raises:
+        UserError: when the file cannot be written, for example on a full disk.
+    """
+    if Path(path).suffix not in VIDEO_SUFFIXES:
+        raise ValueError(f'video {path} must end in one of {", ".join(VIDEO_SUFFIXES)}')
+    encoder: list[subprocess.Popen[bytes]] = []  # started by the first frame, which tells the size
+
+    def append(frame: np.ndarray) -> None:
+        frame = np.pad(frame, [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)], mode='edge')
+        if not encoder:
+            command = _encoder_command(frame.shape[1], frame.shape[0], Path(path).suffix, fps, crf)
+            pipe = subprocess.PIPE
+            command.append(file.name)
+            # a session of its own: Ctrl-C in a terminal is for us, who then finish the file
+            process = subprocess.Popen(command, stdin=pipe, stderr=pipe, start_new_session=True)
+            encoder.append(process)
+        try:
+            encoder[0].stdin.write(np.ascontiguousarray(frame))
+        except BrokenPipeError:
+            _close_encoder(encoder[0], path)
+
+    with atomic_write(path) as file:
+        try:
+            yield append
+            if not encoder:
+                raise ValueError(f'video {path} has no frames')
+            _close_encoder(encoder[0], path)
+        finally:
+            for process in encoder:
+                process.kill()
+                process.communicate()
+
+
+def write_video(path: Path | str, frames: Iterable[np.ndarray], fps: float = 25, crf: int = 15) -> None:
+    """Writes uint8 frames, an array [T, H, W, 3] or any iterable of [H, W, 3]; see open_video."""
+    with open_video(path, fps, crf) as append:
+        for frame in frames:
+            append(frame)
+
+
+def _close_encoder(encoder: subprocess.Popen[bytes], path: Path | str) -> None:
+    _, errors = encoder.communicate()
+    if encoder.returncode:
+        reason = errors.decode(errors='replace').strip().splitlines() or ['no reason given']
+        raise UserError(f'cannot write {path}: the video encoder stopped ({reason[-1]}); is the disk full?')
+
+
+def _encoder_command(width: int, height: int, suffix: str, fps: float, crf: int) -> list[str]:
+    source = f'-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i -'
+    if suffix == '.gif':
+        coding = '-filter_complex [0:v]split[a][b];[a]palettegen[p];[b][p]paletteuse -f gif'
+    else:
+        # tags and conversion agree, so that every player shows the colours that went in
+        tags = '-colorspace bt709 -color_primaries bt709 -color_trc bt709 -color_range tv'
+        filters = 'scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd,format=yuv420p'
+        # one thread and no version strings: the same frames give the same bytes
+        exact = '-threads 1 -fflags +bitexact -flags:v +bitexact -movflags +faststart'
+        coding = f'-vf {filters} -c:v libx264 -crf {crf} {tags} {exact} -f mp4'
+    return [imageio_ffmpeg.get_ffmpeg_exe(), '-y', '-loglevel', 'error', *source.split(), *coding.split()]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from metrics.detectors.registry import Detector
-from metrics.feature_store import Record
-from metrics.frechet_distance import standard_error
-from metrics.geometry import Estimator
+from metrics.measures.frechet import standard_error
+from metrics.measures.geometry import Estimator
+from metrics.records.store import Record
 
 Protocol = Literal['paper', 'released']
 

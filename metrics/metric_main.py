@@ -16,18 +16,18 @@ import numpy as np
 from dnnlib.progress import progress
 from dnnlib.util import UserError
 from metrics.base import Context, Feature, Metric, Outcome, Request, Sample, Settings
-from metrics.clip_source import ClipError
-from metrics.clips import Shuffled, Static
 from metrics.detectors.registry import Detector, load_detector
-from metrics.digests import code_digest, json_digest
-from metrics.feature_store import Record, Task, collect, open_folder
-from metrics.geometry import DEFAULT_TRAINING, Estimator, load_or_train_estimator
-from metrics.geometry_truth import has_truth
+from metrics.measures.geometry import DEFAULT_TRAINING, Estimator, load_or_train_estimator
+from metrics.measures.geometry_truth import has_truth
 from metrics.metric_names import METRICS, VIDEOS, reported_name
-from metrics.subjects import Subject
-from metrics.views import FlatPlane, FrozenViews
+from metrics.records.digests import code_digest, json_digest
+from metrics.records.store import Record, Task, collect, open_folder
+from metrics.sources.clip_source import ClipError
+from metrics.sources.clips import Shuffled, Static
+from metrics.sources.subjects import Subject
+from metrics.sources.views import FlatPlane, FrozenViews
 from torch_utils import distributed as dist
-from training.dataset import VideoDataset
+from training.data.dataset import VideoDataset
 
 
 class Control(NamedTuple):

@@ -11,11 +11,11 @@ from metrics.base import Settings
 from metrics.metric_main import Metrics
 from metrics.metric_names import parse_metrics, reported_name
 from metrics.results import append_results, describe
-from metrics.subjects import network_subject
+from metrics.sources.subjects import network_subject
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import snapshot_path
-from torch_utils.kernel_build import cache_folder
-from training.dataset import VideoDataset
+from torch_utils.ops.build import cache_folder
+from training.data.dataset import VideoDataset
 
 
 def make_evaluate(

@@ -9,10 +9,10 @@ import torch
 
 from dnnlib.util import UserError
 from metrics.base import Context, Feature, Metric, Outcome, Sample, exact_network, mean_outcome
-from metrics.consistency import Degenerate
-from metrics.feature_store import Record
-from metrics.frechet_distance import bootstrap_frechet, frechet_distance, halves_floor, kernel_distance
-from metrics.motion import flicker, motion_magnitude
+from metrics.measures.consistency import Degenerate
+from metrics.measures.frechet import bootstrap_frechet, frechet_distance, halves_floor, kernel_distance
+from metrics.measures.motion import flicker, motion_magnitude
+from metrics.records.store import Record
 
 _ROUNDS = 10  # of the bootstrap; seconds each for thousands of long features
 _LEAST_HALVES = 4  # real videos that can be split in halves with a spread

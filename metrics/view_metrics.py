@@ -9,12 +9,18 @@ from torch import Tensor
 
 from dnnlib.util import UserError
 from metrics.base import Context, Feature, Metric, Outcome, Sample, exact_network, mean_outcome
-from metrics.consistency import Degenerate, MultiView, chamfer_distance, identity_similarity, warping_error
 from metrics.detectors.face_alignment import align_faces, find_faces, project_face_points
-from metrics.digests import tensors_digest
-from metrics.feature_store import Record
-from metrics.geometry import ERRORS, geometry_errors
-from metrics.motion import depth_variance
+from metrics.measures.consistency import (
+    Degenerate,
+    MultiView,
+    chamfer_distance,
+    identity_similarity,
+    warping_error,
+)
+from metrics.measures.geometry import ERRORS, geometry_errors
+from metrics.measures.motion import depth_variance
+from metrics.records.digests import tensors_digest
+from metrics.records.store import Record
 
 NO_FACE = 'no face found'
 _CROP = 112  # pixels of what identity networks see

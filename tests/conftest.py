@@ -1,23 +1,18 @@
 """Shared fixtures: a small data set, made without the renderer of heads, and the config of runs on it."""
 
 import dataclasses
-import io
 import json
 import os
 import signal
-import zipfile
 
-import foreign_files
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from torch_utils import custom_ops
-from training.camera import orbit_label
+from support import foreign_files
+from support.small_data import CLIPS, SIZE, smooth_clip, write_zip
+from torch_utils.ops import kernels
 from training.config import OutputConfig, tiny
-
-SIZE, CLIPS, FRAMES = 32, 6, 18  # the data set of all tests
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -37,32 +32,15 @@ def signals_as_before():
         signal.signal(number, handler)
 
 
-@pytest.fixture(params=['ref', 'auto', custom_ops.DEVICE_BODY])
+@pytest.fixture(params=['ref', 'auto', kernels.DEVICE_BODY])
 def implementation(request, monkeypatch):
     """A test runs with stock operators, with kernels, and with the CUDA kernels' code on the CPU."""
     if request.param != 'ref':
         try:
-            custom_ops.load('cpu')
-        except custom_ops.BuildError as err:
+            kernels.load('cpu')
+        except kernels.BuildError as err:
             pytest.skip(str(err))
-    monkeypatch.setenv(custom_ops.ENVIRONMENT, request.param)
-
-
-def smooth_clip(rng, frames=FRAMES, size=SIZE):
-    """Returns PNG files of a random pattern that moves, and its camera labels as lists."""
-    y, x = np.mgrid[:size, :size] / size
-    waves = rng.uniform(-9, 9, (3, 3, 1, 1))  # per channel: along x, along y, phase
-    speed = rng.uniform(-0.3, 0.3)
-    yaw, pitch = rng.uniform(-0.5, 0.5, 2) * [1, 0.4]
-    pictures, labels = [], []
-    for i in range(frames):
-        values = np.sin(waves[:, 0] * x + waves[:, 1] * y + waves[:, 2] + speed * i)
-        picture = np.round((values + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, format='png')
-        pictures.append(buffer.getvalue())
-        labels.append(orbit_label(yaw + 0.02 * i, pitch).tolist())
-    return pictures, labels
+    monkeypatch.setenv(kernels.ENVIRONMENT, request.param)
 
 
 @pytest.fixture(scope='session')
@@ -77,14 +55,6 @@ def clip_files():
             labels.append([name, camera])
     table = {'format': 'pv3d-dataset', 'version': 1, 'resolution': SIZE, 'fps': 25.0, 'labels': labels}
     return {'dataset.json': json.dumps(table).encode(), **files}
-
-
-def write_zip(path, files):
-    """Writes files {name: bytes} as a zip, not compressed."""
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return str(path)
 
 
 @pytest.fixture(scope='session')

@@ -127,10 +127,7 @@ def build_network(
     Raises:
         CheckpointError: if the snapshot has no such network, or its config or tensors do not fit the class.
     """
-    if name not in snapshot.networks:
-        known = ', '.join(snapshot.networks)
-        raise CheckpointError(f'{snapshot.path}: no network {name!r} in this snapshot; it has {known}')
-    entry = snapshot.networks[name]
+    entry = _entry(snapshot, name)
     try:
         module = from_dict(cls.Config, entry['config']).build()
     except (ValueError, RuntimeError) as err:  # the config is refused, or asks for more memory than there is
@@ -143,6 +140,26 @@ def build_network(
         raise CheckpointError(f'{snapshot.path}: {name} does not fit {cls.__qualname__}: {problem}')
     module.load_state_dict(entry['state'], strict=True)
     return module.eval().requires_grad_(False).to(device)
+
+
+def load_weights(snapshot: Snapshot, name: str, module: nn.Module) -> None:
+    """Copies the weights of one network of a snapshot into a module, wherever that is.
+
+    Raises:
+        CheckpointError: if the snapshot has no such network, or its tensors do not fit.
+    """
+    state = _entry(snapshot, name)['state']
+    problem = _state_mismatch(module, state)
+    if problem:
+        raise CheckpointError(f'{snapshot.path}: {name} does not fit this run: {problem}')
+    module.load_state_dict(state, strict=True)
+
+
+def _entry(snapshot: Snapshot, name: str) -> dict[str, Any]:
+    if name not in snapshot.networks:
+        known = ', '.join(snapshot.networks)
+        raise CheckpointError(f'{snapshot.path}: no network {name!r} in this snapshot; it has {known}')
+    return snapshot.networks[name]
 
 
 def _state_mismatch(module: nn.Module, state: Mapping[str, Tensor]) -> str:

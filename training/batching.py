@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torch_utils.misc import seeded_generator
 from training.config import AdamConfig, TrainConfig
-from training.dataset import Pair, VideoDataset, sample_times
+from training.data.dataset import Pair, VideoDataset, sample_times
 from training.loss import FakeBatch, Networks, Phase, RealBatch
 
 PHASES: tuple[Phase, ...] = ('Gmain', 'Greg', 'Dmain', 'Dreg')

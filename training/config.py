@@ -9,11 +9,11 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from training.dataset import VideoDataset
+from training.data.dataset import VideoDataset
 from training.loss import PV3DLoss
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
-from training.networks.generator import Generator
 from training.networks.motion import MotionConfig
+from training.networks.pv3d import Generator
 from training.volumetric_rendering.renderer import RendererConfig
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dnnlib.config import BaseConfig, Configurable
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
-from training.networks.generator import Generator, Rendering
+from training.networks.pv3d import Generator, Rendering
 from training.volumetric_rendering.renderer import RendererConfig
 
 Phase = Literal['Gmain', 'Greg', 'Dmain', 'Dreg']

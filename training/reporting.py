@@ -3,10 +3,9 @@
 One process writes it.
 """
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -22,10 +21,9 @@ from torch_utils.misc import peak_memory_gib
 from torch_utils.training_stats import Moments
 from training.batching import Progress
 from training.config import TrainConfig
-from training.dataset import VideoDataset
-from training.dataset_files import DataError
-from training.rollout import device_of
-from training.visualize import grid, save_png, training_sheets, write_video
+
+Draw = Callable[[nn.Module, int], dict[str, np.ndarray]]
+"""(G_ema, clips seen) -> images [H, W, 3] and videos [T, H, W, 3] by name, uint8."""
 
 _LINE = (  # statistic -> its name in the progress line
     ('Loss/G/image', 'G_img'),
@@ -42,7 +40,7 @@ class Reporter:
     Args:
         run_dir: the folder.
         config: of the run.
-        dataset: gives real frames and cameras.
+        fps: frames per second of videos.
         device: whose memory is reported.
         start_nimg: clips seen before; TensorBoard then hides what a killed session reported beyond that.
         deadline: when this session ends at the latest, as of time.time().
@@ -52,12 +50,12 @@ class Reporter:
         self,
         run_dir: Path,
         config: TrainConfig,
-        dataset: VideoDataset,
+        fps: float,
         device: torch.device,
         start_nimg: int,
         deadline: float,
     ) -> None:
-        self.run_dir, self.config, self.dataset, self.device = run_dir, config, dataset, device
+        self.run_dir, self.config, self.fps, self.device = run_dir, config, fps, device
         self.deadline = deadline
         self.events = SummaryWriter(run_dir, purge_step=start_nimg + 1 if start_nimg else None)
         # a bar only where somebody watches; the lines of the ticks stay above it
@@ -100,48 +98,19 @@ class Reporter:
         """Adds metric values to TensorBoard."""
         self._scalars({f'Metrics/{name}': value for name, value in values.items()}, nimg)
 
-    def first_pictures(self, G_ema: nn.Module) -> None:
-        """Writes a sheet of real frames and the first, untrained samples; see `pictures`."""
-        with self._spared():
-            self._draw_reals()
-            self._draw(G_ema, 0)
-
-    def pictures(self, G_ema: nn.Module, nimg: int) -> None:
-        """Writes the sample sheets and a video of G_ema; failing is a warning, training goes on without."""
-        with self._spared():
-            self._draw(G_ema, nimg)
-
-    @contextlib.contextmanager
-    def _spared(self) -> Iterator[None]:
+    def draw(self, draw: Draw, G_ema: nn.Module, nimg: int) -> None:
+        """Draws G_ema and shows the images in TensorBoard; failing is a warning, training continues."""
         try:
-            yield
-        except (UserError, OSError, RuntimeError) as err:  # no encoder, a full disk, too little memory
+            for name, image in draw(G_ema, nimg).items():
+                if image.ndim == 3:
+                    self.events.add_image(name, image, nimg, dataformats='HWC')
+                else:
+                    self.events.file_writer.add_summary(_video_summary(name, image, self.fps), nimg)
+            self.events.flush()
+        except (UserError, OSError, RuntimeError) as err:  # no encoder, a full disk, out of memory
             self.bar.clear()
             reason = (str(err).strip() or type(err).__name__).splitlines()[0]
-            print(f'warning: not all pictures of this tick could be made: {reason}', flush=True)
-
-    def _draw_reals(self) -> None:
-        clips = np.linspace(0, len(self.dataset) - 1, min(len(self.dataset), 64)).astype(int)
-        frames = []
-        for clip in clips:
-            with contextlib.suppress(
-                DataError
-            ):  # training says what it cannot read, and how much is too much
-                frames.append(self.dataset.clip_frames(int(clip), [0])[0].permute(1, 2, 0).numpy())
-        if frames:
-            save_png(self.run_dir / 'reals.png', grid(np.stack(frames)))
-
-    def _draw(self, G_ema: nn.Module, nimg: int) -> None:
-        seeds = range(self.config.output.sheet_seeds)
-        cameras = torch.stack([self.dataset.clip_cameras(i % len(self.dataset))[0] for i in seeds])
-        sheets = training_sheets(G_ema, seeds, cameras.to(device_of(G_ema)))
-        video = sheets.pop('video')
-        for name, picture in sheets.items():
-            save_png(self.run_dir / f'{name}{nimg:09d}.png', picture)
-            self.events.add_image(name, picture, nimg, dataformats='HWC')
-        write_video(self.run_dir / f'video{nimg:09d}.mp4', video, self.dataset.fps)
-        self.events.file_writer.add_summary(_video_summary('video', video, self.dataset.fps), nimg)
-        self.events.flush()
+            print(f'warning: not all images of this tick could be made: {reason}', flush=True)
 
     def _scalars(self, values: dict[str, float], nimg: int) -> None:
         for name, value in values.items():

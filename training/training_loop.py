@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dnnlib.config import flatten, to_dict
+from dnnlib.config import to_dict
 from dnnlib.util import UserError, usable_cores
 from torch_utils import checkpoint, misc
 from torch_utils import distributed as dist
@@ -29,15 +29,29 @@ from training.batching import (
     real_batch,
 )
 from training.config import TrainConfig
-from training.dataset import VideoDataset, batches
-from training.foreign import EG3D, open_snapshot
+from training.data.dataset import VideoDataset, batches
 from training.loss import Networks, RealBatch
 from training.networks import NETWORK_CLASSES
-from training.reporting import Reporter
-from training.warm_start import warm_start
+from training.reporting import Draw, Reporter
 
-Evaluate = Callable[[nn.Module, float], dict[str, float]]  # (G_ema, kimg) -> metrics, called on every rank
+Evaluate = Callable[[nn.Module, float], dict[str, float]]
+"""(G_ema, kimg) -> metrics, called on every rank."""
+Start = Callable[[dict[str, nn.Module]], int]
+"""Fills the networks of a new run with weights and returns the clips that its schedules count as seen."""
 _MAX_NAMED = 3  # tensors named in a message
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """What the loop asks of its caller; None = not at all."""
+
+    should_stop: Callable[[], bool] = lambda: False  # asked after every step; True ends with a checkpoint
+    start: Start | None = None  # called for a new run, on every rank
+    evaluate: Evaluate | None = None  # called at every checkpoint; its numbers go to the logs
+    draw: Draw | None = None  # called when sheets are due, on the leader
+
+
+_NO_CALLBACKS = Callbacks()
 
 
 class Trainer:
@@ -47,8 +61,7 @@ class Trainer:
         config: the whole run.
         run_dir: folder of snapshots, logs and pictures; an unfinished run in it is continued.
         device: where to compute.
-        should_stop: asked after every step; True ends the run with a checkpoint.
-        evaluate: called at every checkpoint with G_ema; its numbers go to the logs.
+        callbacks: see Callbacks.
         deadline: as of time.time(); ends the run with a checkpoint, but only after one step at least: a
             session that makes none would never get on.
     """
@@ -58,12 +71,11 @@ class Trainer:
         config: TrainConfig,
         run_dir: Path,
         device: torch.device,
-        should_stop: Callable[[], bool] = lambda: False,
-        evaluate: Evaluate | None = None,
+        callbacks: Callbacks = _NO_CALLBACKS,
         deadline: float = math.inf,
     ) -> None:
         self.config, self.run_dir, self.device = config, run_dir, device
-        self.should_stop, self.evaluate, self.deadline = should_stop, evaluate, deadline
+        self.callbacks, self.deadline = callbacks, deadline
         self.batch_gpu, _ = config.split_batch(dist.world_size())
         self.dataset: VideoDataset = config.dataset.build()
         self.loss = config.loss.build()
@@ -74,7 +86,7 @@ class Trainer:
         self.reporter: Reporter | None = None  # made when training starts, on the leader
         self._saved_nimg: int | None = None  # of the newest checkpoint
         self._resume()
-        for module in self._modules().values():
+        for module in self.modules().values():
             dist.broadcast_module(module)  # different processors may initialise a little differently
         if config.batch == 1 and config.loss.swap_start > 0:
             dist.print0(
@@ -101,11 +113,11 @@ class Trainer:
         config, progress = self.config, self.progress
         if dist.is_leader():
             self.reporter = Reporter(
-                self.run_dir, config, self.dataset, self.device, progress.cur_nimg, self.deadline
+                self.run_dir, config, self.dataset.fps, self.device, progress.cur_nimg, self.deadline
             )
             if progress.cur_nimg == 0 and config.output.image_ticks:
-                dist.print0('drawing the first pictures')
-                self.reporter.first_pictures(self.G_ema)
+                dist.print0('drawing the first images')
+                self.draw()
         if self._saved_nimg:
             self.measure()  # what the session before may not have come to
         start = self._tick_start = time.time()
@@ -114,7 +126,7 @@ class Trainer:
         while True:
             done = progress.cur_nimg >= config.total_nimg
             late = progress.cur_nimg > first_nimg and time.time() > self.deadline
-            stop = done or dist.any_rank(late or self.should_stop())
+            stop = done or dist.any_rank(late or self.callbacks.should_stop())
             if stop and progress.cur_nimg == self._saved_nimg:
                 return done  # nothing new since the checkpoint
             progress.seconds = seconds_before + time.time() - start
@@ -185,26 +197,31 @@ class Trainer:
         draw = _crosses(since, nimg, output.image_ticks * output.tick_nimg)
         if save or stop:
             self.save()
-        if self.reporter is not None and (draw or (stop and output.image_ticks)):
-            self.reporter.pictures(self.G_ema, nimg)
-        if self.evaluate is not None and (done or (save and not stop)):
+        if draw or (stop and output.image_ticks):
+            self.draw()
+        if done or (save and not stop):
             self.measure()
         self._tick_start = time.time()
 
     def measure(self) -> None:
         """Measures the metrics of G_ema as it is and reports them."""
-        metrics = (
-            self.evaluate(self.G_ema, self.progress.cur_nimg / 1000) if self.evaluate is not None else {}
-        )
+        if self.callbacks.evaluate is None:
+            return
+        metrics = self.callbacks.evaluate(self.G_ema, self.progress.cur_nimg / 1000)
         if self.reporter is not None:
             self.reporter.metrics(metrics, self.progress.cur_nimg)
+
+    def draw(self) -> None:
+        """Draws G_ema as it is, on the leader."""
+        if self.reporter is not None and self.callbacks.draw is not None:
+            self.reporter.draw(self.callbacks.draw, self.G_ema, self.progress.cur_nimg)
 
     def save(self) -> None:
         """Writes a checkpoint: the snapshot that people share, and what is needed to go on."""
         nimg = self.progress.cur_nimg
         if dist.is_leader():
             checkpoint.save_snapshot(
-                checkpoint.snapshot_path(self.run_dir, nimg), self._modules(), self._meta()
+                checkpoint.snapshot_path(self.run_dir, nimg), self.modules(), self._meta()
             )
             optimizers = {p.name: p.optimizer.state_dict() for p in self.phases if p.interval == 1}
             checkpoint.save_training_state(
@@ -230,7 +247,7 @@ class Trainer:
             )
         return networks, copy.deepcopy(networks.G).eval().requires_grad_(False)
 
-    def _modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
         """All networks by their names in a snapshot."""
         named = zip(NETWORK_CLASSES, (*self.networks, self.G_ema), strict=True)
         return {name: module for name, module in named if module is not None}
@@ -302,37 +319,12 @@ class Trainer:
                     phase.optimizer.load_state_dict(saved)
             if not self.finished:
                 dist.print0(f'continuing {self.run_dir} at {self.progress.cur_nimg} clips')
-        elif self.config.resume is not None:
-            snapshot = open_snapshot(self.config.resume)
-            if snapshot.meta.get('source_format') == EG3D:
-                dist.print0('\n'.join(warm_start(snapshot, self._modules())))
-                self._warn_of_differences(snapshot, besides='motion.')
-            else:
-                self._load(snapshot)
-                self._warn_of_differences(snapshot, besides=())
-            seen = snapshot.meta.get('schedule_nimg', 0)
-            if not isinstance(seen, int) or seen < 0:
-                raise UserError(f'{snapshot.path}: its schedule_nimg={seen!r} is not a number of clips')
-            self.progress.seen_before = seen
-            dist.print0(
-                f'starting from the weights of {self.config.resume}; schedules go on at '
-                f'{self.progress.seen_before} clips'
-            )
-
-    def _warn_of_differences(self, snapshot: checkpoint.Snapshot, besides: str | tuple[str, ...]) -> None:
-        """Names options of G that differ from those its weights were trained with, but for some prefixes."""
-        then, now = (flatten(c) for c in (snapshot.networks['G']['config'], to_dict(self.config.generator)))
-        differ = (n for n in now if now[n] != then.get(n, now[n]) and not n.startswith(besides))
-        for name in sorted(differ):
-            dist.print0(f'warning: trained with generator.{name}={then[name]}, this run has {now[name]}')
+        elif self.callbacks.start is not None:
+            self.progress.seen_before = self.callbacks.start(self.modules())
 
     def _load(self, snapshot: checkpoint.Snapshot) -> None:
-        for name, module in self._modules().items():
-            source = checkpoint.build_network(snapshot, name, NETWORK_CLASSES[name], self.device)
-            try:
-                misc.copy_params(source, module)
-            except ValueError as err:
-                raise UserError(f'{snapshot.path}: {name} does not fit this run: {err}') from err
+        for name, module in self.modules().items():
+            checkpoint.load_weights(snapshot, name, module)
 
 
 def _crosses(before: int, now: int, interval: int) -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 
 from dnnlib.util import UserError, download, download_path
 from metrics.detectors.weight_files import load_state, matches, open_torchscript, read_file, split_hash
-from torch_utils.kernel_build import cache_folder
+from torch_utils.ops.build import cache_folder
 
 Kind = Literal['video', 'image', 'identity', 'faces']
 FileType = Literal['tensors', 'torchscript', 'path']  # 'path': the network reads the file itself

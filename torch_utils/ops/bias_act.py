@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch_utils import custom_ops
+from torch_utils.ops import kernels
 
 # pixels that a lane group of the kernel sums up at a time; with channels last pixels alone give groups
 _PART, _PART_LAST = 4096, 128
@@ -61,7 +61,7 @@ def bias_act(
         modulation: scale and noise. Where the backward of kernels finds x again from the result (float32 and
             float64), the scale must not be 0, and its gradient loses digits when noise and bias are much
             larger than x * scale.
-        impl: `auto`, `ref`, `cuda` or `cpu`; see custom_ops.has_kernels.
+        impl: `auto`, `ref`, `cuda` or `cpu`; see kernels.has_kernels.
 
     Returns:
         A tensor of the shape and type of x.
@@ -69,7 +69,7 @@ def bias_act(
     slope, act_gain = _ACTIVATIONS[act]
     numbers = (slope, act_gain * gain, -1.0 if clamp is None else float(clamp * gain))
     plain = slope is None or gain <= 0 or not _regular(x, bias, modulation)
-    if plain or not custom_ops.has_kernels(x, impl):
+    if plain or not kernels.has_kernels(x, impl):
         return _reference(x, bias, modulation, *numbers)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32  # of the small operands
     small = [None if v is None else v.to(wide) for v in (*modulation, bias)]
@@ -227,13 +227,13 @@ class _Backward(torch.autograd.Function):
 
 def _layout(x: Tensor) -> tuple[int, ...]:
     """Returns the sizes that kernels take: N, C, pixels, and 1 if channels come last."""
-    last = x.ndim == 2 or custom_ops.memory_format(x) == torch.channels_last
+    last = x.ndim == 2 or kernels.memory_format(x) == torch.channels_last
     return len(x), x.shape[1], math.prod(x.shape[2:]), int(last)
 
 
 def _pack(*tensors: Tensor | None) -> list[Tensor | None]:
     """Brings tensors into the layout of the first, and small ones into theirs."""
-    layout = custom_ops.memory_format(tensors[0])
+    layout = kernels.memory_format(tensors[0])
     return [
         t
         if t is None
@@ -253,14 +253,14 @@ def _forward_kernel(
     x, *small = _pack(x, scale, noise, strength, bias)
     out = torch.empty_like(x)
     noise_n = 0 if noise is None else len(noise)
-    custom_ops.call('bias_act', x, x, None, *small, out, *_layout(x), noise_n, *numbers)
+    kernels.call('bias_act', x, x, None, *small, out, *_layout(x), noise_n, *numbers)
     return out
 
 
 def _derivative_kernel(dy: Tensor, y: Tensor, *numbers: float) -> Tensor:
     y, dy = _pack(y, dy)
     out = torch.empty_like(y)
-    custom_ops.call('bias_act', y, dy, y, None, None, None, None, out, *_layout(y), 0, *numbers)
+    kernels.call('bias_act', y, dy, y, None, None, None, None, out, *_layout(y), 0, *numbers)
     return out
 
 
@@ -276,12 +276,12 @@ def _backward_kernel(
     dx = torch.empty_like(y)
     noise_n = 0 if noise is None else len(noise)
     sizes = (n, c, pixels, last, noise_n, part, parts)
-    custom_ops.call('bias_act_grad', y, dy, y, x, *small, dx, sums, *sizes, *numbers)
+    kernels.call('bias_act_grad', y, dy, y, x, *small, dx, sums, *sizes, *numbers)
     return dx, sums.reshape(n, c, 3) if parts == 1 else sums.sum(dim=1 if last else 2)
 
 
 def _same(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=custom_ops.memory_format(x))
+    return torch.empty_like(x, memory_format=kernels.memory_format(x))
 
 
 def _same_and_sums(dy: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -290,17 +290,17 @@ def _same_and_sums(dy: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 _NUMBERS = 'float slope, float gain, float limit'
-custom_ops.register(
+kernels.register(
     f'bias_act(Tensor x, Tensor? scale, Tensor? noise, Tensor? strength, Tensor? bias, {_NUMBERS}) -> Tensor',
     _forward_kernel,
     _same,
 )
-custom_ops.register(
+kernels.register(
     f'bias_act_derivative(Tensor dy, Tensor y, {_NUMBERS}) -> Tensor',
     _derivative_kernel,
     lambda dy, y, *_: _same(y),
 )
-custom_ops.register(
+kernels.register(
     'bias_act_backward(Tensor dy, Tensor y, Tensor? x, Tensor? scale, Tensor? noise, '
     f'{_NUMBERS}) -> (Tensor, Tensor)',
     _backward_kernel,

@@ -10,14 +10,14 @@ import ctypes
 import torch
 from torch import Tensor
 
-from torch_utils import custom_ops
+from torch_utils.ops import kernels
 
 HIDDEN = 64  # width of the decoder's hidden layer [EG3D]; the kernels are written for it
 
 
 def usable(planes: Tensor, samples: int, features: int, impl: str = 'auto') -> bool:
     """Tells whether kernels render planes [N, 3, C, H, W] with these samples per ray and colour features."""
-    if planes.dtype not in (torch.float32, torch.float64) or not custom_ops.has_kernels(planes, impl):
+    if planes.dtype not in (torch.float32, torch.float64) or not kernels.has_kernels(planes, impl):
         return False
     n, p, c, h, w = planes.shape
     small = p == 3 and 3 * c * h * w < 2**31 and 2 <= samples <= 512 and max(c, features) <= 64
@@ -30,7 +30,7 @@ def _fits(device: torch.device, channels: int, samples: int, features: int, doub
         return True
     sizes = map(ctypes.c_int64, (channels, samples, features, int(double)))
     with torch.cuda.device(device):  # the function asks the current one
-        return bool(custom_ops.load('cuda').pv3d_triplane_fits(*sizes))
+        return bool(kernels.load('cuda').pv3d_triplane_fits(*sizes))
 
 
 def channels_innermost(planes: Tensor) -> Tensor:
@@ -77,16 +77,16 @@ def _call(
     sizes = (n, c, h, w, *inputs[3].shape[1:], features, step_n, step_p, step_y, step_x)
     inputs = [None if x is None else x.contiguous() for x in inputs]
     outputs = [None if x is None or x.numel() == 0 else x for x in outputs]
-    custom_ops.call('triplane_render', planes, planes, *inputs, *outputs, *sizes, *numbers)
+    kernels.call('triplane_render', planes, planes, *inputs, *outputs, *sizes, *numbers)
 
 
-custom_ops.register(
+kernels.register(
     'triplane_render(Tensor planes, Tensor params, Tensor origins, Tensor directions, Tensor depths, '
     'int features, int axes, float scale, float margin, float density_bias) -> (Tensor, Tensor)',
     _render,
     _render_fake,
 )
-custom_ops.register(
+kernels.register(
     'triplane_render_grad(Tensor planes, Tensor params, Tensor origins, Tensor directions, Tensor depths, '
     'Tensor grad_features, Tensor grad_weights, int axes, float scale, float margin, float density_bias) '
     '-> (Tensor, Tensor)',

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_utils import custom_ops
+from torch_utils.ops import kernels
 
 Padding = tuple[int, int, int, int]  # left, right, top, bottom; negative values crop
 
@@ -40,7 +40,7 @@ def upfirdn2d(
         down: keeps every `down`-th pixel, beginning with the first.
         padding: zeros added after upsampling: left, right, top, bottom; negative values crop.
         gain: factor on the output.
-        impl: `auto`, `ref`, `cuda` or `cpu`; see custom_ops.has_kernels.
+        impl: `auto`, `ref`, `cuda` or `cpu`; see kernels.has_kernels.
 
     Returns:
         images [N, C, (H * up + top + bottom - h) // down + 1, (W * up + left + right - w) // down + 1].
@@ -49,7 +49,7 @@ def upfirdn2d(
         raise ValueError(
             f'upfirdn2d takes images [N, C, H, W] and a filter [h, w], got {x.shape} and {f.shape}'
         )
-    run = torch.ops.pv3d.upfirdn2d if custom_ops.has_kernels(x, impl) else _reference
+    run = torch.ops.pv3d.upfirdn2d if kernels.has_kernels(x, impl) else _reference
     return _Upfirdn2d.apply(x, f, up, down, padding, False, gain, run)
 
 
@@ -98,13 +98,13 @@ class _Upfirdn2d(torch.autograd.Function):
 
 
 def _kernel(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bool, gain: float) -> Tensor:
-    layout = custom_ops.memory_format(x)
+    layout = kernels.memory_format(x)
     x = x.contiguous(memory_format=layout)
     f = f.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
     y = _fake(x, f, up, down, padding, flip, gain)
     last = int(layout == torch.channels_last)
     where = (up, down, padding[0], padding[2], last, int(flip), float(gain))
-    custom_ops.call('upfirdn2d', x, x, f, y, *x.shape, *y.shape[2:], *f.shape, *where)
+    kernels.call('upfirdn2d', x, x, f, y, *x.shape, *y.shape[2:], *f.shape, *where)
     return y
 
 
@@ -116,11 +116,11 @@ def _fake(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bool
         raise ValueError(
             f'upfirdn2d: a picture {tuple(x.shape[2:])} is too small for a filter {tuple(f.shape)}'
         )
-    like = {'dtype': x.dtype, 'device': x.device, 'memory_format': custom_ops.memory_format(x)}
+    like = {'dtype': x.dtype, 'device': x.device, 'memory_format': kernels.memory_format(x)}
     return torch.empty((*x.shape[:2], h, w), **like)
 
 
-custom_ops.register(
+kernels.register(
     'upfirdn2d(Tensor x, Tensor f, int up, int down, int[] padding, bool flip, float gain) -> Tensor',
     _kernel,
     _fake,

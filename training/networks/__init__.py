@@ -1,7 +1,7 @@
 """Generator and discriminators. Layers take explicit arguments; networks are built from a Config."""
 
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
-from training.networks.generator import Generator
+from training.networks.pv3d import Generator
 
 # Names of the networks in a snapshot, in the order of training.loss.Networks and then the moving average.
 NETWORK_CLASSES = {

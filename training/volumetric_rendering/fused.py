@@ -79,7 +79,7 @@ def integrate(
         rays: sample positions; gradients with respect to them are had from the reference alone.
         decoder: weights with their gains.
         spec: where the planes are, range of colours.
-        impl: `auto`, `ref`, `cuda` or `cpu`; see custom_ops.has_kernels.
+        impl: `auto`, `ref`, `cuda` or `cpu`; see kernels.has_kernels.
 
     Returns:
         features [N, R, F]; weights of the intervals between samples [N, R, S - 1].

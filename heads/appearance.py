@@ -1,0 +1,352 @@
+"""Colours and light of the procedural heads, evaluated per visible sample from canonical coordinates.
+
+Nothing is a texture: lips, irises, brows, strands and seams are functions of the place on the surface, so
+they stay crisp at every resolution and stick to the moving surface exactly. Colours are display RGB in
+0..1.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from heads import parts
+from heads.features import (
+    UPPER_LID,
+    brow_mask,
+    bump,
+    eye_local,
+    lid_curves,
+    lip_extent,
+    smoothstep,
+)
+from heads.hair import LONG_STYLES
+from heads.identity import Identity
+from heads.motion import Motion
+
+
+class Samples(NamedTuple):
+    """Visible surface points; N of them, all arrays float32 but `kind`."""
+
+    kind: np.ndarray  # parts.FACE, ..., [N]
+    position: np.ndarray  # world, [N, 3]
+    normal: np.ndarray  # world, unit, [N, 3]
+    canonical: np.ndarray  # [N, 3]
+    bag: np.ndarray  # 0 on the skin, 0..1 inside the mouth, [N]
+    view: np.ndarray  # unit vector to the camera, [N, 3]
+    lit: np.ndarray  # share of the key light that arrives, [N]
+
+
+class Material(NamedTuple):
+    """Surface colour and how it shines."""
+
+    albedo: np.ndarray  # [N, 3]
+    shine: np.ndarray  # strength of the highlight, [N]
+    gloss: np.ndarray  # exponent of the highlight, [N]
+    normal: np.ndarray  # [N, 3]
+
+
+def shade(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples) -> np.ndarray:
+    """Returns the colours [N, 3] of surface samples; `eyes` are the eyeball centres [2, 3]."""
+    color = np.empty((len(samples.kind), 3), np.float32)
+    for kind in np.unique(samples.kind):
+        at = np.flatnonzero(samples.kind == kind)
+        part = Samples(*(field[at] for field in samples))
+        if kind == parts.FACE:
+            material = _face(identity, motion, eyes, part)
+        elif kind == parts.HAIR:
+            material = _hair(identity, part)
+        elif kind == parts.BODY:
+            material = _body(identity, part)
+        else:
+            material = _small(identity, int(kind), part)
+        if kind == parts.TEETH:
+            part = part._replace(lit=np.maximum(part.lit, 0.75))  # they scatter light that lips let through
+        color[at] = _light(identity, material, part)
+    bright = np.maximum(color - 0.75, 0.0)
+    return np.clip(np.minimum(color, 0.75) + 0.25 * np.tanh(bright / 0.25), 0.0, 1.0)  # no hard clipping
+
+
+def backdrop(identity: Identity, directions: np.ndarray) -> np.ndarray:
+    """Returns the background colours [..., 3] along unit directions [..., 3]: a gradient on a far dome."""
+    turn = identity.backdrop_turn_rad
+    across = directions[..., 1] * np.cos(turn) + directions[..., 0] * np.sin(turn)
+    t = (0.5 + 0.5 * np.tanh(4.0 * across))[..., None]
+    low, high = np.array(identity.backdrop_low), np.array(identity.backdrop_high)
+    return np.clip(low + (high - low) * t, 0, 1).astype(np.float32)
+
+
+def light_direction(identity: Identity) -> np.ndarray:
+    """Returns the unit vector [3] towards the key light."""
+    yaw, pitch = identity.light_yaw_rad, identity.light_pitch_rad
+    return np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)], np.float32)
+
+
+def _light(identity: Identity, material: Material, samples: Samples) -> np.ndarray:
+    """Wrapped diffuse key light, soft fill from the other side, sky and ground, a highlight and a rim."""
+    normal, view = material.normal, samples.view
+    key = light_direction(identity)
+    wrap = np.array([0.34, 0.22, 0.18], np.float32)  # light creeps further around in red, as in skin
+    facing = normal @ key
+    lit = samples.lit[:, None] * np.clip((facing[:, None] + wrap) / (1 + wrap), 0, 1)
+    fill = np.clip(normal @ (key * np.array([-1, 0.2, 0.7], np.float32)) + 0.2, 0, 1.2)[:, None]
+    warm = identity.light_warmth * np.array([0.05, 0.0, -0.06], np.float32)
+    sky = (0.80 + 0.20 * normal[:, 1:2]) * np.array([0.98, 1.0, 1.03], np.float32)
+    light = identity.light_key * (1.0 + warm) * lit + identity.light_ambient * sky + 0.12 * fill
+    half = key + view
+    half /= np.linalg.norm(half, axis=1, keepdims=True)
+    shine = material.shine * np.clip((normal * half).sum(axis=1), 0, 1) ** material.gloss * samples.lit
+    rim = 0.10 * (1 - np.clip((normal * view).sum(axis=1), 0, 1)) ** 3
+    return material.albedo * (light + rim[:, None]) + shine[:, None] * identity.light_key
+
+
+def _mix(low: np.ndarray, high: np.ndarray, t: np.ndarray) -> np.ndarray:
+    return low + (np.asarray(high, np.float32) - low) * t[:, None]
+
+
+def _noise(u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:
+    """Returns smooth noise of about -1..1 with features of about one unit."""
+    a = np.sin(2.1 * u + 1.3 * v + phase) * np.sin(1.7 * v - 0.9 * u + 2 * phase)
+    b = np.sin(3.9 * u - 2.2 * v + 3 * phase) * np.sin(4.3 * v + 1.9 * u - phase)
+    return 0.6 * a + 0.4 * b
+
+
+def _face(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples) -> Material:
+    x, y, z = samples.canonical.T
+    albedo = _skin(identity, x, y, z)
+    albedo = _facial_hair(identity, albedo, x, y, z)
+    shine = np.full(len(x), 0.10, np.float32) + 0.10 * bump(x, y, (0, -0.03), (0.012, 0.03))
+    gloss = np.full(len(x), 14.0, np.float32)
+    strands = 0.85 + 0.3 * _noise(900 * x, 260 * y, identity.texture_phase)
+    brow = brow_mask(identity, x, y) * (z > 0) * np.clip(strands, 0, 1)
+    albedo = _mix(albedo, identity.brow_color, 0.92 * brow)
+    lip = _lip_mask(identity, x, y, samples.bag) * (z > 0)
+    streak = 1 + 0.02 * np.sin(900 * x + 3 * np.sin(300 * y))
+    albedo = _mix(albedo, np.array(identity.lip_color, np.float32) * streak[:, None], lip)
+    crease = (
+        np.exp(-(((y - identity.mouth_y) / 0.0016) ** 2))
+        * (np.abs(x) < identity.mouth_width * 1.04)
+        * (z > 0)
+    )
+    albedo = albedo * (1 - 0.5 * crease * (samples.bag == 0))[:, None]
+    shine = shine + 0.16 * lip
+    gloss = gloss + 20 * lip
+    depth = np.minimum(samples.bag, 1 - samples.bag)
+    inner = smoothstep(0.08, 0.30, depth)
+    albedo = _mix(albedo, (0.16, 0.035, 0.04), inner)
+    shine = shine * (1 - inner)
+    return _eyes(identity, motion, eyes, samples, Material(albedo, shine, gloss, samples.normal))
+
+
+def _skin(identity: Identity, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Skin tone with blush, freckles, stubble and soft occlusion in the hollows of the face."""
+    ax, front, phase = np.abs(x), smoothstep(0.0, 0.06, z), identity.texture_phase
+    base = np.array(identity.skin_color, np.float32)
+    albedo = base * (1 + 0.025 * _noise(30 * x, 30 * y, phase))[:, None]
+    red = bump(ax, y, (0.075, -0.035), (0.026, 0.022)) + 0.6 * bump(x, y, (0, -0.04), (0.02, 0.014))
+    red = identity.blush * front * (red + 0.3 * bump(x, y, (0, -0.165), (0.03, 0.02)))
+    albedo = albedo * (1 - red[:, None] * np.array([-0.01, 0.13, 0.11], np.float32))
+    if identity.freckles:
+        spots = smoothstep(0.45, 0.75, _noise(420 * x, 420 * y, phase) * 1.3)
+        where = bump(ax, y, (0.05, -0.02), (0.045, 0.025)) * front * identity.freckles
+        albedo = albedo * (1 - 0.28 * (spots * where)[:, None] * np.array([0.6, 1, 1.1], np.float32))
+    a, b = eye_local(identity, x, y)
+    hollow = 0.10 * bump(a, b, (-0.006, 0.004), (0.026, 0.016)) + (0.05 + 0.1 * identity.age) * bump(
+        a, b, (0, -0.017), (0.022, 0.006)
+    )
+    tip = -0.005 - 0.033 * identity.nose_length
+    hollow += 0.30 * bump(x, y, (0, tip - 0.026), (0.022 * identity.nose_width, 0.006))
+    hollow += 0.18 * bump(ax, y, (0.030 * identity.nose_width, tip - 0.010), (0.005, 0.010))
+    hollow += 0.16 * bump(x, y, (0, identity.mouth_y - 0.030), (0.026, 0.006))
+    fold = ax - (0.03 + 0.75 * np.clip(-0.045 - y, 0, 0.07))
+    hollow += (
+        (0.08 + 0.14 * identity.age)
+        * np.exp(-((fold / 0.004) ** 2))
+        * smoothstep(-0.03, -0.06, y)
+        * smoothstep(-0.12, -0.09, y)
+    )
+    nostril = bump(
+        ax, y, (0.0105 * identity.nose_width, tip - 0.0185), (0.0052 * identity.nose_width, 0.0028)
+    )
+    hollow = hollow + 0.78 * smoothstep(0.35, 0.9, nostril)
+    under = smoothstep(-0.185, -0.205, y) * 0.25
+    return albedo * (
+        1 - (np.minimum(hollow, 0.85) * front + under)[:, None] * np.array([0.85, 1, 1], np.float32)
+    )
+
+
+def beard_mask(
+    identity: Identity, x: np.ndarray, y: np.ndarray, z: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where a beard and a moustache would grow, 0..1 each."""
+    ax, my = np.abs(x), identity.mouth_y
+    edge = -0.075 - 0.028 * smoothstep(0.02, 0.06, ax) + 0.075 * smoothstep(0.07, 0.12, ax)
+    around = np.hypot(x / (identity.mouth_width * 1.12), (y - my + 0.004) / 0.026)
+    beard = smoothstep(0.006, -0.008, y - edge) * smoothstep(0.95, 1.15, around) * smoothstep(-0.02, 0.03, z)
+    curve = my + 0.020 - 4.5 * x**2 * (1 + 0.2 * np.sin(ax * 80))
+    moustache = smoothstep(0.0105, 0.0065, np.abs(y - curve)) * smoothstep(
+        identity.mouth_width * 1.1, identity.mouth_width * 0.9, ax
+    )
+    return beard, moustache * (z > 0)
+
+
+def _facial_hair(
+    identity: Identity, albedo: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray
+) -> np.ndarray:
+    if not (identity.stubble or identity.beard or identity.moustache):
+        return albedo
+    beard, moustache = beard_mask(identity, x, y, z)
+    strands = (0.8 + 0.35 * _noise(700 * x, 260 * y, identity.texture_phase))[:, None]
+    color = (0.6 * np.array(identity.hair_color) + 0.4 * np.array(identity.brow_color)).astype(np.float32)
+    albedo = _mix(albedo, color, 0.28 * identity.stubble * np.maximum(beard, moustache))
+    albedo = _mix(albedo, color * strands, 0.94 * beard * (identity.beard > 0))
+    return _mix(albedo, color * strands, 0.94 * moustache * (identity.moustache > 0))
+
+
+def _lip_mask(identity: Identity, x: np.ndarray, y: np.ndarray, bag: np.ndarray) -> np.ndarray:
+    upper, lower = lip_extent(identity, x)
+    d = y - identity.mouth_y
+    edge = np.where(d >= 0, upper - d, lower + d)
+    inside = smoothstep(-0.0012, 0.0012, edge) * (np.abs(x) < identity.mouth_width)
+    return np.where(bag > 0, 1.0, inside)
+
+
+def _eyes(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples, skin: Material) -> Material:
+    """Paints lashes and lid creases on the skin, and sclera, iris, pupil and highlight between the lids."""
+    x, y, z = samples.canonical.T
+    a, b = eye_local(identity, x, y)
+    at = np.flatnonzero((np.hypot(a, b) < 0.04) & (z > 0))
+    a, b, right = a[at], b[at], (x[at] > 0).astype(int)
+    blink = np.array([motion.blink_left, motion.blink_right])[right]
+    upper, lower = lid_curves(identity, a, blink, max(motion.smile, 0.0))
+    wide = np.abs(a - 0.001) < 0.030
+    albedo, shine, gloss, normal = (field.copy() for field in skin)
+    lash = (
+        smoothstep(0.0012 + 0.0026 * identity.lashes, 0.0004, np.abs(b - upper - 0.0006))
+        * wide
+        * (b >= lower - 0.001)
+    )
+    lash += 0.35 * identity.lashes * smoothstep(0.0016, 0.0, np.abs(b - lower)) * wide
+    fold = np.exp(
+        -(((b - UPPER_LID * identity.eye_open * (1 - (a / 0.034) ** 2) - 0.0065) / 0.0016) ** 2)
+    ) * (np.abs(a) < 0.03)
+    local = albedo[at] * (1 - 0.20 * fold * (1 - blink))[:, None]
+    local = _mix(local, (0.07, 0.05, 0.05), np.clip(lash, 0, 0.92))
+    direction = samples.position[at] - eyes[right].astype(np.float32)
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    margin = np.minimum(upper - b, b - lower)
+    inside = smoothstep(-0.0004, 0.0008, margin) * wide
+    ball = _eyeball(identity, motion, direction) * (1 - 0.42 * smoothstep(0.0065, 0.0, upper - b))[:, None]
+    ball *= (1 - 0.22 * smoothstep(0.016, 0.030, np.abs(a)))[:, None]
+    albedo[at] = local + (ball - local) * inside[:, None]
+    shine[at] = shine[at] * (1 - inside) + 0.75 * inside
+    gloss[at] = np.where(inside > 0.5, 160.0, gloss[at])
+    normal[at] = np.where(inside[:, None] > 0.5, direction, normal[at])
+    return Material(albedo, shine, gloss, normal)
+
+
+def _eyeball(identity: Identity, motion: Motion, direction: np.ndarray) -> np.ndarray:
+    """Returns the colours of the eyeball at unit directions [N, 3] from its centre."""
+    yaw, pitch = motion.gaze_yaw_rad, motion.gaze_pitch_rad
+    gaze = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
+    across = np.array([np.cos(yaw), 0.0, -np.sin(yaw)])
+    up = np.cross(gaze, across)
+    u, v = direction @ across, direction @ up
+    angle = np.arctan2(np.hypot(u, v), direction @ gaze)
+    iris = np.array(identity.eye_color, np.float32)
+    spokes = 1 + 0.16 * np.sin(17 * np.arctan2(v, u) + 3 * np.sin(40 * angle))
+    tone = spokes * (1.05 - 0.45 * smoothstep(0.26, 0.37, angle)) * (1.0 - 0.5 * v / 0.36)
+    color = _mix(
+        np.full((len(u), 3), 0.93, np.float32) * np.array([1, 0.975, 0.96], np.float32),
+        iris * tone[:, None],
+        smoothstep(0.385, 0.355, angle),
+    )
+    return _mix(color, (0.03, 0.025, 0.03), smoothstep(0.175, 0.150, angle))
+
+
+def _hair(identity: Identity, samples: Samples) -> Material:
+    """Strands run down from the crown: streaks across, a highlight along a ring (Kajiya and Kay 1989)."""
+    phi, y, inside = samples.canonical.T
+    phase, wave = identity.texture_phase, identity.hair_wave
+    bend = phi + 0.06 * wave * np.sin(45 * y + phase) + 0.03 * np.sin(13 * y)
+    streak = 0.5 * np.sin(61 * bend + phase) * np.sin(23 * bend + 3 * y) + 0.5 * np.sin(
+        149 * bend + 2 * np.sin(30 * y)
+    )
+    streak *= smoothstep(0.236, 0.20, y)
+    root = smoothstep(0.0, 0.03, inside)
+    color = np.array(identity.hair_color, np.float32)
+    albedo = color * ((0.82 + 0.18 * root) * (1 + 0.16 * streak))[:, None]
+    style = parts.HAIR_STYLES[identity.hair_style]
+    buzz = style == 'buzz'
+    dense = smoothstep(-0.003, 0.007, inside + 0.003 * streak) * (
+        0.72 if buzz else 1.0
+    )  # single hairs at the edge
+    if style in LONG_STYLES:
+        dense = np.maximum(dense, smoothstep(0.10, 0.06, y))  # what hangs has no skin below it
+    albedo = _mix(
+        np.broadcast_to(np.array(identity.skin_color, np.float32) * 0.9, albedo.shape), albedo, dense
+    )
+    normal = samples.normal
+    down = np.array([0.0, -1.0, 0.0], np.float32)
+    tangent = down - normal * (normal @ down)[:, None]
+    tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-3)
+    half = light_direction(identity) + samples.view
+    half /= np.linalg.norm(half, axis=1, keepdims=True)
+    along = (tangent * half).sum(axis=1) + 0.05 * streak
+    ring = np.maximum(1 - along**2, 0) ** 22 * np.clip(normal @ light_direction(identity) + 0.2, 0, 1)
+    ring *= samples.lit * dense * (0.25 if buzz else 1.0)
+    albedo = albedo + ring[:, None] * (0.05 + 0.20 * color)
+    dull = np.zeros(len(phi), np.float32)
+    return Material(albedo, dull, dull + 8, normal)
+
+
+def _body(identity: Identity, samples: Samples) -> Material:
+    x, y, cos = samples.canonical.T
+    inside = parts.neckline(identity, cos, x, y)
+    shadow = smoothstep(-0.262, -0.17, y) * (0.45 + 0.25 * cos)
+    skin = np.array(identity.skin_color, np.float32) * (
+        1 - 0.55 * shadow[:, None] * np.array([0.85, 1, 1], np.float32)
+    )
+    cloth = np.broadcast_to(np.array(identity.cloth_color, np.float32), skin.shape)
+    bands = smoothstep(-0.25, 0.25, np.sin(y * 170)) * identity.stripes
+    cloth = _mix(cloth, identity.trim_color, bands)
+    cloth = _mix(cloth, identity.trim_color, smoothstep(0.0125, 0.011, inside))
+    cloth = cloth * (1 + 0.03 * _noise(25 * x, 60 * y, identity.texture_phase))[:, None]
+    cloth = cloth * (1 - 0.25 * np.exp(-(((inside - 0.0118) / 0.0015) ** 2)))[:, None]
+    share = smoothstep(-0.0008, 0.0008, inside)
+    albedo = skin + (cloth - skin) * share[:, None]
+    return Material(
+        albedo, (0.06 * (1 - share)).astype(np.float32), np.full(len(x), 12.0, np.float32), samples.normal
+    )
+
+
+def _small(identity: Identity, kind: int, samples: Samples) -> Material:
+    """Ears, teeth, tongue and glasses."""
+    first, second, third = samples.canonical.T
+    ones = np.ones(len(first), np.float32)
+    if kind == parts.EAR:
+        tone = 1 + 0.9 * np.minimum(first, 0) + 0.08 * np.maximum(first, 0)
+        albedo = (
+            np.array(identity.skin_color, np.float32)
+            * tone[:, None]
+            * np.array([1.0, 0.93, 0.92], np.float32)
+        )
+        return Material(albedo, 0.08 * ones, 12 * ones, samples.normal)
+    if kind == parts.TEETH:
+        u = first / identity.mouth_width * 5.2
+        gap = np.exp(-(((u - np.round(u)) / 0.07) ** 2))
+        light = (
+            (1 - 0.25 * gap)
+            * (0.55 + 0.45 * smoothstep(0.0, 0.6, second))
+            * (1 - 0.45 * (u / 4.6) ** 2)
+            * (1 - 0.25 * third)
+        )
+        return Material(
+            np.array([0.95, 0.93, 0.88], np.float32) * light[:, None], 0.25 * ones, 40 * ones, samples.normal
+        )
+    if kind == parts.TONGUE:
+        return Material(
+            ones[:, None] * np.array([0.60, 0.25, 0.25], np.float32), 0.15 * ones, 20 * ones, samples.normal
+        )
+    return Material(
+        ones[:, None] * np.array(identity.glasses_color, np.float32), 0.5 * ones, 50 * ones, samples.normal
+    )

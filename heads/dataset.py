@@ -1,0 +1,142 @@
+"""Procedural talking heads: the embedded default data set, with exact cameras, depth, normals and masks.
+
+People, motion and cameras are random but smooth functions of a seed (head_identity.py, head_motion.py);
+head_model.py renders them; `write_dataset` writes clips in the data set format. World, cameras and labels
+as in training/camera.py. No outside source: all shapes and colours are made here.
+"""
+
+import functools
+import os
+import shutil
+import uuid
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dnnlib.progress import follow
+from dnnlib.util import UserError, atomic_write, explain_os_error, usable_cores
+from heads.clip import DEPTH_SCALE, Clip, Job, render_clip
+from heads.identity import Identity, sample_identity
+from heads.model import MAX_RESOLUTION, MIN_RESOLUTION, Frame, HeadModel
+from heads.motion import Motion, sample_camera_angles, sample_motion_path
+from training import camera
+from training.data.archive import dataset_json, parallel, write_entry
+
+__all__ = [
+    'DEPTH_SCALE',
+    'Frame',
+    'HeadModel',
+    'Identity',
+    'Motion',
+    'render_frame',
+    'sample_camera_path',
+    'sample_identity',
+    'sample_motion_path',
+    'write_dataset',
+]
+
+FPS = 25.0
+
+
+def sample_camera_path(seed: int, num_frames: int) -> np.ndarray:
+    """Samples a smooth, mostly frontal camera path: labels [T, 25], yaw to 45 and pitch to 20 degrees."""
+    yaw, pitch = torch.from_numpy(sample_camera_angles(seed, num_frames)).unbind(dim=1)
+    return camera.orbit_label(yaw, pitch).numpy()
+
+
+def render_frame(identity: Identity, motion: Motion, label: np.ndarray, resolution: int) -> Frame:
+    """Renders one frame; `HeadModel(identity).render` does the same and is faster for several frames.
+
+    Args:
+        identity: the person.
+        motion: state of the face.
+        label: camera, 25 numbers.
+        resolution: pixels per side R.
+
+    Returns:
+        image (antialiased) with depth, normals and mask at the pixel centres.
+    """
+    return HeadModel(identity).render(motion, np.asarray(label), resolution)
+
+
+def write_dataset(
+    dest: str | os.PathLike[str],
+    num_clips: int,
+    num_frames: int,
+    resolution: int,
+    seed: int,
+    workers: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Renders clips of random people into a data set: a zip when `dest` ends with .zip, else a new folder.
+
+    Equal arguments give equal bytes, whatever the number of workers. Nothing is left behind when it fails.
+
+    Args:
+        dest: file or folder to write.
+        num_clips: number of people, one clip each.
+        num_frames: frames per clip.
+        resolution: pixels per side.
+        seed: selects people, motions and cameras.
+        workers: processes, by default one per usable CPU core.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: if a number is out of range, `dest` is a folder with files in it, it cannot be written, or
+            a process dies.
+    """
+    if num_clips < 1 or num_frames < 1 or seed < 0 or not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
+        raise UserError(
+            f'synthetic data need clips >= 1, frames >= 1, seed >= 0 and a resolution in {MIN_RESOLUTION}..'
+            f'{MAX_RESOLUTION}; got clips {num_clips}, frames {num_frames}, seed {seed}, size {resolution}'
+        )
+    dest = Path(dest)
+    write = _write_zip if dest.suffix == '.zip' else _write_folder
+    if dest.is_dir() and (dest.suffix == '.zip' or any(dest.iterdir())):
+        raise UserError(f'{dest} is a folder that exists already; give another name or remove it')
+    jobs = (_job(seed, index, num_frames, resolution) for index in range(num_clips))
+    clips = parallel(render_clip, jobs, min(workers or usable_cores(), num_clips))
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        write(dest, follow(clips, num_clips, 'rendering', 'clip', progress), resolution)
+    except OSError as err:
+        raise UserError('cannot write ' + explain_os_error(err, dest)) from err
+
+
+def _job(seed: int, index: int, num_frames: int, resolution: int) -> Job:
+    clip_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+    return Job(index, clip_seed, sample_camera_path(clip_seed, num_frames), FPS, resolution)
+
+
+def _write_zip(dest: Path, clips: Iterable[Clip], resolution: int) -> None:
+    with atomic_write(dest) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
+        _write_files(functools.partial(write_entry, archive), clips, resolution)
+
+
+def _write_folder(dest: Path, clips: Iterable[Clip], resolution: int) -> None:
+    temporary = dest.with_name(f'.{dest.name}.{uuid.uuid4().hex}.tmp')
+
+    def write(name: str, data: bytes) -> None:
+        path = temporary / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+
+    try:
+        temporary.mkdir()
+        _write_files(write, clips, resolution)
+        os.replace(temporary, dest)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_files(write: Callable[[str, bytes], None], clips: Iterable[Clip], resolution: int) -> None:
+    labels, info = [], {}
+    for clip in clips:
+        for name, data in clip.files:
+            write(name, data)
+        labels += clip.labels
+        info[clip.name] = clip.info
+    write('dataset.json', dataset_json(resolution, FPS, labels, info))

@@ -1,0 +1,1 @@
+"""What was computed before, by content."""

@@ -1,0 +1,1 @@
+"""What is measured: generated clips, folders of videos, stored views."""

@@ -1,0 +1,1 @@
+"""Data set files: packing, checking, contact sheets."""

@@ -1,0 +1,208 @@
+"""Checks a data set: every picture decodes, every camera is one that this framework can train on.
+
+Cameras must stand where the renderer looks (a radius of about 2.7 scene units around the head) and look at
+the box [-0.5, 0.5]^3 in which the planes lie; otherwise training sees empty space and fails without a word.
+"""
+
+import dataclasses
+import io
+import math
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from dnnlib.progress import follow
+from training.camera import FOCAL, RADIUS
+from training.data.dataset import decode_picture
+from training.data.files import DataError, FileStore, FrameIndex, read_index
+
+TRUTH = ('.depth.png', '.normal.png', '.mask.png')  # ground truth beside a frame, which has no label
+_PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
+_ROTATION_TOLERANCE = 1e-3  # largest deviation of R^T R from the identity
+_RADIUS_RANGE = (0.8 * RADIUS, 1.2 * RADIUS)  # scene units; the renderer samples 2.25 to 3.3 along a ray
+_FOCAL_RANGE = (FOCAL / 4, FOCAL * 4)  # image widths
+_BOX = 0.5  # half side of the box of the planes, scene units
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipReport:
+    """What was found in one clip; numbers are (smallest, largest) over frames, nan without usable labels."""
+
+    name: str
+    frames: int
+    yaw_deg: tuple[float, float]
+    pitch_deg: tuple[float, float]
+    radius: tuple[float, float]
+    focal: tuple[float, float]
+    problems: list[str]
+
+
+def check_dataset(path: str, workers: int) -> tuple[FrameIndex, list[ClipReport]]:
+    """Decodes every picture of a data set and examines every label.
+
+    Args:
+        path: zip or folder.
+        workers: threads that decode.
+
+    Returns:
+        the table of frames, and a report per clip in order of names (folders without any label included).
+
+    Raises:
+        DataError: when there is no table of frames to begin with.
+    """
+    index = read_index(path)
+    extra = sorted(set(_list_pictures(path)) - {name.decode() for name in index.files})
+    problems: dict[str, list[str]] = {clip: [] for clip in index.clips}
+    for clip, what in index.problems.items():
+        problems[clip].append(what)
+    for name in (name for name in extra if not name.endswith(TRUTH)):
+        problems.setdefault(name.rpartition('/')[0], []).append(f'{name.rpartition("/")[2]} has no label')
+    for i, clip in enumerate(index.clips):
+        problems[clip] += camera_problems(index.cameras[index.starts[i] : index.starts[i + 1]])
+    truth = [name.encode() for name in extra if name.endswith(TRUTH)]
+    for name, what in _broken_pictures(path, [*index.files, *truth], index.resolution, workers):
+        problems.setdefault(name.rpartition('/')[0], []).append(what)
+    return index, [_report(index, clip, problems[clip]) for clip in sorted(problems)]
+
+
+def camera_problems(cameras: np.ndarray) -> list[str]:
+    """Says what is wrong with the camera labels of a clip; one sentence per kind of trouble.
+
+    Args:
+        cameras: labels [T, 25]; rows that are not finite are passed over.
+    """
+    usable = np.flatnonzero(np.isfinite(cameras).all(axis=1))
+    cameras = cameras[usable].astype(np.float64)
+    pose, intrinsics = cameras[:, :16].reshape(-1, 4, 4), cameras[:, 16:].reshape(-1, 3, 3)
+    rotation, position = pose[:, :3, :3], pose[:, :3, 3]
+    gram = rotation.transpose(0, 2, 1) @ rotation
+    radius = np.linalg.norm(position, axis=1)
+    focal = intrinsics[:, [0, 1], [0, 1]]
+    off_centre = np.abs(intrinsics[:, :2, 2] - 0.5).max(axis=1, initial=0)
+    last_rows = np.concatenate([pose[:, 3] - [0, 0, 0, 1], intrinsics[:, 2] - [0, 0, 1]], axis=1)
+    low, high = _RADIUS_RANGE
+    rigid = np.abs(gram - np.eye(3)).max(axis=(1, 2), initial=0) <= _ROTATION_TOLERANCE
+    checks = [
+        (~rigid, 'rotation is not orthonormal'),
+        (rigid & (np.linalg.det(rotation) < 0), 'rotation has determinant -1: a mirrored axis'),
+        (
+            np.abs(last_rows).max(axis=1, initial=0) > _ROTATION_TOLERANCE,
+            'last rows are not (0 0 0 1) and (0 0 1)',
+        ),
+        ((radius < low) | (radius > high), f'camera radius outside {low:.2f} to {high:.2f} scene units'),
+        (
+            (focal < _FOCAL_RANGE[0]).any(axis=1) | (focal > _FOCAL_RANGE[1]).any(axis=1),
+            f'focal length outside {_FOCAL_RANGE[0]:.2f} to {_FOCAL_RANGE[1]:.2f} image widths (pixels?)',
+        ),
+        (off_centre > 0.25, 'principal point far from (0.5, 0.5) (pixels?)'),
+        (rotation[:, 1, 1] > 0, 'camera is upside down: its y axis must point down, world y up'),
+        (~_hits_box(position, rotation[:, :, 2]), 'looks past the box [-0.5, 0.5]^3 (z must point forward)'),
+    ]
+    return [f'{what} {_frame_list(usable[wrong])}' for wrong, what in checks if wrong.any()]
+
+
+def format_table(reports: Sequence[ClipReport], limit: int) -> str:
+    """Formats reports as a table: the first `limit` clips, then every clip with a problem."""
+    heads = ''.join(f'{head:>15}' for head in ('yaw (deg)', 'pitch (deg)', 'radius', 'focal'))
+    lines = [f'{"clip":<12} {"frames":>6}{heads}']
+    for i, report in enumerate(reports):
+        if i < limit or report.problems:
+            numbers = [report.yaw_deg, report.pitch_deg, report.radius, report.focal]
+            spans = [
+                _span(low, high, digits) for (low, high), digits in zip(numbers, (0, 0, 2, 2), strict=True)
+            ]
+            columns = ''.join(f'{span:>15}' for span in spans)
+            lines.append(f'{report.name:<12} {report.frames:>6}{columns}')
+            lines += [f'    BAD: {problem}' for problem in report.problems]
+    if len(reports) > limit:
+        lines.append(f'... {len(reports)} clips, only the first {limit} and the bad ones are listed')
+    return '\n'.join(lines)
+
+
+def _broken_pictures(
+    path: str, names: Sequence[bytes], resolution: int, workers: int
+) -> Iterator[tuple[str, str]]:
+    """Yields (name, what is wrong) of pictures that do not decode to the resolution."""
+    store = FileStore(path, names)
+
+    def look(i: int) -> str | None:
+        name = store.name(i)
+        try:
+            if name.endswith(TRUTH):
+                _decode_truth(store.read(i), name, resolution)
+            else:
+                decode_picture(store.read(i), name, resolution)
+        except DataError as error:
+            return str(error)
+        return None
+
+    # threads: Pillow decodes without the interpreter lock
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(look, range(len(names)))
+        for i, what in enumerate(follow(results, len(names), 'decoding', 'picture')):
+            if what is not None:
+                yield store.name(i), what
+
+
+def _decode_truth(data: bytes, name: str, resolution: int) -> None:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            size = image.size
+            if size == (resolution, resolution):  # a huge picture is not worth its memory
+                image.load()
+    except Exception as error:  # as in decode_picture
+        raise DataError(f'{name} cannot be decoded ({type(error).__name__})') from error
+    if size != (resolution, resolution):
+        raise DataError(f'{name} is {size[0]}x{size[1]} instead of {resolution}x{resolution}')
+
+
+def _list_pictures(path: str) -> list[str]:
+    if os.path.isdir(path):
+        files = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+        names = [os.path.relpath(file, path).replace(os.sep, '/') for file in files]
+    else:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    return [name for name in names if name.lower().endswith(_PICTURES)]
+
+
+def _hits_box(origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Says which rays [N, 3], [N, 3] meet the box of the planes in front of them (slab test), [N]."""
+    safe = np.where(np.abs(direction) < 1e-12, 1e-12, direction)
+    near, far = np.sort(np.stack([(-_BOX - origin) / safe, (_BOX - origin) / safe]), axis=0)
+    return (near.max(axis=1) <= far.min(axis=1)) & (far.min(axis=1) > 0)
+
+
+def _report(index: FrameIndex, clip: str, problems: list[str]) -> ClipReport:
+    rows = np.zeros((0, 25))
+    if clip in index.clips:
+        i = index.clips.index(clip)
+        rows = index.cameras[index.starts[i] : index.starts[i + 1]]
+    x, y, z = rows[:, 3], rows[:, 7], rows[:, 11]
+    return ClipReport(
+        name=clip,
+        frames=len(rows),
+        yaw_deg=_range(np.degrees(np.arctan2(x, z))),
+        pitch_deg=_range(np.degrees(np.arctan2(y, np.hypot(x, z)))),
+        radius=_range(np.sqrt(x**2 + y**2 + z**2)),
+        focal=_range(rows[:, 16]),
+        problems=problems,
+    )
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if len(values) else (math.nan, math.nan)
+
+
+def _span(low: float, high: float, digits: int) -> str:
+    return '-' if math.isnan(low) else f'{low:.{digits}f} to {high:.{digits}f}'
+
+
+def _frame_list(frames: np.ndarray) -> str:
+    shown = ', '.join(str(int(i)) for i in frames[:5])
+    return f'(frame {shown}{", ..." if len(frames) > 5 else ""})'

@@ -1,0 +1,136 @@
+"""The last stage, `pack`: aligned clips with labels -> the data set zip, with the origin of each clip.
+
+The zip is written by preprocessing.dataset_files.pack and depends on the work folder alone; then it is
+checked as `dataset_tool.py check` does it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnnlib.util import UserError, file_sha256
+from preprocessing.dataset_files.check import check_dataset
+from preprocessing.dataset_files.pack import PackOptions, RawClip, pack
+from preprocessing.from_videos.stages import rounded
+from preprocessing.from_videos.work_folder import WorkFolder, clip_names
+
+
+def assemble(
+    workdir: str, dest: str, options: PackOptions, min_frames: int, workers: int = 1
+) -> dict[str, Any]:
+    """Packs the clips that identities.json keeps into a data set zip, and checks it.
+
+    Args:
+        workdir: the work folder; sources.json, identities.json, align/, cameras/, tracks/ and verify/ are
+            read.
+        dest: path of the zip.
+        options: size and format of the pictures.
+        min_frames: shorter clips are left out.
+        workers: processes that encode.
+
+    Returns:
+        content of pack.json: {'dest': file name, 'sha256', 'resolution', 'format', 'frames': number,
+        'clips': {folder in the zip: clip}, 'rejected': {clip: reason},
+        'problems': {folder in the zip: [what the check found]}}.
+
+    Raises:
+        UserError: if no clip is left, or the zip cannot be written.
+    """
+    work = WorkFolder(workdir)
+    videos = {video['id']: video for video in work.read('sources').get('videos', [])}
+    identities = work.read('identities')
+    clips, rejected = [], {}
+    for clip in identities.get('kept', []):
+        count = len(work.read(f'cameras/{clip}').get('labels', []))
+        if count < min_frames:
+            rejected[clip] = f'has {count} frames; a clip of the data set needs at least {min_frames}'
+        else:
+            clips.append(_raw_clip(work, clip, videos, identities))
+    if not clips:
+        raise UserError(
+            f'{workdir}: no clip is left for the data set ({len(rejected)} are too short); '
+            'report.html in that folder says why'
+        )
+    bad, _ = pack(clips, dest, options, workers=workers, skip_bad=True)
+    names = [clip.name for clip in clips]
+    for text in bad:  # "clip: reason"
+        name = next(name for name in names if text.startswith(f'{name}: '))
+        rejected[name] = text[len(name) + 2 :]
+    packed = [name for name in names if name not in rejected]
+    index, reports = check_dataset(dest, workers)
+    return {
+        'dest': Path(dest).name,
+        'sha256': file_sha256(dest),
+        'resolution': options.resolution,
+        'format': options.format,
+        'frames': len(index.files),
+        'clips': {f'{i:06d}': name for i, name in enumerate(packed)},
+        'rejected': rejected,
+        'problems': {report.name: report.problems for report in reports if report.problems},
+    }
+
+
+def provenance(
+    work: WorkFolder, clip: str, video: dict[str, Any], identities: dict[str, Any]
+) -> dict[str, Any]:
+    """Says where a clip is from and what was measured on it; its entry in `clips` of dataset.json.
+
+    Args:
+        work: the work folder.
+        clip: its name.
+        video: entry of its video in sources.json.
+        identities: content of identities.json.
+
+    Returns:
+        'source' (file name), 'sha256' (of it), 'video' (its id in the work folder), 'first' (frame),
+        'start_sec', 'end_sec' in that file, 'fps',
+        'crop': {'first', 'mean'} (2x3 matrices, pixels of the source -> pixels of the aligned picture),
+        'upscale' (aligned pixels per pixel of the source), 'landmarks_score' (mean), 'camera_residual'
+        (pixels at 512), 'similarity': {'min', 'mean'} of examined frames, 'identity' (number), and
+        'speaker' if known, and 'listed' for a clip of a list: its entry there. Its source is the cut, so
+        that this says which video it is from.
+    """
+    aligned = work.read(f'align/{clip}')
+    transforms = np.array(aligned['transform'], np.float64)
+    similarity = np.array(work.read(f'verify/{clip}')['similarity'])
+    identity = identities['clusters'][clip]
+    speaker = identities.get('speakers', {}).get(str(identity))
+    info = {
+        'source': Path(video['path']).name,
+        'sha256': video['sha256'],
+        'video': video['id'],
+        'first': aligned['first'],
+        'start_sec': aligned['first'] / aligned['fps'],
+        'end_sec': (aligned['first'] + aligned['frames']) / aligned['fps'],
+        'fps': aligned['fps'],
+        'crop': {'first': transforms[0].tolist(), 'mean': transforms.mean(axis=0).tolist()},
+        'upscale': aligned['upscale'],
+        'landmarks_score': landmarks_score(work, clip, video['id']),
+        'camera_residual': work.read(f'cameras/{clip}')['residual'],
+        'similarity': {'min': similarity.min().item(), 'mean': similarity.mean().item()},
+        'identity': identity,
+    }
+    listed = {'listed': video['listed']} if 'listed' in video else {}
+    return rounded(info | listed | ({'speaker': speaker} if speaker is not None else {}))
+
+
+def landmarks_score(work: WorkFolder, clip: str, video: str) -> float:
+    """Returns the mean score of the landmarks of a clip: that of the track it is made from."""
+    k = clip_names(video, work.read(f'tracks/{video}')['tracks']).index(clip)
+    name = f'scores_{k}'  # alone: all landmarks of a long video are large, and it has many clips
+    return float(work.arrays('tracks', video, [name])[name].mean())
+
+
+def _raw_clip(
+    work: WorkFolder, clip: str, videos: dict[str, dict[str, Any]], identities: dict[str, Any]
+) -> RawClip:
+    aligned = work.read(f'align/{clip}')
+    return RawClip(
+        name=clip,
+        path=work.root / 'align' / clip,
+        labels=work.read(f'cameras/{clip}')['labels'],
+        fps=aligned['fps'],
+        info=provenance(work, clip, videos[aligned['video']], identities),
+        ready=True,
+    )

@@ -1,0 +1,139 @@
+"""Camera labels from the coefficients of Deep3DFaceRecon [Deng et al. 2019], which a user brings as files.
+
+Its face is turned by R = Rz Ry Rx (Euler angles in radians), shifted by t, and seen from (0, 0, 10) along
+-z, y up. As EG3D does, its lengths are multiplied by 0.27 and its origin, the middle of the 3DMM, is put at
+(0, 0.006, 0.161); then the camera is brought to the distance 2.7 from the origin. Run it on aligned crops.
+
+Tested on numbers made from known cameras. Untested on files that Deep3DFaceRecon itself wrote: its weights
+cannot be had without registration.
+"""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+from scipy.spatial.transform import Rotation
+
+from dnnlib.util import UserError, explain_os_error
+from dnnlib.video import natural
+from preprocessing.from_videos.cameras import RADIUS, Cameras, make_labels
+from preprocessing.from_videos.smoothing import smooth, smooth_rotations
+
+SCALE = 0.27  # scene units per unit of the 3DMM [EG3D]
+OFFSET = np.array([0.0, 0.006, 0.161])  # of the middle of the 3DMM in the world, scene units [EG3D]
+_DISTANCE = 10.0  # of the camera from the middle of the 3DMM, units of the 3DMM [Deep3DFaceRecon]
+_COEFFICIENTS = 257  # identity 80, expression 64, texture 80, angle 3, light 27, translation 3
+_ANGLE, _TRANSLATION = slice(224, 227), slice(254, 257)
+_KINDS = ('.mat', '.npz', '.json')
+_BROKEN = (  # what the three readers raise for files that are none
+    *(ValueError, TypeError, KeyError, IndexError, EOFError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, scipy.io.matlab.MatReadError),
+)
+
+
+def load_coefficients(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads angles and translations of a clip.
+
+    Args:
+        path: a folder with one file per frame, in the natural order of their names, or one file with all
+            frames. Files are .mat, .npz or .json with `angle` and `trans` ([3] or [T, 3]) or with `coeff`
+            ([257] or [T, 257]).
+
+    Returns:
+        angle in radians [T, 3] and translation [T, 3], float64.
+
+    Raises:
+        UserError: if there is no such file or a file holds something else.
+    """
+    path = Path(path)
+    files = [path]
+    if path.is_dir():
+        files = sorted((p for p in path.iterdir() if p.suffix in _KINDS), key=lambda p: natural(p.name))
+        if not files:
+            raise UserError(f'{path}: no files of coefficients; expected one {", ".join(_KINDS)} per frame')
+    angles, translations = zip(*(_read(p) for p in files), strict=True)
+    if path.is_dir() and any(len(a) != 1 for a in angles):
+        name = next(p for p, a in zip(files, angles, strict=True) if len(a) != 1)
+        raise UserError(f'{name}: holds several frames; in a folder each file holds one')
+    return np.concatenate(angles), np.concatenate(translations)
+
+
+def coefficient_cameras(angle: np.ndarray, translation: np.ndarray, sigma: float = 2.0) -> Cameras:
+    """Turns coefficients of a clip into cameras.
+
+    Args:
+        angle: Euler angles about x, y, z in radians, [T, 3].
+        translation: units of the 3DMM, [T, 3].
+        sigma: width of the smoothing of both in frames.
+    """
+    rotation = Rotation.from_euler('xyz', angle).as_matrix()
+    return Cameras(
+        labels=_labels(smooth_rotations(rotation, sigma), smooth(translation, sigma)),
+        raw_labels=_labels(rotation, np.asarray(translation, dtype=np.float64)),
+        residual=None,
+    )
+
+
+def _labels(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """Returns labels [T, 25] of the camera before the face that is turned [T, 3, 3] and shifted [T, 3]."""
+    back = rotation.swapaxes(1, 2)
+    camera = np.array([0, 0, _DISTANCE]) - translation  # before the turned face
+    position = SCALE * (back @ camera[..., None])[..., 0] + OFFSET
+    position *= RADIUS / np.linalg.norm(position, axis=1, keepdims=True)
+    return make_labels(back * np.array([1.0, -1.0, -1.0]), position)
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads angle [T, 3] and translation [T, 3] of one file."""
+    try:
+        content = _open(path)
+    except OSError as err:
+        raise UserError('cannot read ' + explain_os_error(err, path)) from err
+    except _BROKEN as err:
+        raise UserError(f'{path}: not a readable {path.suffix} file of coefficients ({err})') from err
+    if 'coeff' in content:
+        coefficients = _numbers(content['coeff'], _COEFFICIENTS, path, 'coeff')
+        return coefficients[:, _ANGLE], coefficients[:, _TRANSLATION]
+    missing = [key for key in ('angle', 'trans') if key not in content]
+    if missing:
+        found = ', '.join(sorted(k for k in content if not k.startswith('__'))) or 'nothing'
+        raise UserError(f"{path}: expected 'coeff', or 'angle' and 'trans'; found {found}")
+    angle, translation = (_numbers(content[key], 3, path, key) for key in ('angle', 'trans'))
+    if len(angle) != len(translation):
+        raise UserError(f'{path}: {len(angle)} angles but {len(translation)} translations')
+    return angle, translation
+
+
+def _open(path: Path) -> Mapping[str, Any]:
+    """Opens one file by its suffix; nothing in it is executed."""
+    if path.suffix == '.mat':
+        return scipy.io.loadmat(path)
+    if path.suffix == '.npz':
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    if path.suffix == '.json':
+        content = json.loads(path.read_text(encoding='utf-8'))
+        if not isinstance(content, dict):
+            raise ValueError('it holds no object')
+        return content
+    raise ValueError('known are ' + ', '.join(_KINDS))
+
+
+def _numbers(value: Any, width: int, path: Path, key: str) -> np.ndarray:
+    """Checks and returns numbers as float64 [T, width]."""
+    try:
+        numbers = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as err:
+        raise UserError(f'{path}: {key} holds something that is no number') from err
+    if numbers.ndim == 0 or numbers.size == 0 or numbers.shape[-1] != width:
+        raise UserError(
+            f'{path}: {key} has the shape {list(numbers.shape)}, expected [{width}] or [T, {width}]'
+        )
+    if not np.isfinite(numbers).all():
+        raise UserError(f'{path}: {key} holds numbers that are not finite')
+    return numbers.reshape(-1, width)

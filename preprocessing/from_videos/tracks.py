@@ -1,0 +1,217 @@
+"""One video -> the faces in it, each followed through its shot.
+
+Faces are detected where nothing is followed, when one is lost, and every few frames to find more; in between
+the points of a frame say where to look in the next. What is followed must look like a face, and stay where it
+was: a cut that nobody noticed ends a track. Everything depends on the video alone, frame by frame.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnnlib.video import video_frames
+from preprocessing.faces.detector import SAME_FACE, overlap
+from preprocessing.faces.mesh import FaceMesh, rect_of_face, rect_of_landmarks
+
+_KEPT_PLACE = 0.3  # overlap (intersection over union) of a face's boxes in neighbouring frames, at least
+_TWICE = 0.5  # two tracks whose boxes overlap by more follow the same face
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackOptions:
+    """What is a track, and which are kept."""
+
+    min_frames: int = 16  # shorter tracks are rejected; the length of a training clip
+    min_size: float = 0.25  # faces smaller than this part of the largest in the shot (by side) are rejected
+    min_score: float = 0.5  # of the mesh: below, there is no face
+    detect_every: int = 8  # frames between two looks for further faces
+
+
+@dataclasses.dataclass
+class Track:
+    """A face that is followed; one entry per frame."""
+
+    shot: int
+    first: int  # frame of the video
+    points: list[np.ndarray] = dataclasses.field(default_factory=list)  # float32 [468, 3], pixels
+    scores: list[float] = dataclasses.field(default_factory=list)
+
+    def box(self) -> np.ndarray:
+        """Returns the mean box of the points, float64 [4]: left, top, right, bottom."""
+        return np.mean([box_of(p) for p in self.points], axis=0)
+
+    def size(self) -> float:
+        """Returns the mean side of the boxes in pixels (geometric mean of width and height)."""
+        boxes = np.array([box_of(p) for p in self.points])
+        return float(np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)).mean())
+
+
+def track_video(
+    path: Path | str,
+    shots: Sequence[Sequence[int]],
+    mesh: FaceMesh,
+    options: TrackOptions | None = None,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Follows the faces of a video.
+
+    Args:
+        path: the video.
+        shots: [first, end) frames of each, in order, not overlapping; frames in none are not looked at.
+        mesh: the networks.
+        options: defaults if None.
+
+    Returns:
+        arrays: of the k-th track kept landmarks_k float32 [T, 468, 3] (pixels of the frame, 0 = left/top edge
+        of pixel 0; z away from the viewer, same scale) and scores_k float32 [T];
+        and what goes into JSON: `tracks`, of each kept shot, first (frame of the video), frames, box (mean;
+        left, top, right, bottom) and size (mean side of the face in pixels), by shot and the largest first;
+        `rejected`: of others shot and reason.
+
+    Raises:
+        VideoError: if the video cannot be decoded.
+    """
+    options = options or TrackOptions()
+    followers = [_Follower(shot, mesh, options) for shot in range(len(shots))]
+    for shot, frame, picture in _frames_in_shots(path, shots):
+        followers[shot].step(frame, picture)
+    arrays: dict[str, np.ndarray] = {}
+    kept: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
+    for shot, follower in enumerate(followers):
+        good, reasons = select(sorted(follower.tracks, key=lambda t: (-t.size(), t.first)), options)
+        rejected += [{'shot': shot, 'reason': reason} for reason in reasons]
+        for track in good:
+            k = len(kept)
+            arrays[f'landmarks_{k}'] = np.stack(track.points)
+            arrays[f'scores_{k}'] = np.array(track.scores, np.float32)
+            kept.append(
+                {
+                    'shot': shot,
+                    'first': track.first,
+                    'frames': len(track.points),
+                    'box': [round(v, 6) for v in track.box().tolist()],
+                    'size': round(track.size(), 6),
+                }
+            )
+    return arrays, {'tracks': kept, 'rejected': rejected}
+
+
+def select(tracks: Sequence[Track], options: TrackOptions) -> tuple[list[Track], list[str]]:
+    """Chooses among the tracks of a shot, the largest first.
+
+    Returns:
+        those kept; and the reasons why others are not.
+    """
+    if not tracks:
+        return [], ['no face in any frame']
+    reasons = []
+    long = [t for t in tracks if len(t.points) >= options.min_frames]
+    for track in tracks:
+        if len(track.points) < options.min_frames:
+            where = f'frames {track.first} to {track.first + len(track.points) - 1}'
+            reasons.append(f'face only in {where}, fewer than {options.min_frames} frames')
+    kept = []
+    for track in long:
+        if track.size() >= options.min_size * long[0].size():
+            kept.append(track)
+        else:
+            reasons.append(
+                f'face of {track.size():.0f} pixels beside one of {long[0].size():.0f}, '
+                f'less than {options.min_size:g} of it'
+            )
+    return kept, reasons
+
+
+def box_of(points: np.ndarray) -> np.ndarray:
+    """Returns the box around points [468, 2 or 3], float64 [4]: left, top, right, bottom."""
+    xy = points[:, :2].astype(np.float64)
+    return np.concatenate([xy.min(axis=0), xy.max(axis=0)])
+
+
+def _frames_in_shots(
+    path: Path | str, shots: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yields (shot, frame, picture) of the frames that are in a shot."""
+    shot = 0
+    with contextlib.closing(video_frames(path)) as frames:
+        for i, (picture, _) in enumerate(frames):
+            while shot < len(shots) and i >= shots[shot][1]:
+                shot += 1
+            if shot == len(shots):
+                return
+            if i >= shots[shot][0]:
+                yield shot, i, picture
+
+
+class _Follower:
+    """Follows the faces of one shot.
+
+    Attributes:
+        tracks: all so far, those that ended, too.
+    """
+
+    def __init__(self, shot: int, mesh: FaceMesh, options: TrackOptions):
+        self.tracks: list[Track] = []
+        self._shot = shot
+        self._mesh = mesh
+        self._options = options
+        self._current: list[Track] = []
+        self._frames = 0  # so far
+
+    def step(self, frame: int, picture: np.ndarray) -> None:
+        """Takes the next frame."""
+        followed, self._current = self._current, []
+        points, scores = self._mesh.landmarks(picture, [rect_of_landmarks(t.points[-1]) for t in followed])
+        lost = []
+        for track, p, score in zip(followed, points, scores, strict=True):
+            if self._is_face(p, score, picture) and _continues(track, p):
+                self._add(track, p, score)
+            else:
+                lost.append(track)
+        due = self._frames % self._options.detect_every == 0
+        if lost or due or not self._current:
+            self._look(frame, picture, lost, tiles=not self._current and bool(lost or due))
+        self._frames += 1
+
+    def _look(self, frame: int, picture: np.ndarray, lost: list[Track], tiles: bool) -> None:
+        """Detects faces; one where a track was lost continues it, others begin a track."""
+        boxes = np.array([box_of(t.points[-1]) for t in self._current]).reshape(-1, 4)
+        faces = self._mesh.detect(picture[None], tiles)[0]
+        rects = [rect_of_face(f) for f in faces if not (overlap(f.box, boxes) > SAME_FACE).any()]
+        points, _ = self._mesh.landmarks(picture, rects)
+        # once more, from the points as in frames that follow: their rectangles differ from those of detection
+        points, scores = self._mesh.landmarks(picture, [rect_of_landmarks(p) for p in points])
+        for p, score in zip(points, scores, strict=True):
+            if self._is_face(p, score, picture):
+                before = next((t for t in lost if _continues(t, p)), None)
+                track = before or Track(self._shot, frame)
+                if self._add(track, p, score) and before is None:
+                    self.tracks.append(track)
+                lost = [t for t in lost if t is not before]
+
+    def _is_face(self, points: np.ndarray, score: float, picture: np.ndarray) -> bool:
+        """Tells whether the network saw a face, more than half of it in the picture."""
+        size = np.array([picture.shape[1], picture.shape[0]])
+        box = box_of(points)
+        center, sides = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
+        inside = (center >= 0).all() and (center <= size).all() and (sides <= 2 * size.max()).all()
+        return bool(score >= self._options.min_score and inside)
+
+    def _add(self, track: Track, points: np.ndarray, score: float) -> bool:
+        """Adds a frame to a track, unless another has this face already, which ends this one."""
+        boxes = np.array([box_of(t.points[-1]) for t in self._current]).reshape(-1, 4)
+        if (overlap(box_of(points), boxes) > _TWICE).any():
+            return False
+        track.points.append(points)
+        track.scores.append(float(score))
+        self._current.append(track)
+        return True
+
+
+def _continues(track: Track, points: np.ndarray) -> bool:
+    """Tells whether points are where the last ones of a track were, give or take."""
+    return overlap(box_of(points), box_of(track.points[-1])[None])[0] > _KEPT_PLACE

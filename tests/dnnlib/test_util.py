@@ -1,0 +1,304 @@
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dnnlib.util import (
+    Logger,
+    UserError,
+    append_json_line,
+    atomic_write,
+    download,
+    download_path,
+    explain_os_error,
+    format_count,
+    format_time,
+    is_out_of_memory,
+    remove_temp_files,
+    usable_cores,
+)
+from support.paths import ROOT
+
+
+def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / 'a.bin'
+    path.write_bytes(b'old')
+    with atomic_write(path) as file:
+        file.write(b'new')
+        assert path.read_bytes() == b'old'
+    assert path.read_bytes() == b'new'
+    assert os.listdir(tmp_path) == ['a.bin']
+
+
+def test_atomic_write_of_text_is_utf8(tmp_path):
+    with atomic_write(tmp_path / 'a.txt', 'w') as file:
+        file.write('Größe')
+    assert (tmp_path / 'a.txt').read_bytes() == 'Größe'.encode()
+
+
+def test_atomic_write_keeps_the_usual_permissions(tmp_path):
+    (tmp_path / 'plain').write_bytes(b'')
+    with atomic_write(tmp_path / 'a'):
+        pass
+    assert (tmp_path / 'a').stat().st_mode == (tmp_path / 'plain').stat().st_mode
+
+
+def test_atomic_write_follows_a_link(tmp_path):
+    (tmp_path / 'real').write_bytes(b'old')
+    (tmp_path / 'link').symlink_to('real')
+    with atomic_write(tmp_path / 'link') as file:
+        file.write(b'new')
+    assert (tmp_path / 'link').is_symlink() and (tmp_path / 'real').read_bytes() == b'new'
+
+
+@pytest.mark.parametrize('error', [RuntimeError('stop'), KeyboardInterrupt()])
+def test_atomic_write_keeps_the_old_file_on_any_error(tmp_path, error):
+    path = tmp_path / 'a.bin'
+    path.write_bytes(b'old')
+    with pytest.raises(type(error)), atomic_write(path) as file:
+        file.write(b'half')
+        raise error
+    assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['a.bin']
+
+
+def test_kill_between_write_and_rename_leaves_the_old_file(tmp_path):
+    path = tmp_path / 'a.bin'
+    path.write_bytes(b'old')
+    code = (
+        'import sys, time\nfrom dnnlib.util import atomic_write\n'
+        'with atomic_write(sys.argv[1]) as f:\n'
+        '    f.write(b"new" * 100000); f.flush(); print("written", flush=True); time.sleep(60)\n'
+    )
+    command = [sys.executable, '-c', code, str(path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == 'written\n'
+        process.send_signal(signal.SIGKILL)
+    assert path.read_bytes() == b'old'
+    left = [n for n in os.listdir(tmp_path) if n != 'a.bin']
+    assert len(left) == 1  # the temporary file of the dead process
+    (tmp_path / '.hidden.tmp').touch()  # somebody else's
+    assert remove_temp_files(tmp_path) == left
+    assert sorted(os.listdir(tmp_path)) == ['.hidden.tmp', 'a.bin']
+
+
+def refused(path, message):
+    with pytest.raises(UserError, match=message), atomic_write(path):
+        pass
+
+
+def test_atomic_write_explains_what_stops_it(tmp_path):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'folder').mkdir()
+    refused(tmp_path / 'missing' / 'a', r'cannot write .*missing/a: no such file or folder; check')
+    refused(tmp_path / 'file' / 'a', 'a part of the path is a file')
+    refused(tmp_path / 'folder', 'it is a folder')
+    assert sorted(os.listdir(tmp_path)) == ['file', 'folder']
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_atomic_write_into_a_read_only_folder(tmp_path):
+    tmp_path.chmod(0o500)
+    refused(tmp_path / 'a', 'permission denied')
+
+
+def test_atomic_write_on_a_full_disk(tmp_path):
+    message = r'cannot write .*a\.bin: the disk is full; free some space'
+    with pytest.raises(UserError, match=message), atomic_write(tmp_path / 'a.bin'):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    assert os.listdir(tmp_path) == []
+
+
+def test_atomic_write_does_not_blame_itself_for_other_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match='source'), atomic_write(tmp_path / 'a') as file:
+        file.write((tmp_path / 'source').read_bytes())
+    assert os.listdir(tmp_path) == []
+
+
+def test_atomic_write_knows_two_modes(tmp_path):
+    with pytest.raises(ValueError, match="mode 'a' must be 'wb' or 'w'"), atomic_write(tmp_path / 'a', 'a'):
+        pass
+
+
+def test_explain_os_error_names_a_file():
+    err = OSError(errno.ENOSPC, 'No space left on device')
+    assert explain_os_error(err, 'x.pkl').startswith('x.pkl: the disk is full;')
+    assert explain_os_error(err).startswith('the disk is full;')
+    assert explain_os_error(FileNotFoundError(errno.ENOENT, 'x', 'y.zip')).startswith('y.zip: no such file')
+    assert explain_os_error(OSError(errno.EMFILE, 'Too many open files'), 'z') == 'z: Too many open files'
+
+
+def test_logger_copies_and_appends(tmp_path, capsys):
+    path = tmp_path / 'log.txt'
+    for text in ('one', 'two'):
+        with Logger(path):
+            print(text)
+            assert path.read_text().endswith(
+                f'{text}\n'
+            )  # on the disk at the end of the line, not of the run
+    print('three')
+    assert path.read_text() == 'one\ntwo\n'
+    assert capsys.readouterr().out == 'one\ntwo\nthree\n'
+
+
+def test_logger_keeps_the_error_that_ended_the_run(tmp_path):
+    stdout = sys.stdout
+    with pytest.raises(RuntimeError), Logger(tmp_path / 'log.txt'):
+        raise RuntimeError('it broke')
+    assert 'RuntimeError: it broke' in (tmp_path / 'log.txt').read_text()
+    assert sys.stdout is stdout
+    with pytest.raises(SystemExit), Logger(tmp_path / 'clean.txt'):
+        sys.exit(0)
+    assert (tmp_path / 'clean.txt').read_text() == ''
+
+
+def test_logger_outlives_a_full_disk(capsys):
+    with Logger('/dev/full'):
+        print('one')
+        print('two')
+    captured = capsys.readouterr()
+    assert captured.out == 'one\ntwo\n'
+    assert captured.err.count('log stopped') == 1 and 'the disk is full' in captured.err
+
+
+def test_logger_needs_its_folder(tmp_path):
+    with pytest.raises(UserError, match='no such file or folder'), Logger(tmp_path / 'no' / 'log.txt'):
+        pass
+
+
+@pytest.mark.parametrize(
+    ('sec', 'text'),
+    [
+        (0, '0s'),
+        (59.4, '59s'),
+        (59.6, '1m 00s'),
+        (3599.9, '1h 00m 00s'),
+        (7384, '2h 03m 04s'),
+        (273900, '3d 04h 05m'),
+        (-3, '0s'),
+        (float('inf'), 'unknown'),
+    ],
+)
+def test_format_time(sec, text):
+    assert format_time(sec) == text
+
+
+@pytest.mark.parametrize(
+    ('count', 'text'),
+    [
+        (0, '0'),
+        (999, '999'),
+        (1000, '1.00k'),
+        (1234, '1.23k'),
+        (9999, '10.0k'),
+        (999499, '999k'),
+        (999500, '1.00M'),
+        (30.7e6, '30.7M'),
+        (2e9, '2.00G'),
+        (-1500, '-1.50k'),
+    ],
+)
+def test_format_count(count, text):
+    assert format_count(count) == text
+
+
+def test_json_lines(tmp_path):
+    path = tmp_path / 'stats.jsonl'
+    append_json_line(path, {'a': 1, 'loss': float('nan'), 'list': [float('inf'), 0.5]})
+    append_json_line(path, {'b': 'two\nlines'})
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert records == [{'a': 1, 'loss': None, 'list': [None, 0.5]}, {'b': 'two\nlines'}]
+
+
+@pytest.mark.parametrize('half', [b'{"b": 1', b'x' * 2_500_000])
+@pytest.mark.parametrize('whole', [b'', b'{"a": 1}\n', b'{"a": 1}\n' * 150_000])
+def test_json_lines_drop_a_half_written_line(tmp_path, whole, half):
+    path = tmp_path / 'stats.jsonl'
+    path.write_bytes(whole + half)
+    append_json_line(path, {'c': 2})
+    assert path.read_bytes() == whole + b'{"c": 2}\n'
+
+
+def test_json_lines_on_a_full_disk():
+    with pytest.raises(UserError, match='cannot write /dev/full: the disk is full'):
+        append_json_line('/dev/full', {'a': 1})
+
+
+def test_download_checks_and_caches(tmp_path):
+    source, cache = tmp_path / 'some weights.bin', tmp_path / 'cache' / 'deep'
+    source.write_bytes(b'data' * 1000)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    path = download(source.as_uri(), cache, digest)
+    assert path.read_bytes() == source.read_bytes() and path.name.endswith('-some weights.bin')
+    written = path.stat().st_mtime_ns
+    time.sleep(0.01)
+    source.unlink()
+    assert download(source.as_uri(), cache, digest) == path  # from the cache: the source is gone
+    assert path.stat().st_mtime_ns == written
+    path.write_bytes(b'damaged')
+    with pytest.raises(UserError, match='cannot download .*check the address'):
+        download(source.as_uri(), cache, digest)
+    source.write_bytes(b'data' * 1000)
+    assert download(source.as_uri(), cache, digest).read_bytes() == source.read_bytes()  # fetched again
+
+
+def test_download_refuses_another_checksum(tmp_path):
+    source = tmp_path / 'a.bin'
+    source.write_bytes(b'other')
+    with pytest.raises(UserError, match='SHA-256'):
+        download(source.as_uri(), tmp_path / 'cache', '0' * 64)
+    assert os.listdir(tmp_path / 'cache') == []
+
+
+def test_download_with_the_first_digits_of_a_checksum(tmp_path):
+    source = tmp_path / 'weights-12345678.pth'
+    source.write_bytes(b'data')
+    digest = hashlib.sha256(b'data').hexdigest()
+    for digits in (8, 20):
+        path = download(source.as_uri(), tmp_path / 'cache', digest[:digits].upper())
+        assert path == download_path(source.as_uri(), tmp_path / 'cache', digest[:digits].upper())
+        assert path.read_bytes() == b'data'
+    source.write_bytes(b'other')
+    assert download(source.as_uri(), tmp_path / 'cache', digest[:8].upper()).read_bytes() == b'data'  # cached
+    with pytest.raises(
+        UserError, match=f'SHA-256 {hashlib.sha256(b"other").hexdigest()}, expected {digest[:9]}'
+    ):
+        download(source.as_uri(), tmp_path / 'cache', digest[:9])
+
+
+@pytest.mark.parametrize('sha256', ['', '1234567', '0' * 65, '0' * 63 + 'g'])
+def test_download_without_a_checksum_is_refused(tmp_path, sha256):
+    with pytest.raises(ValueError, match='hexadecimal digits'):
+        download((tmp_path / 'a').as_uri(), tmp_path / 'cache', sha256)
+    assert not (tmp_path / 'cache').exists()
+
+
+def test_download_refuses_what_is_no_address(tmp_path):
+    with pytest.raises(UserError, match='cannot download nonsense'):
+        download('nonsense', tmp_path / 'cache', '0' * 64)
+
+
+def test_out_of_memory_is_told_from_other_errors():
+    full = [
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
+        'CUDA out of memory. Tried to allocate 2.00 GiB.',
+        'CUDA error: out of memory',
+        'CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`',
+    ]
+    assert all(is_out_of_memory(RuntimeError(text)) for text in full)
+    assert is_out_of_memory(MemoryError())
+    others = (RuntimeError('size mismatch'), ValueError(full[0]), KeyboardInterrupt())
+    assert not any(is_out_of_memory(err) for err in others)
+
+
+def test_usable_cores_are_those_of_the_process(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {1, 5, 6}, raising=False)
+    assert usable_cores() == 3
+    monkeypatch.delattr(os, 'sched_getaffinity')
+    monkeypatch.setattr(os, 'cpu_count', lambda: None)
+    assert usable_cores() == 1

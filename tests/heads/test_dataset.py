@@ -1,0 +1,279 @@
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dnnlib.util import UserError
+from heads import dataset, features, rasterizer
+from heads.dataset import HeadModel, Identity, Motion, render_frame, sample_identity, write_dataset
+from support.paths import ROOT
+from training import camera
+
+TALK = Motion(jaw=0.5, smile=0.4, gaze_yaw_rad=0.1)
+
+
+def label_at(yaw_deg, pitch_deg):
+    return camera.orbit_label(np.radians(yaw_deg), np.radians(pitch_deg)).numpy()
+
+
+def world_points(frame, label):
+    rays = rasterizer.camera_rays(label, len(frame.depth))
+    return rays.origin + rays.directions * frame.depth[..., None]
+
+
+def picture_coordinates(points, label):
+    xy, _ = camera.project(torch.from_numpy(points), torch.from_numpy(label).double())
+    return xy.numpy()
+
+
+@pytest.fixture(scope='module')
+def views():
+    model = HeadModel(sample_identity(5))
+    return {yaw: (label_at(yaw, 4), model.render(TALK, label_at(yaw, 4), 128)) for yaw in (0, 12)}
+
+
+@pytest.mark.parametrize('yaw_deg, pitch_deg', [(0, 0), (40, -15), (-25, 18)])
+def test_rays_pass_through_the_pixels_that_the_camera_projects_to(yaw_deg, pitch_deg):
+    label = label_at(yaw_deg, pitch_deg)
+    rays = rasterizer.camera_rays(label, 7)
+    points = rays.origin + 2.3 * rays.directions
+    centre = (np.arange(7) + 0.5) / 7
+    expected = np.stack(np.meshgrid(centre, centre), axis=-1)
+    np.testing.assert_allclose(picture_coordinates(points, label), expected, atol=1e-6)
+
+
+def test_rasteriser_agrees_with_every_ray_tried_against_every_triangle():
+    rng = np.random.default_rng(0)
+    vertices = rng.uniform(-0.2, 0.2, (60, 3))
+    triangles = rng.integers(0, 60, (40, 3))
+    label, size = label_at(20, 5), 24
+    winner = rasterizer.visible_triangles(vertices, triangles, label, size)
+    rays = rasterizer.camera_rays(label, size)
+    a, b, c = (vertices[triangles[:, k]] for k in range(3))
+    normal = np.cross(b - a, c - a)
+    best, expected = np.full((size, size), np.inf), np.full((size, size), -1)
+    for k in range(40):
+        slope = rays.directions @ normal[k]
+        with np.errstate(divide='ignore', invalid='ignore'):
+            distance = ((a[k] - rays.origin) @ normal[k]) / slope
+            point = rays.origin + distance[..., None] * rays.directions
+        edges = ((a[k], b[k]), (b[k], c[k]), (c[k], a[k]))
+        inside = np.all([np.cross(q - p, point - p) @ normal[k] > 0 for p, q in edges], axis=0)
+        hit = inside & (slope < 0) & (distance < best)  # only the front side is seen
+        best[hit], expected[hit] = distance[hit], k
+    assert (expected >= 0).mean() > 0.1
+    np.testing.assert_array_equal(winner, expected)
+
+
+def test_known_surface_point_appears_at_its_pixel_and_depth():
+    identity = Identity(hair_style=0)
+    model = HeadModel(identity)
+    vertices, normals = model.pose(TALK)
+    for yaw_deg in (-30, 0, 30):
+        label = label_at(yaw_deg, 5)
+        frame = model.render(TALK, label, 128)
+        tip = vertices[vertices[:, 2].argmax()]  # of the nose
+        column, row = (picture_coordinates(tip[None], label)[0] * 128).astype(int)
+        distance = np.linalg.norm(tip - label[[3, 7, 11]])
+        assert 0.2 < tip[2] < 0.25 and abs(tip[0]) < 0.01
+        assert frame.mask[row, column]
+        assert abs(frame.depth[row, column] - distance) < 0.006  # a pixel is 0.0046 wide and the tip is round
+
+
+def test_depth_of_one_view_predicts_the_other(views):
+    label, frame = views[0]
+    other_label, other = views[12]
+    points = world_points(frame, label)[frame.mask]
+    xy = picture_coordinates(points, other_label) * 128
+    column, row = np.clip(xy.astype(int).T, 0, 127)
+    distance = np.linalg.norm(points - other_label[[3, 7, 11]], axis=1)
+    seen = other.depth[row, column]
+    assert (seen > 0).mean() > 0.93
+    ahead = seen - distance  # > 0: the other view sees through the point; < 0: something hides it
+    assert np.median(np.abs(ahead)) < 0.001
+    assert np.mean(ahead > 0.01) < 0.02
+    assert np.mean(np.abs(ahead) < 0.004) > 0.85
+
+
+def test_normals_agree_with_differences_of_depth(views):
+    label, frame = views[0]
+    points = world_points(frame, label)
+    across, down = points[1:-1, 2:] - points[1:-1, :-2], points[2:, 1:-1] - points[:-2, 1:-1]
+    expected = np.cross(down, across)
+    expected /= np.maximum(np.linalg.norm(expected, axis=-1, keepdims=True), 1e-12)
+    smooth = (np.linalg.norm(across, axis=-1) < 0.015) & (np.linalg.norm(down, axis=-1) < 0.015)
+    mask = frame.mask
+    inner = smooth & mask[1:-1, 1:-1] & mask[1:-1, 2:] & mask[1:-1, :-2] & mask[2:, 1:-1] & mask[:-2, 1:-1]
+    angle = np.degrees(np.arccos(np.clip((expected * frame.normal[1:-1, 1:-1]).sum(-1), -1, 1)))[inner]
+    assert inner.mean() > 0.2
+    assert np.median(angle) < 4
+    assert np.mean(angle < 20) > 0.85
+    np.testing.assert_allclose(np.linalg.norm(frame.normal, axis=-1)[mask], 1, atol=1e-5)
+    assert not frame.normal[~mask].any() and not frame.depth[~mask].any()
+
+
+def test_normals_face_the_camera(views):
+    label, frame = views[12]
+    rays = rasterizer.camera_rays(label, 128)
+    assert np.mean((frame.normal * rays.directions).sum(-1)[frame.mask] < 0.05) > 0.99
+
+
+def test_face_without_hair_is_mirror_symmetric():
+    frame = render_frame(Identity(hair_style=0, light_yaw_rad=0.0), Motion(jaw=0.3), label_at(0, 0), 64)
+    difference = np.abs(frame.depth - frame.depth[:, ::-1])  # the diagonals of the mesh are not mirrored
+    assert difference.max() < 2e-3 and np.median(difference[frame.mask]) < 1e-4
+    assert frame.mask[32, 32] and not frame.mask[2, 2]
+
+
+def test_geometry_does_not_depend_on_resolution():
+    model, label = HeadModel(sample_identity(3)), label_at(10, 0)
+    small, large = model.render(TALK, label, 32), model.render(TALK, label, 96)
+    np.testing.assert_allclose(small.depth, large.depth[1::3, 1::3], atol=1e-6)
+
+
+def test_head_fills_the_box_and_the_mask():
+    for seed in range(8):
+        model = HeadModel(sample_identity(seed))
+        vertices, normals = model.pose(Motion())
+        assert np.isfinite(vertices).all() and np.isfinite(normals).all()
+        assert np.abs(vertices).max() < 0.5
+        frame = model.render(Motion(), label_at(0, 0), 32)
+        assert 0.25 < frame.mask.mean() < 0.8
+
+
+def test_open_jaw_changes_only_the_lower_face():
+    model, label = HeadModel(Identity()), label_at(0, 0)
+    closed, opened = (model.render(Motion(jaw=amount), label, 96) for amount in (0.0, 1.0))
+    moved = np.abs(closed.depth - opened.depth) > 1e-4
+    bridge = (
+        picture_coordinates(np.array([[0.0, 0.0, 0.17]]), label)[0, 1] * 96
+    )  # of the nose, below the eyes
+    assert moved.mean() > 0.03
+    assert np.flatnonzero(moved.any(axis=1)).min() > bridge
+    mouth = (picture_coordinates(np.array([[0.0, -0.115, 0.17]]), label)[0] * 96).astype(int)
+    at = mouth[1], mouth[0]
+    assert opened.depth[at] - closed.depth[at] > 0.015  # a cavity, not paint
+    assert opened.image[at].mean() < 0.6 * closed.image[at].mean()
+
+
+def test_blink_changes_only_the_eyes():
+    model, label = HeadModel(Identity()), label_at(0, 0)
+    awake, asleep = (model.render(Motion(blink_left=b, blink_right=b), label, 96).image for b in (0.0, 1.0))
+    difference = np.abs(awake.astype(int) - asleep).max(axis=2)
+    for side in (-1, 1):
+        eye = picture_coordinates(np.array([[side * 0.058, 0.03, 0.17]]), label)[0] * 96
+        grid = np.stack(np.meshgrid(np.arange(96) + 0.5, np.arange(96) + 0.5), axis=-1)
+        near = np.linalg.norm(grid - eye, axis=-1) < 9
+        assert difference[near].max() > 80
+        difference = np.where(near, 0, difference)
+    assert difference.max() <= 12  # soft shadow
+
+
+def test_lids_meet_and_lips_end_at_the_corners():
+    identity = sample_identity(1)
+    a = np.linspace(-0.03, 0.03, 61)
+    upper, lower = features.lid_curves(identity, a, np.ones_like(a), 0.0)
+    assert np.abs(upper - lower).max() < 0.0011
+    upper, lower = features.lip_extent(identity, np.array([0.0, identity.mouth_width, -identity.mouth_width]))
+    assert upper[0] > 0.002 and lower[0] > 0.002
+    np.testing.assert_allclose([upper[1:], lower[1:]], 0, atol=1e-9)
+
+
+def test_identities_are_seeded_and_all_different():
+    people = [sample_identity(seed) for seed in range(64)]
+    assert people[7] == sample_identity(7)
+    assert len({p.hair_style for p in people}) >= 9
+    pictures = [render_frame(p, Motion(), label_at(0, 0), 8).image.ravel() for p in people[:24]]
+    pictures = np.stack(pictures).astype(float)
+    distance = np.abs(pictures[:, None] - pictures[None]).mean(axis=-1) + 1000 * np.eye(24)
+    assert distance.min() > 8
+
+
+def motion_array(seed):
+    return np.array([dataclasses.astuple(m) for m in dataset.sample_motion_path(seed, 100)])
+
+
+def test_motion_is_smooth_and_lively():
+    paths = np.stack([motion_array(seed) for seed in range(12)])
+    np.testing.assert_array_equal(paths[3], motion_array(3))
+    jaw, blink = paths[..., 0], paths[..., 7]
+    assert np.isfinite(paths).all()
+    assert jaw.min() >= 0 and jaw.max() <= 1
+    assert np.abs(np.diff(jaw, axis=1)).max() < 0.5
+    assert np.median(np.ptp(jaw, axis=1)) > 0.4  # the jaw speaks
+    assert np.mean(np.ptp(blink, axis=1) > 0.9) > 0.8  # almost everyone blinks within four seconds
+
+
+def test_camera_paths_stay_in_range_and_look_at_the_pivot():
+    labels = np.concatenate([dataset.sample_camera_path(seed, 64) for seed in range(40)])
+    position = labels[:, [3, 7, 11]]
+    np.testing.assert_allclose(np.linalg.norm(position, axis=1), camera.RADIUS, atol=1e-5)
+    yaw = np.degrees(np.arctan2(position[:, 0], position[:, 2]))
+    pitch = np.degrees(np.arcsin(position[:, 1] / camera.RADIUS))
+    assert 30 < np.abs(yaw).max() <= 45.001 and 10 < np.abs(pitch).max() <= 20.001
+    xy, _ = camera.project(torch.tensor(camera.PIVOT), torch.from_numpy(labels))
+    np.testing.assert_allclose(xy, 0.5, atol=1e-5)
+    assert np.abs(np.diff(yaw.reshape(40, 64), axis=1)).max() < 4
+
+
+def test_data_set_has_the_fixed_format_whatever_the_number_of_workers(tmp_path):
+    one, two = tmp_path / 'one.zip', tmp_path / 'two.zip'
+    write_dataset(one, 2, 2, 16, seed=3, workers=1, progress=False)
+    write_dataset(two, 2, 2, 16, seed=3, workers=2, progress=False)
+    assert one.read_bytes() == two.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['one.zip', 'two.zip']
+    with zipfile.ZipFile(one) as archive:
+        index = json.loads(archive.read('dataset.json'))
+        pictures = {
+            n: np.array(Image.open(io.BytesIO(archive.read(n))))
+            for n in archive.namelist()
+            if n[-4:] == '.png'
+        }
+        assert all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+        assert archive.namelist() == sorted(archive.namelist())
+    assert (index['format'], index['version'], index['resolution']) == ('pv3d-dataset', 1, 16)
+    names = [f'{clip:06d}/{frame:05d}' for clip in range(2) for frame in range(2)]
+    assert [name for name, _ in index['labels']] == [f'{name}.png' for name in names]
+    assert set(index['clips']) == {'000000', '000001'} and len(pictures) == 16
+    motion = dataset.sample_motion_path(index['clips']['000001']['identity'], 2)[1]
+    label = np.array(index['labels'][3][1], np.float32)
+    frame = render_frame(sample_identity(index['clips']['000001']['identity']), motion, label, 16)
+    np.testing.assert_array_equal(pictures[f'{names[3]}.png'], frame.image)
+    depth = pictures[f'{names[3]}.depth.png']
+    np.testing.assert_allclose(depth / dataset.DEPTH_SCALE, frame.depth, atol=1e-4)
+    np.testing.assert_array_equal(pictures[f'{names[3]}.mask.png'] == 255, frame.mask)
+    normal = pictures[f'{names[3]}.normal.png'] / 255 * 2 - 1
+    np.testing.assert_allclose(normal, frame.normal, atol=0.005)
+
+
+def test_folder_holds_the_same_files_as_the_zip(tmp_path):
+    write_dataset(tmp_path / 'a.zip', 1, 2, 16, seed=0, workers=1, progress=False)
+    write_dataset(tmp_path / 'a', 1, 2, 16, seed=0, workers=1, progress=False)
+    with zipfile.ZipFile(tmp_path / 'a.zip') as archive:
+        for name in archive.namelist():
+            assert (tmp_path / 'a' / name).read_bytes() == archive.read(name)
+
+
+def test_render_processes_import_no_torch():
+    code = "import heads.clip, training.data.archive, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def test_bad_requests_say_why_and_leave_nothing(tmp_path):
+    with pytest.raises(UserError, match='clips'):
+        write_dataset(tmp_path / 'x.zip', 0, 2, 16, seed=0)
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'note').write_text('mine')
+    with pytest.raises(UserError, match='exists already'):
+        write_dataset(tmp_path / 'full', 1, 1, 16, seed=0)
+    (tmp_path / 'file').write_text('mine')
+    with pytest.raises(UserError, match='cannot write'):
+        write_dataset(tmp_path / 'file' / 'x.zip', 1, 1, 16, seed=0, workers=1, progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'full']

@@ -1,0 +1,391 @@
+"""Errors of depth and normals: closed forms, an estimator that learns, wrong geometry that scores worse."""
+
+import dataclasses
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dnnlib.util import UserError
+from heads.clip import DEPTH_SCALE
+from heads.dataset import write_dataset
+from metrics.measures import geometry, geometry_truth
+from metrics.measures.geometry import Estimate, EstimatorTraining, compare, load_or_train_estimator
+from metrics.measures.geometry_truth import Geometry, Truth, TruthReader, geometry_of, has_truth
+from support.small_data import write_zip
+from support.tiny import seeded
+from torch_utils.misc import parameter_count
+from training import camera
+from training.data.dataset import VideoDataset
+from training.volumetric_rendering.ray_sampler import camera_rays
+from viz.images import normals_from_xyz
+
+CLIPS, FRAMES, SIZE = 24, 2, 32
+QUICK = EstimatorTraining(steps=3, batch=4)
+LONG = EstimatorTraining(steps=220)
+
+
+@pytest.fixture(scope='module')
+def heads(tmp_path_factory):
+    path = tmp_path_factory.mktemp('heads') / 'heads.zip'
+    write_dataset(path, CLIPS, FRAMES, SIZE, seed=3, workers=1, progress=False)
+    return path
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture(scope='module')
+def estimator(heads, cache):
+    return load_or_train_estimator(heads, cache, training=LONG)
+
+
+@pytest.fixture(scope='module')
+def unseen(heads):
+    reader = TruthReader(heads, LONG.clips, LONG.frames)
+    return reader.read(geometry.held_out(len(reader)), SIZE)
+
+
+def plane(size, yaw=0.3, tilt=0.4, distance=2.6):
+    """Label, geometry and normal of a plane across the view, turned by `tilt` rad to the side."""
+    label = camera.orbit_label(yaw, 0.1)[None].double()
+    pose, intrinsics = camera.unpack_label(label)
+    origins, directions = camera_rays(pose, intrinsics, size)
+    right, _, forward, position = pose[0, :3].unbind(dim=1)
+    normal = -np.cos(tilt) * forward + np.sin(tilt) * right
+    depth = distance * (forward @ normal) / (directions @ normal)
+    xyz = (origins + depth[..., None] * directions).transpose(1, 2).unflatten(2, (size, size))
+    depth = depth.view(1, 1, size, size)
+    return label, Geometry(depth, torch.ones_like(depth), xyz), normal.view(1, 3, 1, 1).expand_as(xyz)
+
+
+def estimate_of(rendered, normal):
+    """An estimate that agrees with what is rendered."""
+    return Estimate(rendered.depth, normal, torch.ones_like(rendered.depth))
+
+
+def waves(depth, height):
+    """Adds +-height in stripes, as many up as down within the outermost pixels."""
+    return depth + height * (1 - 2 * (torch.arange(depth.shape[-1]) % 2))
+
+
+def test_errors_of_a_plane_are_known():
+    _, rendered, normal = plane(16)
+    errors = compare(estimate_of(rendered, normal), rendered, far=3)
+    assert set(errors) == set(geometry.ERRORS)
+    assert errors == pytest.approx(
+        {'depth_error': 0, 'normal_error_deg': 0, 'mask_iou': 1, 'depth_shift': 0}, abs=1e-4
+    )
+
+
+@pytest.mark.parametrize('turn_deg', [0.5, 30, 90, 150])
+def test_angle_between_normals_is_found(turn_deg):
+    label, rendered, normal = plane(16)
+    up = camera.unpack_label(label)[0][0, :3, 1].view(1, 3, 1, 1).expand_as(normal)
+    turned = normal * np.cos(np.radians(turn_deg)) + torch.linalg.cross(up, normal, dim=1) * np.sin(
+        np.radians(turn_deg)
+    )
+    errors = compare(estimate_of(rendered, turned), rendered, far=3)
+    assert errors['normal_error_deg'] == pytest.approx(turn_deg, abs=1e-3)
+    assert errors['depth_error'] < 1e-6
+
+
+def test_offset_of_depth_is_reported_but_no_error():
+    _, rendered, normal = plane(16)
+    moved = rendered._replace(depth=rendered.depth + 0.07)
+    errors = compare(estimate_of(rendered, normal), moved, far=3)
+    assert errors['depth_error'] == pytest.approx(0, abs=1e-6)
+    assert errors['depth_shift'] == pytest.approx(0.07, abs=1e-6)
+
+
+def test_depth_error_is_the_mean_absolute_deviation():
+    _, rendered, normal = plane(16)
+    wavy = rendered._replace(depth=waves(rendered.depth, 0.02) + 0.05)
+    errors = compare(estimate_of(rendered, normal), wavy, far=3)
+    assert errors['depth_error'] == pytest.approx(0.02, abs=1e-6)
+    assert errors['depth_shift'] == pytest.approx(0.05, abs=1e-6)
+
+
+def test_outermost_pixels_of_the_head_do_not_count():
+    _, rendered, normal = plane(16)
+    opacity = torch.zeros_like(rendered.opacity)
+    opacity[..., 4:12, 4:12] = 1
+    depth = rendered.depth.clone()
+    depth[..., 4, :] += 0.3  # a mixture with the background
+    errors = compare(estimate_of(rendered, normal), Geometry(depth, opacity, rendered.xyz), far=4)
+    assert errors['depth_error'] == pytest.approx(0, abs=1e-6)
+    depth[..., 8, 8] += 0.3
+    errors = compare(estimate_of(rendered, normal), Geometry(depth, opacity, rendered.xyz), far=4)
+    assert errors['depth_error'] == pytest.approx(2 * 0.3 * (1 / 36) * (35 / 36), abs=1e-6)
+
+
+@pytest.mark.parametrize('behind', ['not opaque', 'too far'])
+def test_overlap_of_the_heads(behind):
+    _, rendered, normal = plane(16)
+    left, right = torch.arange(16) < 12, torch.arange(16) >= 4
+    hidden = (
+        rendered._replace(opacity=torch.where(left, 1.0, 0.4).expand(1, 1, 16, 16))
+        if behind == 'not opaque'
+        else rendered._replace(depth=torch.where(left, rendered.depth, 3.2))
+    )
+    estimate = estimate_of(rendered, normal)._replace(
+        mask_logit=torch.where(right, 2.0, -2.0).expand(1, 1, 16, 16)
+    )
+    errors = compare(estimate, hidden, far=3)
+    assert errors['mask_iou'] == pytest.approx(8 / 16)
+    assert errors['depth_error'] == pytest.approx(0, abs=1e-6)
+
+
+def test_more_rays_change_nothing():
+    _, rendered, normal = plane(16)
+    estimate = estimate_of(rendered, normal)._replace(depth=waves(rendered.depth, 0.01))
+    for size in (32, 64):
+        errors = compare(estimate, plane(size)[1], far=3)
+        assert errors['depth_error'] == pytest.approx(0.01, abs=1e-4)
+        assert errors['normal_error_deg'] < 0.1
+    coarse = compare(estimate, plane(8)[1], far=3)  # stripes of a pixel average out
+    assert coarse['depth_error'] < 1e-3
+    assert coarse['normal_error_deg'] < 0.1
+
+
+def test_what_cannot_be_measured_has_a_reason():
+    _, rendered, normal = plane(16)
+    estimate = estimate_of(rendered, normal)
+    left = (torch.arange(16) < 8).expand(1, 1, 16, 16).double()
+    cases = {
+        'no surface': (estimate, rendered._replace(opacity=0 * rendered.opacity)),
+        'no head': (estimate._replace(mask_logit=-estimate.mask_logit), rendered),
+        'is not where': (estimate._replace(mask_logit=0.5 - left), rendered._replace(opacity=left)),
+        'not finite': (estimate, rendered._replace(depth=rendered.depth / 0)),
+    }
+    for reason, (estimated, shown) in cases.items():
+        with pytest.raises(geometry.Degenerate, match=reason):
+            compare(estimated, shown, far=3)
+
+
+def test_truth_is_what_the_files_say(heads):
+    assert geometry_truth.DEPTH_SCALE == DEPTH_SCALE
+    truth = TruthReader(heads, clips=CLIPS, frames=2).read([2], SIZE)
+    assert truth.image.shape == (2, 3, SIZE, SIZE)
+    data = VideoDataset.Config(path=str(heads)).build()
+    assert torch.equal(truth.image, data.clip_frames(2, [0, 1]))
+    assert torch.equal(truth.cameras, data.clip_cameras(2)[[0, 1]])
+    with zipfile.ZipFile(heads) as archive:
+        depth = np.array(Image.open(io.BytesIO(archive.read('000002/00001.depth.png')))) / DEPTH_SCALE
+        mask = np.array(Image.open(io.BytesIO(archive.read('000002/00001.mask.png')))) > 0
+    np.testing.assert_allclose(truth.depth[1, 0], depth, atol=1e-6)
+    np.testing.assert_array_equal(truth.mask[1, 0], mask)
+
+
+def test_smaller_truth_averages_what_is_there(heads):
+    reader = TruthReader(heads, clips=CLIPS, frames=1)
+    large, small = reader.read([1], SIZE), reader.read([1], SIZE // 2)
+    block = large.depth[0, 0].unflatten(0, (-1, 2)).unflatten(2, (-1, 2))
+    hit = large.mask[0, 0].unflatten(0, (-1, 2)).unflatten(2, (-1, 2))
+    expected = block.sum(dim=(1, 3)) / hit.sum(dim=(1, 3)).clamp(min=1)
+    torch.testing.assert_close(small.depth[0, 0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(small.mask[0, 0], hit.mean(dim=(1, 3)))
+    lengths = small.normal.norm(dim=1, keepdim=True)[small.mask > 0]
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+
+
+def test_true_points_project_to_their_pixels_and_have_the_true_normals(heads):
+    truth = TruthReader(heads, clips=2, frames=2).read([0, 1], SIZE)
+    shape = geometry_of(truth)
+    points = shape.xyz.flatten(2).transpose(1, 2)
+    xy, _ = camera.project(points, truth.cameras[:, None])
+    centre = (torch.arange(SIZE) + 0.5) / SIZE
+    v, u = torch.meshgrid(centre, centre, indexing='ij')
+    torch.testing.assert_close(
+        xy, torch.stack([u, v], dim=-1).view(1, -1, 2).expand_as(xy), atol=1e-4, rtol=0
+    )
+    inner = torch.nn.functional.avg_pool2d(truth.mask, 3, stride=1, padding=1) > 0.999
+    angles = geometry.angles_deg(normals_from_xyz(shape.xyz), truth.normal)[inner]
+    assert angles.median() < 10
+
+
+def test_wrong_geometry_keeps_to_the_head(heads):
+    truth = TruthReader(heads, clips=2, frames=2).read([0, 1], SIZE)
+    right = geometry_of(truth)
+    inside = right.opacity > 0
+    for wrong in ('flat', 'tilted'):
+        shape = geometry_of(truth, wrong)
+        assert torch.equal(shape.opacity, right.opacity)
+        assert (shape.depth[inside] - right.depth[inside]).mean().abs() < 0.02
+    flat = normals_from_xyz(geometry_of(truth._replace(mask=torch.ones_like(truth.mask)), 'flat').xyz)
+    forward = camera.unpack_label(truth.cameras)[0][:, :3, 2, None, None].expand_as(flat)
+    torch.testing.assert_close(flat, -forward, atol=1e-3, rtol=0)
+    assert torch.equal(geometry_of(truth, 'other').depth[:2], right.depth[2:])
+    assert torch.equal(geometry_of(truth, 'shifted').opacity[..., 4:], right.opacity[..., :-4])
+
+
+def test_training_teaches_the_shape_of_people_never_seen(heads, estimator, unseen, tmp_path):
+    beginner = load_or_train_estimator(heads, tmp_path, training=QUICK)
+    assert beginner.size == estimator.size == SIZE
+    with torch.no_grad():
+        before, after = (
+            geometry._loss(e(unseen.image, unseen.cameras), unseen).item() for e in (beginner, estimator)
+        )
+    assert after < before / 2
+    assert geometry.control_errors(estimator, unseen) == pytest.approx(estimator.floor)
+    assert parameter_count(estimator) <= 300_000
+
+
+def test_wrong_geometry_scores_worse_than_the_truth(estimator, unseen):
+    truth = estimator.floor
+    for wrong in ('flat', 'tilted', 'shifted', 'other'):
+        errors = geometry.control_errors(estimator, unseen, wrong)
+        factor = 1.2 if wrong == 'tilted' else 1.5
+        assert errors['depth_error'] > factor * truth['depth_error']
+        assert errors['normal_error_deg'] > factor * truth['normal_error_deg']
+    assert geometry.control_errors(estimator, unseen, 'shifted')['mask_iou'] < 0.9 * truth['mask_iou']
+
+
+def test_one_bad_picture_leaves_the_others_alone(estimator, unseen):
+    shape = geometry_of(unseen)
+    good = geometry.geometry_errors(estimator, unseen.image, unseen.cameras, *shape)
+    opacity = shape.opacity.clone()
+    opacity[1] = 0
+    mixed = geometry.geometry_errors(estimator, unseen.image, unseen.cameras, shape.depth, opacity, shape.xyz)
+    assert mixed[1] == 'no surface is rendered'
+    assert [mixed[i] for i in (0, 2, 3)] == [good[i] for i in (0, 2, 3)]
+    with pytest.raises(ValueError, match='as many'):
+        geometry.geometry_errors(estimator, unseen.image[:1], unseen.cameras, *shape)
+
+
+def test_pictures_of_any_size_are_taken(estimator, unseen):
+    large = unseen.image.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    same, double = (estimator(x, unseen.cameras) for x in (unseen.image, large))
+    torch.testing.assert_close(same, double, atol=1e-4, rtol=1e-4)
+    small = estimator(unseen.image[..., ::2, ::2], unseen.cameras)
+    assert small.depth.shape == same.depth.shape == (len(unseen.image), 1, SIZE // 2, SIZE // 2)
+
+
+def test_mirrored_frames_have_mirrored_geometry(unseen):
+    size = len(unseen.image)
+    batch = Truth(*(x.repeat(8, *[1] * (x.ndim - 1)) for x in unseen))
+    drawn = geometry._augment(batch, seeded(1))
+    mirrored = (drawn.cameras != batch.cameras).any(dim=1)
+    assert 0 < mirrored.sum() < 8 * size
+    assert torch.equal(drawn.depth[mirrored], batch.depth[mirrored].flip(-1))
+    for shown in (
+        drawn.image[mirrored].flip(-1),
+        drawn.image[~mirrored],
+    ):  # noise and colours vary, not content
+        which = batch.image[mirrored if len(shown) == mirrored.sum() else ~mirrored].float()
+        assert np.corrcoef(shown.flatten(), which.flatten())[0, 1] > 0.8
+    inner = torch.nn.functional.avg_pool2d(drawn.mask, 3, stride=1, padding=1) > 0.999
+    angles = geometry.angles_deg(normals_from_xyz(geometry_of(drawn).xyz), drawn.normal)
+    assert angles[inner & mirrored[:, None, None, None]].median() < 10
+
+
+def weights(estimator):
+    return torch.cat([p.flatten() for p in estimator.parameters()])
+
+
+def test_equal_seeds_give_equal_bits_and_the_cache_is_used(heads, tmp_path):
+    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    steps = []
+    first = load_or_train_estimator(heads, tmp_path / 'a' / 'b', 5, steps.append, QUICK)
+    assert sum(steps) == QUICK.steps
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    again = load_or_train_estimator(heads, tmp_path / 'c', 5, training=QUICK)
+    data = VideoDataset.Config(path=str(heads)).build()
+    cached = load_or_train_estimator(data, tmp_path / 'a' / 'b', 5, steps.append, QUICK)
+    assert sum(steps) == QUICK.steps
+    for other in (again, cached):
+        assert torch.equal(weights(first), weights(other))
+        assert first.floor == other.floor
+        assert first.far == other.far
+        assert not other.training
+    assert not torch.equal(
+        weights(first), weights(load_or_train_estimator(heads, tmp_path, 6, training=QUICK))
+    )
+    assert [p.name for p in (tmp_path / 'a' / 'b').iterdir()] == [p.name for p in (tmp_path / 'c').iterdir()]
+
+
+def test_damaged_file_is_written_anew(heads, tmp_path):
+    first = load_or_train_estimator(heads, tmp_path, training=QUICK)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:5000])
+    again = load_or_train_estimator(heads, tmp_path, training=QUICK)
+    assert torch.equal(weights(first), weights(again))
+    steps = []
+    load_or_train_estimator(heads, tmp_path, progress=steps.append, training=QUICK)
+    assert not steps
+
+
+def repacked(heads, path, change):
+    """Copies a data set, its files {name: bytes} changed by `change`."""
+    with zipfile.ZipFile(heads) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    change(files)
+    return write_zip(path, files)
+
+
+def test_held_out_people_are_not_trained_on(heads, tmp_path):
+    assert geometry.held_out(CLIPS) == [7, 15, 23]
+    assert geometry.held_out(3) == [2]
+    assert geometry.held_out(64) == list(range(7, 64, 8))
+
+    def swap(files):
+        for name in [n for n in files if n.startswith('000007/')]:
+            files[name] = files['000001' + name[6:]]
+
+    first = load_or_train_estimator(heads, tmp_path, training=QUICK)
+    other = load_or_train_estimator(repacked(heads, tmp_path / 'x.zip', swap), tmp_path, training=QUICK)
+    assert torch.equal(weights(first), weights(other))
+    assert first.floor != other.floor
+    assert len(list(tmp_path.glob('geometry-*.pt'))) == 2
+
+
+def test_data_without_truth_are_refused_in_one_sentence(data, heads, tmp_path):
+    assert has_truth(heads)
+    assert not has_truth(data)
+    with pytest.raises(UserError, match='dataset_tool.py synth') as caught:
+        load_or_train_estimator(data, tmp_path)
+    assert str(data) in str(caught.value)
+    assert '\n' not in str(caught.value)
+    with pytest.raises(UserError, match='no such file'):
+        has_truth(tmp_path / 'none.zip')
+    assert not list(tmp_path.iterdir())
+
+
+def test_single_truth_file_that_is_missing_or_broken_is_named(heads, tmp_path):
+    name = '000003/00001.depth.png'
+    gray = io.BytesIO()
+    Image.new('L', (SIZE, SIZE)).save(gray, 'png')
+    changes = [
+        lambda files: files.pop(name),
+        lambda files: files.update({name: b'nothing'}),
+        lambda files: files.update({name: gray.getvalue()}),
+    ]
+    for i, change in enumerate(changes):
+        path = repacked(heads, tmp_path / f'{i}.zip', change)
+        with pytest.raises(UserError, match=name):
+            load_or_train_estimator(path, tmp_path / 'cache', training=QUICK)
+    assert not (tmp_path / 'cache').exists()
+
+
+def test_folder_of_data_and_too_few_people(heads, tmp_path):
+    with zipfile.ZipFile(heads) as archive:
+        archive.extractall(tmp_path / 'heads')
+    reader = TruthReader(tmp_path / 'heads', CLIPS, FRAMES)
+    assert reader.digest() == TruthReader(heads, CLIPS, FRAMES).digest()
+    one = VideoDataset.Config(path=str(heads), max_clips=1).build()
+    with pytest.raises(UserError, match='two people'):
+        load_or_train_estimator(one, tmp_path, training=QUICK)
+
+
+def test_cache_that_cannot_be_written(heads, tmp_path):
+    (tmp_path / 'file').write_text('in the way')
+    with pytest.raises(UserError, match='cannot write'):
+        load_or_train_estimator(
+            heads, tmp_path / 'file' / 'cache', training=dataclasses.replace(QUICK, steps=2)
+        )

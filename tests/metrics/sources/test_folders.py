@@ -1,0 +1,137 @@
+"""Clips of a folder: windows, kinds of files, failures with their names."""
+
+import errno
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dnnlib import video
+from dnnlib.util import UserError
+from dnnlib.video import SystemTrouble
+from metrics.records.digests import json_digest
+from metrics.sources import clips
+from metrics.sources.clip_source import ClipError
+from support.small_data import CLIPS, FRAMES
+from training.data.dataset import VideoDataset
+
+T = 4
+
+
+def smooth(frames, size=32, start=0):
+    """Frames whose red is their number times 8."""
+    clip = np.full((frames, size, size, 3), 90, np.uint8)
+    clip[..., 0] = 8 * np.arange(start, start + frames)[:, None, None]
+    return clip
+
+
+@pytest.fixture(scope='module')
+def mixed(tmp_path_factory):
+    """A folder of good and bad clips."""
+    root = tmp_path_factory.mktemp('mixed')
+    for k in (1, 2, 10):
+        video.write_video(root / f'a{k}.mp4', smooth(20, start=k))
+    video.write_video(root / 'b short.mp4', smooth(3))
+    (root / 'c broken.mp4').write_bytes(b'no video')
+    video.write_video(root / 'd large.mp4', smooth(20, 64))
+    video.write_video(root / 'e wide.mp4', smooth(20)[:, :16])
+    video.write_video(root / 'f black.mp4', smooth(20) * 0)
+    (root / 'g').mkdir()
+    for k, picture in enumerate(smooth(11)):
+        Image.fromarray(picture).save(root / 'g' / f'{k}.png')
+        Image.fromarray(picture[..., 0]).save(root / 'g' / f'{k}.depth.png')
+    video.write_video(root / '.hidden.mp4', smooth(20))
+    return root
+
+
+def test_folder_of_fakes(mixed):
+    source = clips.FolderClips(mixed, T)
+    outcomes = []
+    for i in range(len(source)):
+        try:
+            clip = source.clip(i)
+            assert clip.shape == (T, 32, 32, 3)
+            outcomes.append((clip[..., 0].mean((1, 2)) / 8).round().astype(int).tolist())
+        except ClipError as err:
+            outcomes.append(f'{source.name(i)}: {err}')
+    assert outcomes == [
+        [1, 2, 3, 4],
+        [2, 3, 4, 5],
+        [10, 11, 12, 13],
+        'b short.mp4: has 3 frames, fewer than 4',
+        'c broken.mp4: the video cannot be decoded; it is broken, cut short, or of an unknown kind',
+        'd large.mp4: is 64x64, unlike the other clips (32x32)',
+        'e wide.mp4: is 32x16, not square',
+        'f black.mp4: frame 0 is black (4 of 4 are)',
+        [0, 1, 2, 3],
+    ]
+    assert [source.is_video(i) for i in range(9)] == [True] * 8 + [False]
+    assert np.array_equal(source.clip(8), smooth(4)) and not np.array_equal(
+        clips.Encoded(source, 15, 25).clip(8), smooth(4)
+    )
+    assert len(clips.FolderClips(mixed, T, count=2)) == 2 and len(clips.FolderClips(mixed, T, count=99)) == 9
+
+
+def test_folder_of_real_clips(mixed, tmp_path):
+    source = clips.FolderClips(mixed, T, seed=1, count=27)
+    assert len(source) == 27 and source.identity['distinct_clips'] == 9
+    starts, failures = [], 0
+    for i in range(27):
+        try:
+            clip = source.clip(i)
+            reds = (clip[..., 0].mean((1, 2)) / 8).round().astype(int)
+            assert (np.diff(reds) == 1).all()
+            starts.append(int(reds[0]))
+        except ClipError:
+            failures += 1
+    assert failures == 15 and len(set(starts)) > 5
+    good = next(i for i in range(9) if source.name(i).startswith('a'))
+    assert np.array_equal(clips.FolderClips(mixed, T, seed=1).clip(good), source.clip(good))
+    kinds = [clips.FolderClips(mixed, T), clips.FolderClips(mixed, 5), clips.FolderClips(mixed, T, seed=2)]
+    assert len({json_digest(s.identity) for s in [source, *kinds]}) == 4
+
+
+def test_windows_are_those_of_the_data_set(clip_files, data, tmp_path):
+    """A folder of the pictures of a data set, or of lossless-as-can-be videos, gives the same windows."""
+    dataset = VideoDataset.Config(path=data).build()
+    for name, content in clip_files.items():
+        (tmp_path / 'p' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'p' / name).write_bytes(content)
+    (tmp_path / 'v').mkdir()
+    for k in range(CLIPS):
+        frames = dataset.clip_frames(k, range(FRAMES)).permute(0, 2, 3, 1).numpy()
+        video.write_video(tmp_path / 'v' / f'{k}.mp4', frames, crf=1)
+    ours = clips.DatasetClips(dataset, T, 5, 3 * CLIPS)
+    pictures, videos = (clips.FolderClips(tmp_path / kind, T, 5, 3 * CLIPS) for kind in 'pv')
+    for i in range(len(ours)):
+        clip = ours.clip(i)
+        assert ours.group(i) == pictures.group(i) == videos.group(i)
+        assert np.array_equal(pictures.clip(i), clip)
+        assert np.abs(videos.clip(i).astype(int) - clip).mean() < 4
+    assert pictures.folder.fps == 25.0 and videos.folder.fps is None
+
+
+def test_trouble_of_the_machine_is_no_failure_of_a_clip(mixed, monkeypatch):
+    source = clips.FolderClips(mixed, T)
+
+    def fail(*args, **options):
+        raise OSError(errno.EMFILE, 'Too many open files')
+
+    monkeypatch.setattr('subprocess.Popen', fail)
+    monkeypatch.setattr('pathlib.Path.read_bytes', fail)
+    for i in (0, 8):
+        with pytest.raises(SystemTrouble, match='Too many open files'):
+            source.clip(i)
+    with pytest.raises(SystemTrouble, match='Too many open files'):
+        clips.FolderClips(mixed, T)
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    with pytest.raises(UserError, match='is not a folder'):
+        clips.FolderClips(tmp_path / 'absent', T)
+    with pytest.raises(UserError, match='holds no videos and no folders of pictures'):
+        clips.FolderClips(tmp_path, T)
+    video.write_video(tmp_path / 'e wide.mp4', smooth(20)[:, :16])
+    (tmp_path / 'c.mp4').write_bytes(b'no video')
+    with pytest.raises(UserError, match='none of the 2 clips .* e wide.mp4 is 32x16, not square'):
+        clips.FolderClips(tmp_path, T)

@@ -1,0 +1,324 @@
+"""Views: the two protocols, the same bits every time, files for other networks, the controls."""
+
+import errno
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dnnlib.util import UserError
+from dnnlib.video import SystemTrouble
+from metrics.measures.consistency import MultiView
+from metrics.records.digests import json_digest
+from metrics.sources import shooting, views
+from metrics.sources.clip_source import ClipError
+from support import tiny
+from training import camera
+from training.volumetric_rendering.ray_sampler import camera_rays
+from viz import rollout
+
+LOW, HIGH = 8, 32
+
+
+@pytest.fixture(scope='module')
+def G():
+    return tiny.generator().eval().requires_grad_(False)
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_view_of_a_generator(G):
+    source = views.GeneratedViews(G, 0, 4)
+    view = source.view(2)
+    shapes = [(4, 3, 32, 32), (4, 1, LOW, LOW), (4, 1, LOW, LOW), (4, 3, LOW, LOW), (4, 25), (2,)]
+    assert [tuple(x.shape) for x in view] == shapes and len(source) == 4 and source.size == 32
+    assert [x.dtype for x in view] == [torch.uint8] + [torch.float32] * 5
+    front, side = camera.front_label(), camera.orbit_label(math.pi / 6)
+    assert torch.equal(view.cameras, torch.stack([front, side, side, front]))
+    t0, t1 = view.times
+    z, z_m = shooting.item_codes(G, 0, 2)
+    with torch.no_grad():
+        direct = G(
+            z.expand(4, -1),
+            z_m.expand(4, -1),
+            torch.stack([t0, t1, t0, t1]),
+            view.cameras,
+            front.expand(4, -1),
+        )
+    for ours, expected in (
+        (view.depth, direct.depth),
+        (view.opacity, direct.opacity),
+        (view.xyz, direct.xyz),
+    ):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+    pixels = (direct.image.clamp(-1, 1) * 127.5 + 127.5).round()
+    assert (pixels - view.image).abs().max() <= 1
+    origin, direction = camera_rays(*camera.unpack_label(view.cameras[:1]), LOW)
+    assert float(direct.opacity.max()) < 1  # light that passes counts in xyz and not in depth
+    along = ((view.xyz[0].flatten(1).T - origin[0]) * direction[0]).sum(1)
+    torch.testing.assert_close(origin[0] + along[:, None] * direction[0], view.xyz[0].flatten(1).T)
+
+
+def test_same_item_same_bits(G):
+    first = views.GeneratedViews(G, 3, 2)
+    a = first.view(1)
+    first.view(0)
+    torch.manual_seed(99)
+    options = rollout.RenderOptions(frame_batch=4)
+    assert equal(a, first.view(1)) and equal(a, views.GeneratedViews(G, 3, 9, options=options).view(1))
+    assert not torch.equal(a.image, first.view(0).image)
+    assert not torch.equal(a.image, views.GeneratedViews(G, 4, 2).view(1).image)
+
+
+def test_times(G, monkeypatch):
+    """On the lattice of the span; different ones in 'paper', by chance equal ones in 'released'."""
+    blank = rollout.Frames(torch.zeros(4, 3, 8, 8), *(torch.zeros(4, n, 2, 2) for n in (1, 1, 3)))
+    monkeypatch.setattr(shooting, 'shoot', lambda *args: blank)
+    for protocol in ('paper', 'released'):
+        source = views.GeneratedViews(G, 0, 800, protocol)
+        index = torch.stack([source.view(i).times for i in range(800)]) * 15
+        assert torch.allclose(index, index.round(), atol=1e-5)
+        index = index.round().long()
+        same = int((index[:, 0] == index[:, 1]).sum())
+        assert same == 0 if protocol == 'paper' else 25 < same < 80  # 50 +- 7
+        counts = torch.bincount(index.flatten(), minlength=16)
+        assert len(counts) == 16 and float(((counts - 100) ** 2 / 100).sum()) < 37.7  # p = 0.001
+        assert (index[:, 0] > index[:, 1]).any() and (index[:, 0] < index[:, 1]).any()
+
+
+def test_released_protocol(G):
+    source = views.GeneratedViews(G, 0, 2, 'released')
+    assert source.options.renderer.fixed_offset == 0
+    side = source.view(0).cameras[1]
+    position = side[:12].view(3, 4)[:, 3]
+    pitch = math.asin(0.1 / math.pi)  # of v = pi / 2 - 0.05
+    expected = [
+        math.sin(math.pi / 6) * math.cos(pitch),
+        math.sin(pitch),
+        math.cos(math.pi / 6) * math.cos(pitch),
+    ]
+    torch.testing.assert_close(position / 2.7, torch.tensor(expected), atol=1e-6, rtol=0)
+    assert torch.equal(source.view(0).cameras[0], camera.front_label())
+    sources = [views.GeneratedViews(G, s, 2, p) for s in (0, 1) for p in ('paper', 'released')]
+    assert len({json_digest(s.identity) for s in [*sources, views.FlatPlane(source)]}) == 5
+
+
+def test_mapping_sees_the_canonical_camera_or_each():
+    for condition in ('mapt', 'non'):
+        net = tiny.generator(camera_condition=condition).eval()
+        seen = []
+        net.mapping_network.register_forward_hook(lambda _m, args, _o, seen=seen: seen.append(args[1]))
+        view = views.GeneratedViews(net, 0, 1).view(0)
+        assert torch.equal(seen[0], view.cameras if condition == 'non' else camera.front_label()[None])
+
+
+def test_failures_of_a_generator():
+    net = tiny.generator().eval().requires_grad_(False)
+    bias = net.superresolution.block1.torgb.bias
+    for value, reason in ((torch.nan, 'image not finite'), (-200, r'frame 0 is black \(4 of 4 are\)')):
+        bias.fill_(value)
+        with pytest.raises(ClipError, match=f'^{reason}'):
+            views.GeneratedViews(net, 0, 2).view(1)
+
+
+# ------------------------------------------------------------------------------------ files, controls
+
+
+class Given:
+    """Views of a bowl with pictures that change smoothly; item 1 is a failure."""
+
+    identity, size = {'source': 'given'}, HIGH
+
+    def __len__(self):
+        return 3
+
+    def name(self, i):
+        return f'item {i}'
+
+    def view(self, i):
+        if i == 1:
+            raise ClipError('no')
+        front, side = views.view_cameras('paper')
+        cameras = torch.stack([front, side, side, front])
+        origin, direction = camera_rays(*camera.unpack_label(cameras), LOW)
+        depth = 2.5 + 0.1 * torch.linspace(-1, 1, LOW * LOW).abs()[None, :, None].expand(4, -1, 1)
+        xyz = (origin + depth * direction).transpose(1, 2).unflatten(2, (LOW, LOW))
+        depth = depth.transpose(1, 2).unflatten(2, (LOW, LOW)).contiguous()
+        y, x = np.mgrid[:HIGH, :HIGH]
+        picture = np.stack([40 + 5 * x, 30 + 6 * y, 100 + x - y])
+        image = torch.from_numpy(np.stack([picture + k for k in range(4)]).astype(np.uint8))
+        opacity = (depth < 2.54).float()
+        return MultiView(image, depth, opacity, xyz, cameras, torch.tensor([0.2, 0.6]) + i)
+
+
+def test_files_of_views(tmp_path):
+    source, ticks = Given(), []
+    assert views.save_views(source, tmp_path / 'v', ticks.append) == {1: 'no'} and ticks == [1, 1, 1]
+    read = views.FolderViews(tmp_path / 'v')
+    assert len(read) == 2 and read.size == HIGH and [p.name for p in read.paths] == ['00000.npz', '00002.npz']
+    assert equal(read.view(0), source.view(0)) and equal(read.view(1), source.view(2))
+    assert [x.dtype for x in read.view(0)] == [x.dtype for x in source.view(0)]
+    data, digest = (tmp_path / 'v' / '00002.npz').read_bytes(), json_digest(read.identity)
+    (tmp_path / 'v' / '00002.npz').unlink()
+    views.save_views(source, tmp_path / 'v')
+    assert (tmp_path / 'v' / '00002.npz').read_bytes() == data
+    (tmp_path / 'v' / '00000.npz').write_bytes(data)
+    assert json_digest(views.FolderViews(tmp_path / 'v').identity) != digest
+    assert len(views.FolderViews(tmp_path / 'v', 1)) == 1
+    with pytest.raises(UserError, match='holds results of other networks'):
+        views.save_views(views.FrozenViews(source), tmp_path / 'v')
+
+
+def test_bad_files_of_views(tmp_path):
+    good = {name: x.numpy() for name, x in Given().view(0)._asdict().items()}
+    bad = {
+        'a': ({}, ''),
+        'b': ({'image': good['image'].astype(np.float32)}, 'image holds float32; images are uint8'),
+        'c': ({'depth': good['depth'][:2]}, r'depth has shape \(2, 1, 8, 8\); expected \(4, 1, 8, 8\)'),
+        'd': ({'xyz': good['xyz'] * np.nan}, 'xyz is not finite'),
+        'e': ({'cameras': np.array([None])}, 'cannot be read'),
+        'f': ({'image': good['image'][:, :, ::2, ::2]}, 'pictures of 16x16, the others have 32x32'),
+        'g': ({'image': good['image'] * 0}, 'frame 0 is black'),
+        'h': ({'depth': good['depth'].astype(np.float64)}, ''),
+        'i': ({'image': np.uint8(3)}, r'image has shape \(\)'),
+    }
+    for name, (changes, _) in bad.items():
+        np.savez(tmp_path / f'{name}.npz', **{**good, **changes})
+    np.savez(tmp_path / 'k.npz', image=good['image'])
+    (tmp_path / 'l.npz').write_bytes((tmp_path / 'a.npz').read_bytes()[:-100])
+    reasons = [reason for _, reason in bad.values()] + [
+        'depth, opacity, xyz, cameras, times is missing',
+        'cannot',
+    ]
+    source = views.FolderViews(tmp_path)
+    assert source.name(10) == 'l.npz'
+    for i, reason in enumerate(reasons):
+        if reason:
+            with pytest.raises(ClipError, match=reason):
+                source.view(i)
+        else:
+            assert equal(source.view(i), Given().view(0))
+    for path in source.paths[:10]:
+        path.unlink()
+    with pytest.raises(UserError, match='none of 1 files holds views; the last one: l.npz: cannot be read'):
+        views.FolderViews(tmp_path)
+    for path in (tmp_path / 'absent', tmp_path / 'l.npz'):
+        with pytest.raises(UserError, match='must be a folder with views'):
+            views.FolderViews(path)
+
+
+def test_files_say_how_views_were_made(tmp_path):
+    views.save_views(Given(), tmp_path, bin_size=0.0625, protocol='released')
+    assert json.loads((tmp_path / 'views.json').read_text())['bin_size'] == 0.0625
+
+    def made():
+        source = views.FolderViews(tmp_path)
+        return source.bin_size, source.protocol
+
+    assert made() == (0.0625, 'released')
+    (tmp_path / 'views.json').unlink()
+    assert made() == (0.0625, 'released')  # each file says it, too
+    (tmp_path / 'views.json').write_text('{"by": "others"}')
+    assert made() == (0.0625, 'released')
+    bare = {name: x.numpy() for name, x in Given().view(0)._asdict().items()}
+    np.savez(tmp_path / '00002.npz', **bare)
+    with pytest.raises(UserError, match='views of different bin_size: 0.0625 and None; keep them apart'):
+        made()
+    np.savez(tmp_path / '00000.npz', **bare)
+    assert made() == (None, None)
+    (tmp_path / 'views.json').write_text('{"bin_size": 0.5}')
+    assert made() == (0.5, None)
+    for text, reason in (
+        ('{"bin_size": 0}', 'bin_size 0 of views must be a positive number'),
+        ('{"bin_size": "a"}', "bin_size 'a' of views must be"),
+        ('{"protocol": "a"}', "protocol 'a' of views must be paper or released"),
+        ('[]', 'must hold a JSON object'),
+        ('{', 'is not JSON'),
+    ):
+        (tmp_path / 'views.json').write_text(text)
+        with pytest.raises(UserError, match=reason):
+            made()
+
+
+def test_trouble_of_the_machine_is_no_failure_of_a_file(tmp_path, monkeypatch):
+    views.save_views(Given(), tmp_path)
+
+    def fail(*args, **options):
+        raise OSError(errno.EMFILE, 'Too many open files')
+
+    monkeypatch.setattr('numpy.load', fail)
+    with pytest.raises(SystemTrouble, match='00000.npz.*Too many open files'):
+        views.load_view(tmp_path / '00000.npz')
+
+
+def test_flat_plane():
+    given = Given().view(0)
+    flat = views.FlatPlane(Given()).view(0)
+    assert torch.equal(flat.image[[0, 3]], given.image[[0, 3]])  # nothing changes from the front
+    assert torch.equal(flat.cameras, given.cameras) and torch.equal(flat.times, given.times)
+    assert [x.dtype for x in flat] == [x.dtype for x in given] and [x.shape for x in flat] == [
+        x.shape for x in given
+    ]
+    xyz, opaque = given.xyz[[0, 3], :, 2:6, 2:6].transpose(0, 1), given.opacity[[0, 3], 0, 2:6, 2:6] > 0.5
+    assert 0 < opaque.float().mean() < 1
+    front_points = xyz[:, opaque]
+    z = float(front_points[2].mean())
+    assert abs(z - 0.2) > 0.01 and torch.allclose(flat.xyz[:, 2], torch.tensor(z), atol=1e-6)
+    assert (flat.opacity[[0, 3]] == 1).all() and 0.05 < float(1 - flat.opacity[1].mean()) < 0.3
+    origin, direction = (x.transpose(1, 2).unflatten(2, (LOW, LOW)) for x in lines(flat.cameras))
+    torch.testing.assert_close(origin + flat.depth * direction, flat.xyz, atol=1e-6, rtol=0)
+    inside = camera.project(flat.xyz[1].flatten(1).T, flat.cameras[0])[0]
+    inside = ((inside >= 0) & (inside <= 1)).all(1).view(LOW, LOW)
+    assert torch.equal(flat.opacity[1, 0] > 0.5, inside)
+
+
+def lines(cameras):
+    return camera_rays(*camera.unpack_label(cameras), LOW)
+
+
+def test_flat_plane_from_the_side():
+    """Against the picture as a function of the place: it is linear, so bilinear sampling is exact."""
+    flat = views.FlatPlane(Given()).view(0)
+    z = float(flat.xyz[0, 2].mean())
+    origin, direction = camera_rays(*camera.unpack_label(flat.cameras[1:2].double()), HIGH)
+    points = origin[0] + ((z - origin[0, :, 2]) / direction[0, :, 2])[:, None] * direction[0]
+    # pinhole at (0, 0, 2.7) that looks down the z axis
+    x = 0.5 + camera.FOCAL * points[:, 0] / (2.7 - z)
+    y = 0.5 - camera.FOCAL * points[:, 1] / (2.7 - z)
+    column, row = x * HIGH - 0.5, y * HIGH - 0.5
+    well = (column > 0) & (column < HIGH - 1) & (row > 0) & (row < HIGH - 1)
+    assert 0.6 < float(well.double().mean()) < 0.95
+    for k, shift in ((2, 0), (1, 3)):  # t0 shows picture 0, t1 picture 3
+        expected = torch.stack([40 + 5 * column, 30 + 6 * row, 100 + column - row]) + shift
+        error = (flat.image[k].flatten(1) - expected).abs()[:, well]
+        assert float(error.max()) < 0.51
+    assert (flat.image[1].float().amax((1, 2)) > 0).all()
+
+
+def test_controls_pass_failures_on():
+    for control in (views.FlatPlane(Given()), views.FrozenViews(Given())):
+        assert len(control) == 3 and control.size == HIGH and control.name(2) == 'item 2'
+        with pytest.raises(ClipError, match='^no$'):
+            control.view(1)
+    empty = Given()
+    empty.view = lambda i: Given().view(0)._replace(opacity=torch.zeros(4, 1, LOW, LOW))
+    with pytest.raises(ClipError, match='^no ray from the front hits the head'):
+        views.FlatPlane(empty).view(0)
+    behind = Given()
+    cameras = Given().view(0).cameras.clone()
+    cameras[1] = camera.orbit_label(math.pi)
+    cameras[1, [2, 6, 10]] *= -1
+    behind.view = lambda i: Given().view(0)._replace(cameras=cameras)
+    with pytest.raises(ClipError, match='a camera does not look at the plane'):
+        views.FlatPlane(behind).view(0)
+
+
+def test_frozen_head():
+    given, frozen = Given().view(2), views.FrozenViews(Given()).view(2)
+    order = [0, 2, 2, 0]
+    assert torch.equal(frozen.image, given.image[order]) and torch.equal(frozen.xyz, given.xyz[order])
+    assert torch.equal(frozen.cameras, given.cameras) and frozen.times.tolist() == [given.times[0]] * 2

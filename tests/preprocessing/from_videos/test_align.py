@@ -1,0 +1,208 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import affine_transform, gaussian_filter, map_coordinates
+from skimage.transform import ProjectiveTransform, warp
+
+from preprocessing.faces.canonical import SIXTY_EIGHT
+from preprocessing.from_videos import align, cameras
+from support.head_views import SIZE, angles_between, landmarks, orbit, second_difference
+from training import camera
+
+MOVING = np.linspace(-1, 1, 24)
+
+
+def moving(noise=0.0):
+    return landmarks(orbit(35 * MOVING, 12 * MOVING**2), noise)
+
+
+def similarity(scale, angle_deg, shift):
+    """Returns the transform [2, 3] that turns, scales and then shifts."""
+    c, s = scale * np.cos(np.deg2rad(angle_deg)), scale * np.sin(np.deg2rad(angle_deg))
+    return np.array([[c, -s, shift[0]], [s, c, shift[1]]])
+
+
+def square(transform):
+    return np.concatenate([transform, np.broadcast_to([[0.0, 0, 1]], (*transform.shape[:-2], 1, 3))], axis=-2)
+
+
+def test_pivot_is_that_of_the_cameras():
+    assert tuple(align.PIVOT) == camera.PIVOT
+
+
+def quad_by_the_paper(points):
+    """Corners of FFHQ's crop, written out: middle, then half axes x and y; clockwise from the top left."""
+    right, left = points[36:42].mean(0), points[42:48].mean(0)
+    eyes, mouth = (right + left) / 2, (points[48] + points[54]) / 2
+    x = (left - right) - np.array([-(mouth - eyes)[1], (mouth - eyes)[0]])
+    x *= max(2.0 * np.hypot(*(left - right)), 1.8 * np.hypot(*(mouth - eyes))) / np.hypot(*x)
+    y, c = np.array([-x[1], x[0]]), eyes + 0.1 * (mouth - eyes)
+    return np.stack([c - x - y, c + x - y, c + x + y, c - x + y])
+
+
+@pytest.mark.parametrize('yaw', [-40.0, 0.0, 25.0])
+def test_ffhq_quad_against_the_paper(yaw):
+    points = align.transform_points(similarity(1.3, 17, (40, 9))[None], landmarks(orbit([yaw], [8.0])))
+    points = points[0, list(SIXTY_EIGHT), :2]
+    corners = quad_by_the_paper(points) @ align.ffhq_quad(points)[:, :2].T + align.ffhq_quad(points)[:, 2]
+    assert np.allclose(corners, [[0, 0], [1, 0], [1, 1], [0, 1]])
+
+
+def test_ffhq_quad_holds_a_face_upright():
+    points = landmarks(orbit([0.0], [0.0]))[:, list(SIXTY_EIGHT), :2]
+    (linear,) = align.ffhq_quad(points)[:, :, :2]
+    assert linear[0, 0] > 0
+    assert abs(linear[1, 0]) < 1e-3 * linear[0, 0]
+
+
+def test_crop_of_an_aligned_picture_is_the_identity():
+    points = landmarks(orbit([0.0, 0.0, 0.0], [-10.0, 0.0, 15.0]))
+    for one in points:
+        transform = align.crop_transforms(one[None], SIZE, 0)[0]
+        assert np.allclose(transform, similarity(1, 0, (0, 0)), atol=[5e-3, 5e-3, 1.0])
+
+
+def test_crop_of_an_aligned_turned_head_changes_only_the_roll():
+    """The middle stays and so does the size: nothing is left of where FFHQ alone would put a turned head."""
+    points = landmarks(orbit(np.linspace(-45, 45, 7), np.linspace(-20, 20, 7)))
+    for one in points:
+        transform = align.crop_transforms(one[None], SIZE, 0)
+        log_scale, _, centre = align.decompose(transform, np.full(2, SIZE / 2))
+        assert abs(log_scale[0]) < 0.01
+        assert np.allclose(centre, SIZE / 2, atol=2.5)
+
+
+def test_cropped_landmarks_are_those_of_the_standard_camera():
+    frame = align.transform_points(np.tile(similarity(0.4, -14, (300, 90)), (24, 1, 1)), moving())
+    crop = align.transform_points(align.crop_transforms(frame, 256, 0), frame)
+    found = cameras.estimate_cameras(crop, 256, 0)
+    axes = found.labels[:, :16].reshape(-1, 4, 4)
+    target = align.PIVOT - axes[:, :3, 3]
+    cosine = (target * axes[:, :3, 2]).sum(axis=1) / np.linalg.norm(target, axis=1)
+    assert np.rad2deg(np.arccos(np.clip(cosine, -1, 1))).max() < 0.1
+    rotation, shift = cameras.face_pose(crop / 256, *cameras.canonical_face(None, None))
+    _, position = cameras.world_cameras(rotation, shift)
+    assert np.allclose(np.linalg.norm(position, axis=1), camera.RADIUS, atol=0.03)  # before it is normalised
+    direct = torch.tensor(found.labels)[:, None]
+    face = torch.tensor(cameras.SCALE * cameras.canonical_face(None, None)[0] + cameras.OFFSET)
+    off = camera.project(face, direct)[0].numpy() * 256 - crop[..., :2]
+    assert np.linalg.norm(off, axis=-1).max() < 1.0
+
+
+@pytest.mark.parametrize('change', [similarity(2.5, 0, (0, 0)), similarity(1, 25, (300, -80))])
+def test_equivariance(change):
+    points = moving(noise=1)
+    plain = align.crop_transforms(points, 256)
+    changed = align.crop_transforms(align.transform_points(np.tile(change, (24, 1, 1)), points), 256)
+    assert np.allclose(square(changed) @ square(change), square(plain), atol=[2e-4, 2e-4, 0.02])
+
+
+def test_scales_with_the_size_of_the_crop():
+    assert np.allclose(2 * align.crop_transforms(moving(), 64), align.crop_transforms(moving(), 128))
+
+
+def test_crops_do_not_jitter():
+    points = moving(noise=2)
+    rough, steady = (align.crop_transforms(points, SIZE, sigma) for sigma in (0, 2))
+    truth = align.crop_transforms(moving(), SIZE, 0)
+    for field in (0, 1):
+        a, b = (align.decompose(x, np.full(2, 256.0))[field] for x in (rough, steady))
+        assert second_difference(b) < second_difference(a) / 3
+    assert (
+        second_difference(steady[..., 2] - truth[..., 2])
+        < second_difference(rough[..., 2] - truth[..., 2]) / 3
+    )
+    still = np.full((24, 2), 256.0)
+    moved = [align.transform_points(x, still[:, None])[6:-6] for x in (truth, steady)]
+    assert np.abs(moved[0] - moved[1]).max() < 4  # smoothed, not delayed
+
+
+def test_cameras_survive_the_crop():
+    """A head that the frame shows tilted and elsewhere has the pose it has, but for the roll."""
+    labels = orbit(35 * MOVING, 12 * MOVING**2)
+    frame = align.transform_points(np.tile(similarity(1.7, 30, (800, -20)), (24, 1, 1)), landmarks(labels))
+    crop = align.transform_points(align.crop_transforms(frame, SIZE, 0), frame)
+    found = cameras.estimate_cameras(crop, SIZE, 0)
+    forward = [x[:, :16].reshape(-1, 4, 4)[:, :3, 2] for x in (found.labels, labels)]
+    assert np.rad2deg(np.arccos(np.minimum((forward[0] * forward[1]).sum(1), 1))).max() < 0.5
+    assert angles_between(found.labels, labels).max() < 6
+
+
+def picture(size, seed=0, blur=4.0):
+    noise = np.random.default_rng(seed).normal(size=(*size, 3))
+    smooth = gaussian_filter(noise, (blur, blur, 0), mode='reflect')
+    return np.clip(128 + 60 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize('transform', [similarity(1, 0, (0, 0)), similarity(1, 0, (-20, -33))])
+def test_warp_by_whole_pixels_copies(transform):
+    frame = picture((120, 140), blur=1)
+    x, y = -transform[:, 2].astype(int)
+    assert np.array_equal(align.warp_frame(frame, transform, 64), frame[y : y + 64, x : x + 64])
+
+
+@pytest.mark.parametrize(('scale', 'angle'), [(1.0, 20), (1.9, -33), (0.8, 8)])
+def test_warp_against_skimage(scale, angle):
+    frame = picture((150, 180))
+    transform = similarity(scale, angle, (0, 0))
+    transform[:, 2] = 40 - transform[:, :2] @ [88.3, 71.9]
+    ours = align.warp_frame(frame, transform, 80).astype(float)
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # there, 0 is the middle of the first pixel
+    matrix = np.linalg.inv(half) @ square(transform) @ half
+    theirs = warp(frame / 255, ProjectiveTransform(matrix).inverse, output_shape=(80, 80), order=3) * 255
+    assert np.abs(ours - theirs).mean() < 0.7
+    assert np.abs(ours - theirs).max() < 5
+
+
+@pytest.mark.parametrize(('scale', 'angle'), [(1.0, 5), (1.4, -20), (3.0, 170)])
+def test_warp_is_the_cubic_spline_of_scipy(scale, angle):
+    """To a rounding, also with noise, and where one block of rows ends and the next begins."""
+    frame = np.random.default_rng(1).integers(0, 256, (300, 280, 3), dtype=np.uint8)
+    transform = similarity(scale, angle, (0, 0))
+    transform[:, 2] = 75 - transform[:, :2] @ [141.3, 152.9]
+    inverse = np.linalg.inv(transform[:, :2])[::-1, ::-1]  # rows before columns
+    start = inverse @ (0.5 - transform[::-1, 2]) - 0.5
+    expected = np.stack(
+        [affine_transform(frame[..., k].astype(float), inverse, start, (150, 150)) for k in range(3)], axis=-1
+    )
+    off = align.warp_frame(frame, transform, 150) - np.clip(expected, 0, 255)
+    assert np.abs(off).max() < 0.51
+
+
+def test_warp_reflects_at_the_borders():
+    frame = picture((60, 70))
+    transform = similarity(1.3, 25, (50, 40))
+    y, x = np.mgrid[:128, :128] + 0.5
+    source = np.stack([x - transform[0, 2], y - transform[1, 2]], axis=-1) @ np.linalg.inv(transform[:, :2]).T
+    at = [source[..., 1] - 0.5, source[..., 0] - 0.5]
+    expected = [map_coordinates(frame[..., k].astype(float), at, order=3, mode='reflect') for k in range(3)]
+    off = np.abs(align.warp_frame(frame, transform, 128) - np.stack(expected, axis=-1))
+    assert off.mean() < 0.7
+    assert off.max() < 8
+
+
+def test_a_far_border_is_reflected_again_and_again():
+    frame = picture((6, 5))
+    crop = align.warp_frame(frame, similarity(1, 0, (30, 30)), 64)
+    tiled = np.concatenate([frame, frame[::-1]])
+    tiled = np.tile(np.concatenate([tiled, tiled[:, ::-1]], axis=1), (8, 9, 1))
+    assert np.array_equal(crop, tiled[48 - 30 : 48 + 34, 40 - 30 : 40 + 34])
+
+
+@pytest.mark.parametrize('scale', [0.5, 0.31, 0.1])
+@pytest.mark.parametrize('angle', [0, 30])
+def test_a_checkerboard_becomes_grey(scale, angle):
+    board = ((np.add.outer(np.arange(600), np.arange(600)) % 2) * 255).astype(np.uint8)
+    frame = np.repeat(board[..., None], 3, axis=2)
+    transform = similarity(scale, angle, (0, 0))
+    transform[:, 2] = 24 - transform[:, :2] @ [300.2, 299.7]
+    crop = align.warp_frame(frame, transform, 48).astype(float)
+    assert np.abs(crop - 127.5).max() < 6
+
+
+def test_reducing_keeps_what_pillow_keeps():
+    frame = picture((512, 512), blur=3)
+    ours = align.warp_frame(frame, similarity(0.25, 0, (0, 0)), 128).astype(float)
+    theirs = np.asarray(Image.fromarray(frame).resize((128, 128), Image.Resampling.BICUBIC)).astype(float)
+    assert np.abs(ours - theirs)[4:-4, 4:-4].max() <= 1

@@ -1,0 +1,148 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import least_squares
+from scipy.spatial.transform import Rotation
+
+from preprocessing.faces import canonical
+from preprocessing.from_videos import cameras
+from support import head_views
+from support.head_views import SIZE, angles_between, landmarks, orbit, positions, second_difference
+from training import camera
+
+YAW, PITCH = (a.ravel() for a in np.meshgrid(np.linspace(-45, 45, 7), np.linspace(-20, 20, 5)))
+
+
+def uniform():
+    return np.ones(468)
+
+
+def test_constants_are_those_of_the_cameras():
+    assert (cameras.FOCAL, cameras.RADIUS) == (camera.FOCAL, camera.RADIUS)
+    label = cameras.make_labels(np.diag([1.0, -1, -1])[None], np.array([[0, 0, 2.7]]))
+    assert np.allclose(label[0], camera.front_label().numpy())
+
+
+def test_needs_no_torch():
+    modules = 'preprocessing.dataset_files.pack, preprocessing.from_videos.deep3d'
+    code = f'import sys, {modules}; sys.exit("torch" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize('weights', [uniform, canonical.procrustes_weights])
+def test_finds_known_cameras(weights):
+    labels = orbit(YAW, PITCH)
+    found = cameras.estimate_cameras(landmarks(labels), SIZE, 0, weights=weights())
+    assert np.allclose(found.labels, labels, atol=1e-5)
+    assert found.residual < 1e-3
+
+
+def test_finds_known_cameras_in_noise():
+    labels = orbit(YAW, PITCH)
+    found = cameras.estimate_cameras(landmarks(labels, noise=0.5), SIZE, 0)
+    assert angles_between(found.raw_labels, labels).max() < 0.3
+    direction = (positions(found.raw_labels) * positions(labels)).sum(axis=1) / camera.RADIUS**2
+    assert np.rad2deg(np.arccos(np.minimum(direction, 1))).max() < 0.3
+    assert np.allclose(np.linalg.norm(positions(found.raw_labels), axis=1), 2.7)
+    look_at = torch.tensor(camera.PIVOT).numpy() - positions(found.raw_labels)
+    cosine = (look_at * head_views.rotations(found.raw_labels)[:, :, 2]).sum(axis=1)
+    assert np.rad2deg(np.arccos(cosine / np.linalg.norm(look_at, axis=1))).max() < 0.3
+    assert found.residual == pytest.approx(0.5 * np.sqrt(np.pi / 2), rel=0.05)  # mean of Rayleigh's law
+
+
+def test_any_position_and_roll():
+    rng = np.random.default_rng(3)
+    turn = Rotation.from_euler('xyz', rng.uniform(-30, 30, (20, 3)), degrees=True).as_matrix()
+    rotation = turn @ np.diag([1.0, -1, -1])
+    shift = np.stack([rng.uniform(-8, 8, 20), rng.uniform(-8, 8, 20), rng.uniform(70, 200, 20)], axis=1)
+    face = canonical.points()
+    seen = cameras.project(face, rotation, shift)
+    depth = (face @ rotation.swapaxes(1, 2))[..., 2:] / shift[:, None, 2:] * cameras.FOCAL
+    found = cameras.face_pose(np.concatenate([seen, depth], axis=-1), face, np.ones(468))
+    assert np.allclose(found[0], rotation, atol=1e-5)
+    assert np.allclose(found[1], shift, atol=1e-3)
+
+
+def test_agrees_with_an_independent_solver():
+    labels = orbit([25.0], [10.0])
+    points = landmarks(labels, noise=3)[0] / SIZE
+    face, weights = canonical.points(), canonical.procrustes_weights()
+
+    def residual(p):
+        rotation = Rotation.from_rotvec(p[:3]).as_matrix()[None]
+        off = cameras.project(face, rotation, p[None, 3:])[0] - points[:, :2]
+        spread = max(np.median(np.linalg.norm(off[weights > 0], axis=1)), 1e-5)
+        far = np.linalg.norm(off, axis=1) / (cameras._OUTLIER * fixed.get('spread', spread))
+        return (off * np.sqrt(weights / (1 + fixed.get('far', far) ** 2))[:, None]).ravel()
+
+    fixed = {}
+    rotation, shift = cameras.face_pose(points[None], face, weights)
+    off = np.linalg.norm(cameras.project(face, rotation, shift)[0] - points[:, :2], axis=1)
+    fixed['far'] = off / (cameras._OUTLIER * np.median(off[weights > 0]))  # weights as at the solution
+    start = np.concatenate([Rotation.from_matrix(rotation[0]).as_rotvec() + 0.05, shift[0] + [1, -1, 4]])
+    other = least_squares(residual, start, xtol=1e-14, ftol=1e-14, gtol=1e-14, x_scale='jac').x
+    assert np.allclose(Rotation.from_rotvec(other[:3]).as_matrix(), rotation[0], atol=1e-4)
+    assert np.allclose(other[3:], shift[0], rtol=1e-3, atol=1e-3)
+
+
+def test_derivatives():
+    rng = np.random.default_rng(4)
+    face, points = canonical.points()[::50], rng.uniform(size=(1, 10, 2))
+    rotation, shift = Rotation.from_rotvec([[2.9, 0.2, 0.3]]).as_matrix(), np.array([[1.0, -2, 110]])
+    _, jacobian = cameras._linearise(points, face, rotation, shift)
+    for i in range(6):
+        ends = []
+        for h in (1e-5, -1e-5):
+            step = np.zeros(6)
+            step[i] = h
+            turned = Rotation.from_rotvec(step[None, :3]).as_matrix() @ rotation
+            ends.append(cameras._linearise(points, face, turned, shift + step[3:] * shift[:, 2:])[0])
+        assert np.allclose((ends[0] - ends[1]) / 2e-5, jacobian[..., i], atol=1e-6)
+
+
+def test_long_clips_are_solved_in_parts(monkeypatch):
+    """Memory does not grow with the length of a clip, and the poses are the same."""
+    points = landmarks(orbit(np.linspace(-30, 30, 50), np.linspace(-9, 9, 50)), noise=0.5)
+    whole = cameras.estimate_cameras(points, SIZE, 2)
+    seen, solve = [], cameras.refine_pose
+
+    def refine_pose(points, *args):
+        seen.append(len(points))
+        return solve(points, *args)
+
+    monkeypatch.setattr(cameras, 'refine_pose', refine_pose)
+    monkeypatch.setattr(cameras, '_BLOCK', 16)
+    parts = cameras.estimate_cameras(points, SIZE, 2)
+    assert seen == [16, 16, 16, 2]
+    assert np.allclose(parts.labels, whole.labels, atol=1e-6)
+
+
+def test_a_few_bad_points_do_no_harm():
+    labels = orbit(YAW, PITCH)
+    points = landmarks(labels, noise=0.5)
+    rng = np.random.default_rng(5)
+    for frame in points:
+        frame[rng.choice(468, 40, replace=False)] += rng.uniform(20, 80, (40, 3))
+    found = cameras.estimate_cameras(points, SIZE, 0)
+    assert angles_between(found.raw_labels, labels).max() < 0.5
+
+
+def test_smoothing_takes_the_jitter_and_leaves_the_motion():
+    t = np.arange(60)
+    labels = orbit(30 * np.sin(t / 20), 10 * np.cos(t / 15))
+    found = cameras.estimate_cameras(landmarks(labels, noise=1.5), SIZE, 2)
+    rough, left = (second_difference(x - labels) for x in (found.raw_labels, found.labels))
+    assert left < rough / 3
+    assert angles_between(found.labels, labels).max() < 0.5
+    assert np.allclose(np.linalg.norm(positions(found.labels), axis=1), 2.7)
+
+
+def test_face_rests_where_it_is_said_to():
+    """The middle between the eyes, the tip of the nose and the mouth, in EG3D's world."""
+    face = head_views.world_face()
+    assert np.allclose(face[[33, 263]].mean(axis=0), [0, 0.083, 0.186], atol=0.01)
+    assert face[:, 2].max() == pytest.approx(face[4, 2])  # the nose is nearest
+    assert np.abs(face).max() < 0.5

@@ -1,0 +1,236 @@
+"""report.html: parses, escapes, counts right, and stays small."""
+
+import base64
+import html.parser
+import io
+import json
+import re
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+from preprocessing.dataset_files.pack import PackOptions
+from preprocessing.from_videos import report
+from preprocessing.from_videos.assemble import assemble
+from preprocessing.from_videos.report import make_page, sample, write_report
+from preprocessing.from_videos.report_facts import angles, collect
+from preprocessing.from_videos.report_images import annotate, axis_ends, histogram, round_limits
+from preprocessing.from_videos.work_folder import WorkFolder
+from support.work_folders import EVIL, SIZE, add_verdict, add_video, make, mesh, write_json
+from training.camera import front_label, orbit_label
+
+VOID = {'meta', 'img', 'br'}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects text, tags and attributes; every tag that is opened must be closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text, self.attributes = [], [], '', []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text += data + '\n'
+
+    def pictures(self):
+        uris = [value for name, value in self.attributes if name == 'src']
+        assert all(uri.startswith('data:image/jpeg;base64,') for uri in uris)
+        return [
+            Image.open(io.BytesIO(base64.b64decode(uri.partition(',')[2], validate=True))) for uri in uris
+        ]
+
+
+def counts(svg):
+    return [int(n) for n in re.findall(r'data-count="(\d+)"', svg)]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A work folder of a run that has ended, and its clips."""
+    root = tmp_path / 'w'
+    clips = make(root)
+    result = assemble(str(root), str(tmp_path / 'd&d.zip'), PackOptions(SIZE), 16)
+    write_json(root / 'pack.json', result)
+    return root, clips
+
+
+def test_page_of_a_whole_run(run):
+    root, clips = run
+    path = write_report(root, {'--source': '<i>"x"</i>', 'sigma': 2.0})
+    text = path.read_text(encoding='utf-8')
+    page = Page(text)
+    assert path == root / 'report.html'
+    assert '<script' not in text and 'http' not in text
+    assert page.tags.count('i') == 0 and '<i>"x"</i>' in page.text
+    assert 'Data set d&d.zip' in page.text
+    assert f'{EVIL}.mp4' in page.text and 'speaker id<1>' in page.text
+    pictures = page.pictures()
+    assert [p.size for p in pictures[:3]] == [(6 * 168, 168)] * 3
+    assert len(pictures) == 3 + 2  # clips, and the two left out
+    for picture in pictures:
+        picture.load()
+    assert '3 of 4 examined frames are noisy' in page.text
+    assert 'identity 1 has 2 clips of at least its resolution (11 pixels): others' in page.text
+    for cell in ('5 videos', '5 clips', '4 clips of 2 people', '3 clips, 48 frames'):
+        assert cell in page.text, cell
+    assert write_report(root, {'--source': '<i>"x"</i>', 'sigma': 2.0}).read_text(encoding='utf-8') == text
+    names = [p.name for p in root.iterdir()]
+    assert not [name for name in names if name.endswith('.tmp')]
+
+
+def test_histograms_of_a_run_have_the_right_counts(run):
+    root, _ = run
+    svgs = re.findall(r'<svg.*?</svg>', make_page(WorkFolder(root), {}))
+    assert [sum(counts(svg)) for svg in svgs] == [48, 48, 48, 4 * 5, 3, 3, 3]
+    yaw = counts(svgs[0])  # -19, 1 and 11 degrees in 30 bins from -30 to 30
+    assert [i for i, n in enumerate(yaw) if n] == [5, 15, 20] and set(yaw) == {0, 16}
+    assert 'stroke="#c62828"' in svgs[3]  # the threshold
+
+
+@pytest.mark.parametrize('stage', ['', 'sources', 'tracks', 'align', 'cameras', 'verify', 'identities'])
+def test_page_of_a_run_that_has_not_ended(run, stage):
+    root, clips = run
+    kept = ['sources', 'shots', 'tracks', 'align', 'cameras', 'verify', 'identities', 'pack']
+    for name in kept[kept.index(stage) + 1 if stage else 0 :]:
+        (root / f'{name}.json').unlink(missing_ok=True)
+        for path in root.glob(f'{name}/*.json'):
+            path.unlink()
+    page = Page(make_page(WorkFolder(root), {}))
+    assert 'No data set has been written yet' in page.text
+    shown = {'': 0, 'sources': 0, 'tracks': 0, 'align': 5, 'cameras': 5, 'verify': 5, 'identities': 5}
+    assert len(page.pictures()) == shown[stage]
+
+
+def test_results_of_other_videos_and_options_are_passed_over(run):
+    root, clips = run
+    before = make_page(WorkFolder(root), {})
+    old = add_video(root, 'gone')
+    add_verdict(root, old, [0.1], 'noisy')
+    sources = json.loads((root / 'sources.json').read_text())
+    sources['videos'].pop()
+    write_json(root / 'sources.json', sources)
+    text = (root / 'align' / f'{clips[0]}.json').read_text()
+    (root / 'align' / 'one-000099.json').write_text(text)
+    assert make_page(WorkFolder(root), {}) == before
+
+
+def test_rejections_of_every_stage(run, tmp_path):
+    root, _ = run
+    frame = np.zeros([48, 64, 3], np.uint8)
+    frame[..., 1] = 200
+    video = str(tmp_path / 'green.mp4')
+    writer = imageio_ffmpeg.write_frames(video, (64, 48), fps=10, macro_block_size=2)
+    writer.send(None)
+    for _ in range(30):
+        writer.send(frame)
+    writer.close()
+    for name, path in (('green', video), ('lost', '/no/such.mp4')):
+        clip = add_video(root, name, path=path, fps=10.0)
+        rejected = [{'shot': 1, 'reason': f'no face in {name}'}]
+        write_json(root / 'shots' / f'{name}.json', {'shots': [[0, 15], [15, 30]]})
+        write_json(root / 'tracks' / f'{name}.json', {'tracks': [], 'rejected': rejected})
+    write_json(root / 'shots' / 'two.json', {'rejected': 'cannot be decoded'})
+    write_json(root / 'tracks' / 'noisy.json', {'rejected': 'no face at all'})
+    write_json(root / 'cameras' / 'one-000000.json', {'rejected': 'no <finite> camera'})
+    write_json(root / 'align' / 'many-000000.json', {'rejected': 'too large'})
+    sources = json.loads((root / 'sources.json').read_text())
+    write_json(root / 'sources.json', {**sources, 'rejected': {'x.txt': 'no video'}})
+    facts = collect(WorkFolder(root))
+    found = {(r.stage, r.item): r for r in facts.rejections}
+    assert set(found) == {
+        ('sources', 'x.txt'),
+        ('shots', 'two'),
+        ('tracks', 'noisy'),
+        ('tracks', 'green, shot 2'),
+        ('tracks', 'lost, shot 2'),
+        ('align', 'many-000000'),
+        ('cameras', 'one-000000'),
+    }
+    assert found['tracks', 'green, shot 2'].time_sec == 1.5
+    assert clip not in facts.clips
+    page = Page(make_page(WorkFolder(root), {}))
+    assert 'no <finite> camera' in page.text and 'no face in lost' in page.text
+    colors = [np.asarray(p).mean(axis=(0, 1)) for p in page.pictures()]
+    assert any(g > 150 and r < 60 and b < 60 for r, g, b in colors)  # the frame of the video
+
+
+def test_page_of_many_clips_is_a_sample(run, monkeypatch):
+    root, clips = run
+    monkeypatch.setattr(report, '_SHEETS', 2)
+    monkeypatch.setattr(report, '_THUMBNAILS', 2)
+    monkeypatch.setattr(report, '_LISTED', 1)
+    page = Page(make_page(WorkFolder(root), {}))
+    assert '2 of 3 clips; time' in page.text and '1 of 3 clips; crops' in page.text
+    assert len(page.pictures()) == 2 + 2
+
+
+def test_sample():
+    assert sample(range(10), 4) == [0, 3, 6, 9] and sample('abc', 5) == ['a', 'b', 'c']
+
+
+def test_histogram():
+    values = np.array([-5.0, 0.0, 0.1, 1.02, 2.95, 3.0, 99.0])
+    svg = histogram(values, 'a < b', '°', (0.0, 3.0), mark=1.5)
+    Page(svg)
+    got = counts(svg)
+    assert len(got) == 30 and sum(got) == 7
+    assert (got[0], got[1], got[10], got[29]) == (2, 1, 1, 3)  # what is outside counts at the ends
+    assert 'a &lt; b: 7' in svg and 'x1="165.0"' in svg
+    assert sum(counts(histogram(np.zeros(0), 'none', '', (0.0, 1.0)))) == 0
+
+
+def test_round_limits():
+    assert round_limits(np.array([0.3, 7.7]), (0, 5)) == (0, 8)
+    assert round_limits(np.zeros(0), (0, 2)) == (0, 2)
+    assert round_limits(np.array([-41.0, 3.0]), (-30, 30)) == (-50, 30)
+
+
+@pytest.mark.parametrize(('yaw', 'pitch'), [(0.0, 0.0), (0.5, 0.0), (-0.3, 0.4)])
+def test_angles_are_those_of_the_camera(yaw, pitch):
+    label = orbit_label(yaw, pitch).numpy()
+    np.testing.assert_allclose(angles(label)[0], [np.degrees(yaw), np.degrees(pitch), 0], atol=1e-4)
+    turn = np.eye(4)  # the camera turns about its axis, its right side down
+    turn[:2, :2] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
+    label[:16] = (label[:16].reshape(4, 4) @ turn).ravel()
+    np.testing.assert_allclose(angles(label)[0, 2], np.degrees(0.2), atol=1e-4)
+
+
+def test_axes_of_a_frontal_head():
+    origin, x, y, z = axis_ends(front_label().tolist())
+    np.testing.assert_allclose(origin, [0.5, 0.5], atol=1e-6)
+    assert x[0] > 0.7 and abs(x[1] - 0.5) < 1e-6 and y[1] < 0.3
+    np.testing.assert_allclose(z, origin, atol=1e-6)  # towards the camera
+    turned = axis_ends(orbit_label(0.5).tolist())
+    assert turned[3, 0] < turned[0, 0] - 0.05  # the face looks to the left of the picture
+
+
+def test_annotate_draws_landmarks_and_axes():
+    black, points = np.zeros([SIZE, SIZE, 3], np.uint8), mesh(1)[0]
+    plain = np.asarray(annotate(black, points * 0 - 99, None, 64))
+    assert plain.shape == (64, 64, 3) and plain.max() == 0
+    lines = np.asarray(annotate(black, points, None, 64))
+    assert (lines > 60).any() and (lines.max(axis=2) == lines.min(axis=2)).all()  # white
+    axes = np.asarray(annotate(black, points * 0 - 99, front_label().tolist(), 64)).astype(int)
+    (red_y, red_x), (green_y, green_x) = (
+        np.argwhere(axes[..., c] > 60 + np.delete(axes, c, axis=2).max(axis=2)).mean(axis=0) for c in (0, 1)
+    )
+    assert red_x > 36 and abs(red_y - 32) < 2  # x to the right
+    assert green_y < 28 and abs(green_x - 32) < 2  # y up

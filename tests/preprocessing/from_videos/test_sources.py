@@ -1,0 +1,307 @@
+"""Sources: folders of videos in natural order, broken files named, public lists, clips cut out of videos."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dnnlib.util import UserError, file_sha256
+from dnnlib.video import SystemTrouble, VideoError, video_frames
+from dnnlib.video import write_video as write_front
+from preprocessing.from_videos import sources
+from preprocessing.from_videos.sources import Listed, cut_listed, examine, find_videos, read_list
+from preprocessing.from_videos.stages import StageError
+from support.videos import pictures, write_video
+
+
+@pytest.fixture(scope='module')
+def video(tmp_path_factory):
+    """Three seconds at 10 frames per second; pixels tell position and time."""
+    path = tmp_path_factory.mktemp('video') / 'abcdefghijk.mp4'
+    write_video(path, pictures(30, size=128))
+    return path
+
+
+def test_folder(tmp_path, video):
+    names = [
+        'clip10.mp4',
+        'clip2.mp4',
+        'a/b/x.MOV',
+        'a__b/x.mkv',
+        'a__b__x.avi',
+        'notes.txt',
+        'a/.hid.mp4',
+        '.h/y.mp4',
+    ]
+    for name in [*names, 'frames']:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found, passed = find_videos(str(tmp_path))
+    assert {key: path.relative_to(tmp_path).as_posix() for key, path in found.items()} == {
+        'a__b__x': 'a/b/x.MOV',
+        'a__b__x~2': 'a__b/x.mkv',
+        'a__b__x~3': 'a__b__x.avi',
+        'clip2': 'clip2.mp4',
+        'clip10': 'clip10.mp4',
+    }
+    assert list(found)[-2:] == ['clip2', 'clip10']
+    assert (
+        list(passed) == ['frames', 'notes.txt']
+        and 'the suffix .txt is not one of .mp4' in passed['notes.txt']
+    )
+    with pytest.raises(UserError, match='is not a folder; --source'):
+        find_videos(str(tmp_path / 'none'))
+
+
+def test_examine(video):
+    expected = {'fps': 10.0, 'frames': 30, 'width': 128, 'height': 128, 'sha256': file_sha256(video)}
+    assert examine(video) == {**expected, 'pace': [0.0, pytest.approx(0.1)]}
+
+
+@pytest.mark.parametrize('content', ['empty', 'text', 'picture', 'headless', 'half'])
+def test_broken_files_are_told(tmp_path, video, content):
+    data = video.read_bytes()
+    path = tmp_path / 'x.mp4'
+    if content == 'half':  # the table of frames at the front: the first half can be decoded
+        noise = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), np.uint8)
+        write_front(path, noise)
+        data = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(
+        {'empty': b'', 'text': b'hello' * 99, 'headless': data[: len(data) // 2]}.get(content, data)
+    )
+    if content == 'picture':
+        path.write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(99))
+    reason = {'empty': 'the file is empty', 'half': r'cut short: \d+ of about 30 frames'}
+    with pytest.raises(VideoError, match=reason.get(content, 'cannot be decoded; it is broken')):
+        examine(path)
+
+
+VOX = """Identity  : \tid00017
+Reference : \t_mjZ87sK6cA
+Offset    : \t2
+FV Conf   : \t16.140\t(1)
+ASD Conf  : \t5.142
+
+FRAME \tX \tY \tW \tH
+000100 \t0.25 \t0.25 \t0.25 \t0.5
+000101 \t0.30 \t0.20 \t0.25 \t0.5
+000124 \t0.25 \t0.25 \t0.25 \t0.5
+"""
+
+
+def test_voxceleb(tmp_path):
+    for name, text in [('id00017/_mjZ87sK6cA/00002.txt', VOX), ('id1/b/1.txt', VOX.replace('0.2', '120.2'))]:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    pixels, clip = read_list('voxceleb', str(tmp_path))
+    assert clip.name == 'id00017___mjZ87sK6cA__00002' and clip.video == '_mjZ87sK6cA'
+    assert (clip.start_sec, clip.end_sec, clip.speaker) == (4.0, 5.0, 'id00017')
+    np.testing.assert_allclose(clip.box, (0.25, 0.2, 0.55, 0.75))
+    assert pixels.box is None and pixels.start_sec == 4.0
+    with pytest.raises(UserError, match='is not a folder; a voxceleb list is the folder'):
+        read_list('voxceleb', str(tmp_path / 'id1/b/1.txt'))
+    (tmp_path / 'z.txt').write_text('what is this')
+    with pytest.raises(UserError, match=r'z.txt must have a line "Reference : id"'):
+        read_list('voxceleb', str(tmp_path))
+
+
+def celebv(**change):
+    clip = {'ytb_id': 'M2Ohb0FAaJU', 'duration': {'start_sec': 81.62, 'end_sec': 86.17}, 'attributes': {}}
+    clip['bbox'] = {'top': 0.0, 'bottom': 0.8815, 'left': 0.1964, 'right': 0.6922}
+    return {'meta_info': {}, 'clips': {'M2Ohb0FAaJU_1': {**clip, **change}}}
+
+
+def test_celebvhq(tmp_path):
+    path = tmp_path / 'celebvhq_info.json'
+    path.write_text(json.dumps(celebv()))
+    assert read_list('celebvhq', str(path)) == [
+        Listed('M2Ohb0FAaJU_1', 'M2Ohb0FAaJU', 81.62, 86.17, box=(0.1964, 0.0, 0.6922, 0.8815))
+    ]
+    for text in ('{', '[]', '{"clips": [1]}', json.dumps(celebv(bbox=None))):
+        path.write_text(text)
+        with pytest.raises(UserError, match='is not a CelebV-HQ list'):
+            read_list('celebvhq', str(path))
+    path.write_text(json.dumps(celebv(ytb_id='../../etc/passwd')))
+    with pytest.raises(UserError, match='is not the id of a YouTube video'):
+        read_list('celebvhq', str(path))
+    path.write_text('{"clips": {}}')
+    with pytest.raises(UserError, match='holds no clips of a celebvhq list'):
+        read_list('celebvhq', str(path))
+    with pytest.raises(UserError, match='cannot read the list.*no such file'):
+        read_list('celebvhq', str(tmp_path / 'none.json'))
+
+
+def test_talkinghead(tmp_path):
+    path = tmp_path / 'train_video_tubes.txt'
+    path.write_text('--Y9imYnfBw_0002, 720, 1280, 15, 263, 320, 72, 640, 360\n\n')
+    (clip,) = read_list('talkinghead', str(path))
+    assert clip.name == '--Y9imYnfBw_0002_S15_E263_L320_T72_R640_B360' and clip.video == '--Y9imYnfBw'
+    assert clip.start_sec == 120.0 and clip.frames == (15, 263) and clip.end_sec is None
+    assert clip.box == (0.25, 0.1, 0.5, 0.5)
+    path.write_text('--Y9imYnfBw\nabcdefghijk\n')
+    assert read_list('talkinghead', str(path)) == [
+        Listed('--Y9imYnfBw', '--Y9imYnfBw'),
+        Listed('abcdefghijk', 'abcdefghijk'),
+    ]
+    path.write_text('abcdefghijk\nabcdefghijk\n')
+    with pytest.raises(UserError, match='names the clip abcdefghijk twice'):
+        read_list('talkinghead', str(path))
+    path.write_text('abcdefghijk\na, b, c\n')
+    with pytest.raises(UserError, match='line 2 of .* must be an id alone, or'):
+        read_list('talkinghead', str(path))
+
+
+def frames_of(path):
+    return np.stack([frame for frame, _ in video_frames(path)]).astype(float)
+
+
+def test_cut_out(tmp_path, video):
+    """The right frames and pixels, nearly lossless; a second time the same bytes."""
+    clip = Listed('c', 'abcdefghijk', 1.0, 2.0, box=(0.5, 0.25, 0.75, 0.5))
+    box = cut_listed(video, clip, tmp_path / 'a.mp4')
+    cut, whole = frames_of(tmp_path / 'a.mp4'), frames_of(video)
+    assert cut.shape == (10, 64, 64, 3)  # 32 pixels of the box and 16 on each side
+    assert box == (16, 16, 48, 48)
+    assert np.abs(cut - whole[10:20, 16:80, 48:112]).mean() < 1.5
+    errors = [np.abs(cut[0] - frame[16:80, 48:112])[..., 2].mean() for frame in whole]
+    assert np.argmin(errors) == 10
+    cut_listed(video, clip, tmp_path / 'b.mp4')
+    assert (tmp_path / 'a.mp4').read_bytes() == (tmp_path / 'b.mp4').read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.mp4', 'b.mp4']
+
+
+def test_cut_by_frames(tmp_path, video):
+    clip = Listed('c', 'abcdefghijk', 0.0, frames=(5, 12))
+    assert cut_listed(video, clip, tmp_path / 'a.mp4') is None
+    cut, whole = frames_of(tmp_path / 'a.mp4'), frames_of(video)
+    assert len(cut) == 7 and np.abs(cut - whole[5:12]).mean() < 1.5
+
+
+def test_pieces_begin_with_key_frames(tmp_path):
+    """A piece of TalkingHead-1KH begins with the first key frame of its minute."""
+    from preprocessing.from_videos.sources import _key_frame_after, run_ffmpeg
+
+    source = ['-nostdin', '-f', 'lavfi', '-i', 'testsrc=size=64x64:rate=10:duration=10']
+    done = run_ffmpeg([*source, '-c:v', 'libx264', '-g', '30', '-sc_threshold', '0', str(tmp_path / 'a.mp4')])
+    assert done.returncode == 0
+    times = [_key_frame_after(tmp_path / 'a.mp4', sec) for sec in (0, 0.1, 2.9, 3.0, 3.1, 9.5)]
+    assert times == [0, 3, 3, 3, 6, 9.5]
+
+
+@pytest.mark.parametrize(
+    'change', [{'start_sec': 5.0}, {'start_sec': 2.0, 'end_sec': 1.0}, {'box': (0.9, 0.9, 0.9, 0.95)}]
+)
+def test_ranges_outside_are_rejected(tmp_path, video, change):
+    with pytest.raises(StageError, match='is not in the'):
+        cut_listed(video, Listed('c', 'abcdefghijk', **change), tmp_path / 'a.mp4')
+    assert not list(tmp_path.iterdir())
+
+
+CONTAINERS = [
+    ('a.mp4', ['-r', '25', '-c:v', 'libx264', '-bf', '3', '-g', '40']),
+    ('b.mkv', ['-r', '30000/1001', '-c:v', 'libx264', '-bf', '2', '-g', '250', '-c:a', 'libvorbis']),
+    ('c.webm', ['-r', '30', '-c:v', 'libvpx', '-g', '100', '-c:a', 'libvorbis']),
+    ('d.mp4', ['-r', '25', '-c:v', 'libx264', '-output_ts_offset', '1.7']),
+    ('e.avi', ['-r', '12', '-c:v', 'mpeg4', '-g', '30']),
+]
+
+
+@pytest.mark.parametrize('name, encode', CONTAINERS, ids=[name for name, _ in CONTAINERS])
+def test_frames_of_a_clip(tmp_path, name, encode):
+    """A clip in the middle of a video is found without decoding from the start: exactly its frames."""
+    from preprocessing.from_videos.sources import run_ffmpeg
+    from preprocessing.from_videos.stage_work import _frames
+
+    make = ['-nostdin', '-f', 'lavfi', '-i', 'testsrc=size=64x48:rate=60:duration=7']
+    sound = ['-f', 'lavfi', '-i', 'sine=duration=8']
+    assert run_ffmpeg([*make, *sound, *encode, str(tmp_path / name)]).returncode == 0
+    facts = examine(tmp_path / name)
+    whole = np.stack([frame for frame, _ in video_frames(tmp_path / name)])
+    assert (facts['pace'] is None) == name.endswith('.avi') and facts['frames'] == len(whole)
+    entry = {**facts, 'path': str(tmp_path / name)}
+    for first in (0, 51, 60, 75, len(whole) - 3):
+        clip = np.stack(list(_frames(entry, first, 9)))
+        assert (clip == whole[first : first + 9]).all(), first
+
+
+def test_uneven_frames_are_noticed(tmp_path):
+    from preprocessing.from_videos.sources import run_ffmpeg
+
+    make = ['-nostdin', '-f', 'lavfi', '-i', 'testsrc=size=64x48:rate=25:duration=4']
+    drop = ['-vf', "select='not(between(n,30,44))'", '-fps_mode', 'vfr', str(tmp_path / 'a.mp4')]
+    assert run_ffmpeg([*make, *drop]).returncode == 0
+    facts = examine(tmp_path / 'a.mp4')
+    assert facts['pace'] is None and facts['frames'] == 85
+
+
+@pytest.mark.parametrize('suffix', ['mp4', 'mkv'])
+def test_clips_of_uneven_frames(tmp_path, suffix):
+    """Also where frames are missing, as phones record: exactly the frames of the clip."""
+    from preprocessing.from_videos.sources import run_ffmpeg
+    from preprocessing.from_videos.stage_work import _frames
+
+    path = tmp_path / f'a.{suffix}'
+    make = ['-nostdin', '-f', 'lavfi', '-i', 'testsrc=size=64x48:rate=25:duration=8']
+    drop = ['-vf', "select='lt(random(0),0.7)'", '-fps_mode', 'vfr', '-c:v', 'libx264', '-g', '30', str(path)]
+    assert run_ffmpeg([*make, *drop]).returncode == 0
+    entry = {**examine(path), 'path': str(path)}
+    whole = np.stack([frame for frame, _ in video_frames(path)])
+    assert entry['pace'] is None and len(entry['times']) == len(whole)
+    for first in range(51, len(whole) - 9, 7):
+        assert (np.stack(list(_frames(entry, first, 9))) == whole[first : first + 9]).all(), first
+    other = {**entry, 'times': entry['times'][1:]}  # so it is they that tell where to begin
+    assert (next(_frames(other, 60, 1)) == whole[61]).all()
+
+
+def test_own_files_and_strange_names_do_not_count(tmp_path, video, monkeypatch):
+    """A work folder and a zip inside --source; names that are no text; a name like an address of ffmpeg."""
+    for name in ('w/cuts/x.mp4', 'w/align/c/00000.png', 'x.zip', 'a.mp4'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b'/\xff.mp4')).touch()
+    found, passed = find_videos(str(tmp_path), without=[str(tmp_path / 'w'), f'{tmp_path}/w/../x.zip'])
+    assert list(found) == ['a'] and passed == {'\\udcff.mp4': 'the name is not in UTF-8; rename the file'}
+    with pytest.raises(UserError, match='cannot be --source and --workdir at once'):
+        find_videos(str(tmp_path), without=[str(tmp_path)])
+    shutil.copy(video, tmp_path / 'concat:b.mp4')
+    monkeypatch.chdir(tmp_path)
+    assert examine(Path('concat:b.mp4'))['frames'] == 30
+
+
+def test_trouble_of_the_machine_is_not_a_fault_of_the_video(video, monkeypatch):
+    """Otherwise a video that was examined while memory was short would be left out for good."""
+    monkeypatch.setattr(sources.imageio_ffmpeg, 'get_ffmpeg_exe', lambda: '/nonexistent/ffmpeg')
+    with pytest.raises(SystemTrouble):
+        examine(video)
+    with pytest.raises(SystemTrouble, match='cannot start ffmpeg'):
+        sources.run_ffmpeg(['-version'])
+    monkeypatch.setattr(sources.imageio_ffmpeg, 'get_ffmpeg_exe', lambda: '/bin/sh')
+    with pytest.raises(SystemTrouble, match='killed by signal 9'):
+        sources.run_ffmpeg(['-c', 'kill -9 $$'])
+
+
+def test_phone_videos_stand_upright(tmp_path, video, capfd):
+    """Rotation in the metadata: sizes are those of the pictures, and nothing is said about it."""
+    sources.run_ffmpeg(['-i', str(video), '-vf', 'crop=128:64', str(tmp_path / 'a.mp4')])
+    turned = ['-display_rotation', '90', '-i', str(tmp_path / 'a.mp4'), '-c', 'copy', str(tmp_path / 'b.mp4')]
+    assert sources.run_ffmpeg(turned).returncode == 0
+    facts = examine(tmp_path / 'b.mp4')
+    assert (facts['width'], facts['height']) == frames_of(tmp_path / 'b.mp4').shape[2:0:-1] == (64, 128)
+    assert capfd.readouterr() == ('', '')
+
+
+def test_cutting_decodes_no_more_than_the_clip(tmp_path, video, monkeypatch):
+    """Lists name many clips of one long video: none may cost the whole of it. A cut-off video is told."""
+    monkeypatch.setattr(sources, 'examine', lambda path: pytest.fail('decoded all'))
+    cut_listed(video, Listed('c', 'abcdefghijk', 1.0, 2.0), tmp_path / 'a.mp4')
+    assert [p.name for p in tmp_path.iterdir()] == ['a.mp4']
+    noise = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), np.uint8)
+    write_front(tmp_path / 'b.mp4', noise)
+    data = (tmp_path / 'b.mp4').read_bytes()
+    (tmp_path / 'b.mp4').write_bytes(data[: len(data) // 2])
+    with pytest.raises(VideoError, match='that the clip is listed of is cut short'):
+        cut_listed(tmp_path / 'b.mp4', Listed('c', 'abcdefghijk', 0.2, 1.2), tmp_path / 'c.mp4')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.mp4', 'b.mp4']

@@ -1,0 +1,138 @@
+"""What README, docs, Makefile and help texts name exists: commands, flags, options, files, functions."""
+
+import ast
+import importlib
+import operator
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from dnnlib.config import override, to_dict
+from support.paths import ROOT
+from training.config import PRESETS
+
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+SCRIPTS = ('train', 'gen_videos', 'dataset_tool', 'legacy')
+FIELDS = (
+    r'(?!dataset\.json)(?:generator|d_image|d_video|loss|dataset|sampling|g_opt|d_opt|ema|output)(?:\.\w+)+'
+)
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields (script, arguments) of every command line that runs one of our scripts."""
+    text = re.sub(r'"?\$cfg"?', 'tiny', text.replace('\\\n', ' '))
+    text = re.sub(r'\$\([^)]*\)|"?\$\{?\w+\}?"?', '1', text)  # what else the shell fills in
+    for line in text.splitlines():
+        found = re.search(rf'(?:python\S*|torchrun\b.*) ({"|".join(SCRIPTS)})\.py (-.*|[a-z]+ .*)', line)
+        if found:
+            yield found[1], shlex.split(re.sub(r'[|;&`].*', '', found[2]), comments=True)
+
+
+def parse(script: str, args: list[str]) -> click.Context:
+    """Parses a command line as the script would; click raises for anything unknown or missing."""
+    command, parent = importlib.import_module(script).main, None
+    if isinstance(command, click.Group):
+        parent = click.Context(command, **command.context_settings)  # for -h, which commands remember
+        script, args = args[0], args[1:]
+        if script not in command.commands:
+            raise click.UsageError(f'no command {script}')
+        command = command.commands[script]
+    return command.make_context(script, args, parent)
+
+
+def documented() -> list[tuple[str, str, list[str]]]:
+    """Lists (where, script, arguments) of all commands in pages, Slurm script, Makefile and help texts."""
+    texts = {p.name: p.read_text() for p in [*PAGES, ROOT / 'docs' / 'slurm.sh']}
+    done = subprocess.run(['make', '-n', '-B', 'demo'], cwd=ROOT, capture_output=True, text=True, check=True)
+    texts['make demo'] = done.stdout
+    for script in SCRIPTS:
+        command = importlib.import_module(script).main
+        texts[f'{script} --help'] = f'{command.help}\n{command.epilog}'
+        for name, child in getattr(command, 'commands', {}).items():
+            texts[f'{script} {name} --help'] = str(child.help)
+    return [(where, script, args) for where, text in texts.items() for script, args in commands(text)]
+
+
+def test_commands_parse():
+    found = documented()
+    assert {script for where, script, _ in found if where == 'README.md'} == set(SCRIPTS)
+    assert [script for where, script, _ in found if where == 'slurm.sh'] == ['train']
+    assert len([where for where, _, _ in found if where == 'make demo']) == 6
+    wrong = []
+    for where, script, args in found:
+        try:
+            context = parse(script, args)
+            if script == 'train':
+                importlib.import_module('train').build_config(context.params)
+        except click.exceptions.Exit:  # --help
+            continue
+        except (click.ClickException, ValueError) as err:
+            wrong.append(f'{where}: {script}.py {" ".join(args)}: {err}')
+    assert not wrong, '\n'.join(wrong)
+
+
+@pytest.mark.parametrize('line', ['python train.py --outdir a', 'python gen_videos.py --nets a', 'x'])
+def test_wrong_commands_are_found(line):
+    for script, args in commands(line):
+        with pytest.raises(click.ClickException):
+            parse(script, args)
+    assert len(list(commands(line))) == (line != 'x')
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.name)
+def test_links_and_names(page):
+    """Linked files exist, and so do `file.py:Name` and the option paths."""
+    text = re.sub(r'<!--.*?-->', '', page.read_text(), flags=re.S)
+    links = [link for link in re.findall(r'\]\(([^)#\s]+)', text) if '://' not in link]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    for path, name in re.findall(r'`([\w/]+\.py):([\w.]+)`', text):
+        if not (ROOT / path).exists() or name not in names((ROOT / path).read_text()):
+            missing.append(f'{path}:{name}')
+    config = PRESETS['tiny']('none.zip')
+    for path, value in re.findall(rf'`(?:--set )?({FIELDS})(?:=(\w[\w.]*))?`', text):
+        try:
+            override(config, path, value) if value else operator.attrgetter(path)(config)
+        except (AttributeError, ValueError) as err:
+            missing.append(f'{path}={value}: {err}')
+    assert not missing, '\n'.join(missing)
+
+
+def names(source: str) -> set[str]:
+    """Returns the functions, classes and methods of a module: `f`, `C`, `C.method`."""
+    found = set()
+    nodes = [('', node) for node in ast.parse(source).body]
+    while nodes:
+        prefix, node = nodes.pop()
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(prefix + node.name)
+        if isinstance(node, ast.ClassDef):
+            nodes += [(f'{prefix}{node.name}.', child) for child in node.body]
+    return found
+
+
+def test_released_preset_table():
+    """The table of docs/code.md: the released preset differs from the default in these fields alone."""
+    text = (ROOT / 'docs' / 'code.md').read_text().partition('paper and released code differ')[2]
+    fields = re.findall(rf'^\| `({FIELDS})`', text, flags=re.M)
+    ours, released = (to_dict(PRESETS[name]('none.zip')) for name in ('pv3d-voxceleb', 'pv3d-released'))
+
+    def flat(tree, prefix=''):
+        for key, value in tree.items():
+            yield from flat(value, f'{prefix}{key}.') if isinstance(value, dict) else [(prefix + key, value)]
+
+    differ = {k for (k, a), (_, b) in zip(flat(ours), flat(released), strict=True) if a != b}
+    assert differ == {*fields, 'cfg'}
+
+
+def test_environment_matches_pyproject():
+    """environment.yml repeats the list of packages, for conda."""
+    project = (ROOT / 'pyproject.toml').read_text()
+    listed = re.search(r'^dependencies = \[(.*?)^\]', project, flags=re.M | re.S)[1]
+    for extra in ('dev', 'metrics'):
+        listed += re.search(rf'^{extra} = \[(.*?)\]', project, flags=re.M)[1]
+    conda = (ROOT / 'environment.yml').read_text().partition('pip:\n')[2]
+    assert re.findall(r'- (\S+)', conda) == re.findall(r'"([^"]+)"', listed)

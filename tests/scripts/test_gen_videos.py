@@ -1,0 +1,306 @@
+"""The command line of gen_videos.py, end to end on a tiny random network."""
+
+import dataclasses
+import itertools
+import weakref
+from unittest import mock
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+import trimesh
+from click.testing import CliRunner
+
+import gen_videos
+from support import tiny
+from torch_utils.checkpoint import save_snapshot
+from viz import images, rollout, sheets, trajectories
+from viz.clip_writer import Clip, ClipWriter
+
+SPAN = 4
+
+
+def network(density):
+    """Builds a tiny generator whose density is shifted by `density`."""
+    G = tiny.generator(span=SPAN).eval()
+    G.decoder.out.bias.data[0] += density
+    return G
+
+
+@pytest.fixture(scope='module')
+def G():
+    return network(8.0)
+
+
+@pytest.fixture(scope='module')
+def snapshot(G, tmp_path_factory):
+    path = tmp_path_factory.mktemp('network') / 'network-snapshot-000001.pkl'
+    cameras = [trajectories.orbit(3).tolist(), trajectories.front(5).tolist()]
+    save_snapshot(path, {'G_ema': G}, {'kimg': 1, 'cameras': cameras})
+    return str(path)
+
+
+def call(snapshot, outdir, *args):
+    """Runs the command; an exception that is no clear error fails the test."""
+    command = ['--network', snapshot, '--outdir', str(outdir), '--device', 'cpu', *args]
+    result = CliRunner().invoke(gen_videos.main, command)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('text', 'numbers'),
+    [('3', [3]), ('0-3', [0, 1, 2, 3]), ('5,1-2', [5, 1, 2]), (' 4 , 4,7-7', [4, 7]), ('0,1,2', [0, 1, 2])],
+)
+def test_numbers(text, numbers):
+    assert gen_videos.parse_numbers(text) == numbers
+
+
+@pytest.mark.parametrize(
+    'text', ['', '-', '-1', '1-', '3-1', 'a', '1,,2', '1.5', '1-2-3', '²', '9' * 30, f'0-{10**9}']
+)
+def test_bad_numbers(text):
+    with pytest.raises(ValueError, match='not a list|backwards|too much'):
+        gen_videos.parse_numbers(text)
+
+
+def test_everything_at_once(snapshot, G, tmp_path):
+    out = tmp_path / 'made' / 'here'
+    line = '--seeds 2 --motion-seeds 5-6 --frames 5 --depth --normals --fps 10 --upscale 2 --crf 5 '
+    line += '--shapes ply --shape-resolution 16 --shape-frames 1'
+    result = call(snapshot, out, *line.split())
+    assert result.exit_code == 0, result.output
+    clips = ['seed0002-motion0005', 'seed0002-motion0006']
+    files = [f'{c}{end}' for c in clips for end in ('.mp4', '-depth.mp4', '-normals.mp4', '-sheet.png')]
+    meshes = [f'{c}-0001.ply' for c in clips]
+    assert names(out) == sorted([*files, *meshes, 'grid.mp4'])
+    for name in names(out):
+        assert str(out / name) in result.output
+    for name in ('', '-depth', '-normals'):
+        video = iio.imread(out / f'{clips[0]}{name}.mp4')
+        assert video.shape == (5, 64, 64, 3)
+    assert iio.imread(out / 'grid.mp4').shape == (5, 128, 256, 3)
+    assert np.shape(iio.imread(out / f'{clips[0]}-sheet.png'))[1] > 4 * 128  # a column for each moment
+    mesh = trimesh.load(out / meshes[0])
+    assert mesh.is_watertight
+    assert mesh.volume > 0
+    assert mesh.visual.vertex_colors.shape == (len(mesh.vertices), 4)
+
+
+def test_video_shows_the_frames_of_the_generator(snapshot, G, tmp_path):
+    """The definition, written out: front camera, t forth and back, z_a and z_m of the seed."""
+    assert call(snapshot, tmp_path, '--seeds', '3', '--crf', '0', '--no-sheet').exit_code == 0
+    video = iio.imread(tmp_path / 'seed0003.mp4').astype(int)
+    assert len(video) == 2 * 2 * (SPAN - 1)
+    codes, front = rollout.draw_codes(G, 3), trajectories.front(1)
+    for i, t in enumerate([0, 1 / 3, 2 / 3, 1, 2 / 3, 1 / 3]):
+        image = G(codes.z, codes.z_m, torch.tensor([t]), front).image.detach()
+        expected = images.to_uint8(image)[0].astype(int)
+        # luma is coded without loss, chroma at half resolution
+        weights = np.array([0.2126, 0.7152, 0.0722])
+        assert np.abs((video[i] - expected) @ weights).mean() < 3
+        assert (video[i] == video[i + 6]).mean() > 0.99
+
+
+def test_same_seed_same_bytes_whatever_else_is_asked_for(snapshot, tmp_path):
+    args = ['--frames', '4', '--shapes', 'obj', '--shape-resolution', '16']
+    call(snapshot, tmp_path / 'a', '--seeds', '4', *args)
+    call(snapshot, tmp_path / 'b', '--seeds', '1,4', *args)
+    ours = [n for n in names(tmp_path / 'b') if n.startswith('seed0004')]
+    assert names(tmp_path / 'a') == ours
+    assert len(ours) == 3
+    for name in ours:
+        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
+
+
+def test_own_motion_is_the_motion_of_the_seed(snapshot, tmp_path):
+    args = ['--frames', '3', '--no-sheet', '--no-grid']
+    call(snapshot, tmp_path, '--seeds', '4', *args)
+    call(snapshot, tmp_path, '--seeds', '4', '--motion-seeds', '4,5', *args)
+    own, same, other = (tmp_path / f'seed0004{end}.mp4' for end in ('', '-motion0004', '-motion0005'))
+    assert own.read_bytes() == same.read_bytes() != other.read_bytes()
+
+
+def test_dataset_cameras_come_from_the_snapshot_or_the_data(snapshot, data, tmp_path):
+    args = ['--seeds', '0-1', '--trajectory', 'dataset', '--no-sheet', '--no-grid']
+    assert call(snapshot, tmp_path / 'own', *args).exit_code == 0
+    assert [len(iio.imread(tmp_path / 'own' / f'seed000{i}.mp4')) for i in (0, 1)] == [3, 5]
+    assert call(snapshot, tmp_path / 'data', *args, '--data', data).exit_code == 0
+    assert len(iio.imread(tmp_path / 'data' / 'seed0000.mp4')) == 18
+    assert call(snapshot, tmp_path / 'short', *args, '--data', data, '--frames', '2').exit_code == 0
+    assert len(iio.imread(tmp_path / 'short' / 'seed0001.mp4')) == 2
+
+
+def test_still_freezes_the_face_and_orbit_does_not(snapshot, tmp_path):
+    args = ['--seeds', '0', '--frames', '4', '--no-sheet', '--orbit-yaw', '0']
+    clips = {}
+    for kind in ('still', 'orbit'):
+        assert call(snapshot, tmp_path / kind, *args, '--trajectory', kind).exit_code == 0
+        clips[kind] = iio.imread(tmp_path / kind / 'seed0000.mp4').astype(int)
+    # without yaw, cameras 1 and 3 of the ellipse are the same
+    same, moved = (np.abs(clips[kind][1] - clips[kind][3]).mean() for kind in ('still', 'orbit'))
+    assert 4 * same < moved
+
+
+def test_sampling_options_change_the_rendering(snapshot, tmp_path):
+    base = ['--seeds', '0', '--frames', '2', '--no-sheet', '--depth']
+    sizes = {}
+    for name, args in {'plain': [], 'fine': ['--neural-resolution', '16', '--render-samples', '12']}.items():
+        assert call(snapshot, tmp_path / name, *base, *args).exit_code == 0
+        sizes[name] = (tmp_path / name / 'seed0000-depth.mp4').read_bytes()
+    assert sizes['plain'] != sizes['fine']
+
+
+def test_grid_shows_the_people_as_large_as_their_videos(snapshot, tmp_path):
+    args = ['--seeds', '0-2', '--frames', '1', '--no-sheet', '--upscale', '5']
+    assert call(snapshot, tmp_path, *args).exit_code == 0
+    assert iio.imread(tmp_path / 'seed0000.mp4').shape[1:3] == (160, 160)
+    assert iio.imread(tmp_path / 'grid.mp4').shape[1:3] == (320, 320)
+
+
+def test_sheet_has_evenly_spaced_moments(G, tmp_path, monkeypatch):
+    texts = mock.Mock(wraps=sheets.contact_sheet)
+    monkeypatch.setattr(images, 'contact_sheet', texts)
+    config = dataclasses.replace(G.config, span=16)
+    monkeypatch.setattr(G, 'config', config)
+    times, front = trajectories.frame_times(2, SPAN), trajectories.front(2)
+    clip = Clip(name='a', codes=rollout.draw_codes(G, 0), cameras=front, map_cameras=front[:1], times=times)
+    ClipWriter(G=G, outdir=tmp_path, say=lambda line: None).sheet(clip)
+    assert texts.call_args.args[2] == [f't {i / 7:.2f}' for i in range(8)]
+
+
+def test_a_scene_without_surface_is_explained(tmp_path):
+    path = tmp_path / 'thin.pkl'
+    save_snapshot(path, {'G_ema': network(-20.0)}, {})
+    args = '--seeds 0 --frames 2 --no-sheet --shapes glb --shape-resolution 16'
+    result = call(str(path), tmp_path / 'out', *args.split())
+    assert result.exit_code == 0
+    assert 'seed0000: no mesh of frame 0, there is no surface' in result.output
+    assert names(tmp_path / 'out') == ['seed0000.mp4']
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['--network', 'missing.pkl'], 'missing.pkl: no such file or folder'),
+        (['--seeds', 'x'], "'x' is not a list of numbers"),
+        (['--device', 'nonsense'], '--device nonsense cannot be used here'),
+        (['--data', 'x.zip'], 'is for --trajectory dataset, not for front; give that or leave --data out'),
+        (['--orbit-yaw', '20'], '--orbit-yaw is for --trajectory orbit or still, not for front'),
+        (
+            ['--time', 'cycle', '--trajectory', 'still'],
+            '--time is for --trajectory front or orbit or dataset',
+        ),
+        (['--crf', '1', '--video-format', 'gif'], '--crf is for --video-format mp4, not for gif'),
+        (['--shape-level', '5'], '--shape-level is for --shapes ply or obj or glb, which is not given'),
+        (['--shape-parts', 'all'], '--shape-parts is for --shapes'),
+        (['--shape-frames', '0'], '--shape-frames is for --shapes'),
+        (['--shape-resolution', '32'], '--shape-resolution is for --shapes'),
+        (['--data', 'x.zip', '--trajectory', 'dataset'], 'x.zip: no such file or folder'),
+        (['--outdir', __file__], 'test_gen_videos.py: it exists already'),
+        (['--shape-resolution', '2'], '8<=x<=1024'),
+        (['--neural-resolution', '2048'], '2<=x<=1024'),
+        (['--render-samples', '3'], '4<=x<=1024'),
+        (['--upscale', '33'], '1<=x<=32'),
+        (['--shape-level', '0'], 'x>0'),
+        (
+            ['--frames', '5', '--shapes', 'ply', '--shape-frames', '1,5'],
+            '--shape-frames 5 is beyond seed0000, whose 5 frames are 0 to 4; name earlier ones',
+        ),
+        (['--fps', '0'], '0.1<=x<=1000'),
+        (['--psi', '11'], '-10<=x<=10'),
+        (['--psi', 'nan'], 'not a finite number'),
+    ],
+)
+def test_mistakes_get_one_sentence(snapshot, tmp_path, args, message):
+    result = call(snapshot, tmp_path / 'out', '--seeds', '0', *args)
+    assert result.exit_code != 0
+    assert result.output.strip().splitlines()[-1].startswith('Error: ')
+    assert message in result.output
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.'),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+        ),
+        MemoryError(),
+        RuntimeError('a mistake of ours'),
+    ],
+)
+def test_out_of_memory_gets_one_sentence(snapshot, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(ClipWriter, 'videos', mock.Mock(side_effect=error))
+    if 'mistake' in str(error):
+        with pytest.raises(RuntimeError, match='a mistake of ours'):
+            call(snapshot, tmp_path, '--seeds', '0')
+        return
+    result = call(snapshot, tmp_path, '--seeds', '0')
+    assert result.exit_code == 1
+    assert result.output.startswith('Error: there is too little memory; lower --neural-resolution')
+
+
+def test_frames_are_written_as_they_come(G, tmp_path, monkeypatch):
+    """No rendered batch outlives the next one, so a clip may be of any length."""
+    render, batches = rollout.render_frames, []
+
+    def watched(*args):
+        for batch in render(*args):
+            assert all(alive() is None for alive in batches[:-1])
+            batches.append(weakref.ref(batch.xyz))
+            yield batch
+
+    monkeypatch.setattr(rollout, 'render_frames', watched)
+    writer = ClipWriter(G=G, outdir=tmp_path, say=lambda line: None)
+    cameras, times = trajectories.front(14), trajectories.frame_times(14, SPAN)
+    clip = Clip(
+        name='a', codes=rollout.draw_codes(G, 0), cameras=cameras, map_cameras=cameras[:1], times=times
+    )
+    assert writer.videos(clip) == []
+    tiles = writer.videos(clip, depth=True, normals=True, tile=10)
+    assert len(batches) == 8 and np.shape(tiles) == (14, 10, 10, 3)
+    videos = [iio.imread(tmp_path / f'a{end}.mp4').astype(int) for end in ('', '-depth', '-normals')]
+    assert [v.shape for v in videos] == [(14, 32, 32, 3)] * 3
+    assert all(np.abs(a - b).mean() > 10 for a, b in itertools.combinations(videos, 2))
+
+
+def test_a_snapshot_without_cameras_says_what_to_do(tmp_path, G):
+    for meta in ({}, {'cameras': [[[0.0] * 7]]}, {'cameras': 'none'}, {'cameras': [[]]}):
+        save_snapshot(tmp_path / 'a.pkl', {'G_ema': G}, meta)
+        result = call(str(tmp_path / 'a.pkl'), tmp_path / 'out', '--seeds', '0', '--trajectory', 'dataset')
+        assert result.exit_code == 1
+        assert 'holds no cameras of real clips' in result.output
+        assert '--data' in result.output
+
+
+def test_compiled_networks_make_the_same_video(snapshot, tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_eagerly(function, **options):
+        compiled.append(function)
+        return torch_compile(function, backend='aot_eager', **options)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, 'compile', compile_eagerly)
+    args = ['--seeds', '1', '--frames', '2', '--no-sheet']
+    call(snapshot, tmp_path / 'plain', *args)
+    assert not compiled
+    call(snapshot, tmp_path / 'compiled', *args, '--compile')
+    assert len(compiled) == 3
+    files = [tmp_path / name / 'seed0001.mp4' for name in ('plain', 'compiled')]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_help_teaches():
+    text = CliRunner().invoke(gen_videos.main, ['--help']).output
+    assert text.count('python gen_videos.py') == 4
+    for name in ('--seeds', '--motion-seeds', '--trajectory', '--shapes', '--psi', '--depth', '--normals'):
+        assert name in text

@@ -1,0 +1,381 @@
+"""train.py as people use it: run folders, files, signals, kills, several processes."""
+
+import dataclasses
+import importlib
+import io
+import json
+import logging
+import math
+import os
+import re
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import imageio_ffmpeg
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dnnlib.config import from_dict
+from support.paths import GOLDEN
+from support.small_runs import CPU, LIMIT_SEC, assert_same, children, cli, everything, start, train, wait_for
+from torch_utils import checkpoint
+from train import stop_on_signals
+from training.config import TrainConfig
+from training.loss import PV3DLoss
+from training.training_loop import Trainer
+
+QUICK = ['--cfg', 'tiny', '--batch', 2, '--device', 'cpu', '--set', 'output.image_ticks=0']
+
+
+def run_dirs(outdir):
+    return sorted(p.name for p in outdir.iterdir())
+
+
+def config_in(run_dir):
+    return from_dict(TrainConfig, json.loads((run_dir / 'training_options.json').read_text()))
+
+
+def numbers(run_dir, kind='network-snapshot'):
+    """Returns the clips seen of all files of a kind."""
+    return sorted(int(re.search(r'(\d+)\.', p.name)[1]) for p in run_dir.glob(f'{kind}-*'))
+
+
+def test_same_command_continues_and_others_get_new_folders(data, tmp_path):
+    command = ['--outdir', tmp_path / 'runs', '--data', data, *QUICK]
+    first = cli(*command, '--kimg', 0.004)
+    assert first.code == 0 and first.err == ''
+    lines = first.out.splitlines()
+    assert lines[0].startswith('data: 6 clips, 108 frames (18 a clip), 32x32')
+    name = '00000-tiny-clips-gpus1-batch2-gamma2'
+    run_dir = tmp_path / 'runs' / name
+    assert lines[1] == f'run folder: {run_dir}' and lines[-1] == 'done'
+    assert (run_dir / 'log.txt').read_text() == '\n'.join(lines[1:]) + '\n'
+    again = cli(*command, '--kimg', 0.004)
+    assert again.code == 0 and again.out.splitlines()[-1].startswith(
+        'this run was finished before, at 0.004 kimg; nothing to do; --fresh starts another'
+    )
+    assert 'tick' not in again.out and 'continuing' not in again.out
+    longer = cli(*command, '--kimg', 0.008)
+    assert f'continuing {run_dir} at 4 clips\ntick ' in longer.out
+    assert run_dirs(tmp_path / 'runs') == [name] and numbers(run_dir) == [4, 8]
+    whole = train(config_in(run_dir), tmp_path / 'whole')
+    assert_same(everything(Trainer(config_in(run_dir), run_dir, CPU)), everything(whole))
+
+    for i, change in enumerate((['--gamma', 3], ['--seed', 1], ['--fresh'], ['--desc', 'x'])):
+        result = cli(*command, '--kimg', 0, *change)
+        assert result.code == 0 and f'run folder: {tmp_path}/runs/{i + 1:05d}-tiny' in result.out
+    assert run_dirs(tmp_path / 'runs')[4] == '00004-tiny-clips-gpus1-batch2-gamma2-x'
+    assert numbers(tmp_path / 'runs' / run_dirs(tmp_path / 'runs')[3]) == [0]
+
+
+def test_fresh_run_that_torchrun_restarts_goes_on(data, tmp_path, monkeypatch):
+    command = ['--outdir', tmp_path, '--data', data, *QUICK, '--kimg', 0, '--fresh']
+    cli(*command)
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    assert 'this run was finished before' in cli(*command).out
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '0')
+    cli(*command)
+    assert len(run_dirs(tmp_path)) == 2
+
+
+def test_max_minutes_stops_with_a_checkpoint(data, tmp_path):
+    result = cli('--outdir', tmp_path, '--data', data, *QUICK, '--max-minutes', 1e-5)
+    assert result.code == 0 and 'stopped; the same command continues this run' in result.out
+    (name,) = run_dirs(tmp_path)
+    (seen,) = numbers(tmp_path / name)
+    assert seen == 2  # a session makes a step, but no other
+    assert re.search('^tick .* left 0s ', result.out, re.MULTILINE)
+
+
+def test_two_processes_cannot_train_in_one_folder(data, tmp_path):
+    command = ['--outdir', tmp_path, '--data', data, *QUICK]
+    with start(*command, '--kimg', 1000) as first:
+        wait_for(lambda: list(tmp_path.glob('*/log.txt')), first)
+        second = cli(*command, '--kimg', 1000)
+        assert second.code == 1 and 'another process is training there' in second.err
+        assert first.poll() is None
+    assert len(run_dirs(tmp_path)) == 1
+
+
+def test_run_folder_tells_everything(data, tmp_path):
+    result = cli('--outdir', tmp_path, '--data', data, '--cfg', 'tiny', '--device', 'cpu', '--kimg', 0.016)
+    (name,) = run_dirs(tmp_path)
+    run_dir = tmp_path / name
+    assert result.out.splitlines()[2] == 'drawing the first pictures'
+    ticks = [line for line in result.out.splitlines() if line.startswith('tick ')]
+    assert len(ticks) == 2  # tick_nimg is 8
+    parts = r'tick 2 +kimg 0\.016 +time \S+ +s/kimg [\d.]+ +G_img [\d.]+ +G_vid .* +left 0s +mem [\d.]+ GiB'
+    assert re.fullmatch(parts, ticks[1])
+    lines = [json.loads(line) for line in (run_dir / 'stats.jsonl').read_text().splitlines()]
+    assert [line['Progress/kimg'] for line in lines] == [0.008, 0.016]
+    every = {
+        *(f'Loss/{x}' for x in ('G/image', 'G/video', 'D/image/fake', 'D/image/real', 'D/video/fake')),
+        *(f'Loss/{x}' for x in ('D/video/real', 'signs/image/real', 'signs/video/real')),
+        *(f'Loss/scores/{d}/{x}' for d in ('image', 'video') for x in ('fake', 'real')),
+        *(f'Progress/{x}' for x in ('kimg', 'tick', 'nonfinite')),
+        *('Resources/peak_memory_gib', 'Timing/total_sec', 'Timing/sec_per_kimg', 'timestamp'),
+    }
+    lazy = {'Loss/G/density', 'Loss/r1/image', 'Loss/r1/video'}  # not due in the second tick
+    assert [set(line) for line in lines] == [every | lazy, every]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert config_in(run_dir).total_nimg == 16
+    snapshot = checkpoint.read_snapshot(run_dir / 'network-snapshot-000000016.pkl')
+    assert list(snapshot.networks) == ['G', 'D_image', 'D_video', 'G_ema']
+    assert snapshot.meta['kimg'] == 0.016 and snapshot.meta['cfg'] == 'tiny'
+    assert len(snapshot.meta['cameras']) == 6 and len(snapshot.meta['cameras'][0]) == 16
+    assert [p for p in os.listdir(run_dir) if p.endswith('.tmp')] == []
+    check_pictures(run_dir)
+    check_events(run_dir, lines)
+
+
+def check_pictures(run_dir):
+    """Four heads of 32 pixels, six real clips; views and strips have a bar of text, views are enlarged."""
+    sizes = {'fakes': (64, 64), 'depth': (256, 256), 'views': (384, 532), 'strip': (256, 148)}
+    for name, size in sizes.items():
+        for nimg in (0, 16):
+            with Image.open(run_dir / f'{name}{nimg:09d}.png') as picture:
+                assert (name, picture.size) == (name, size)
+    with Image.open(run_dir / 'reals.png') as picture:
+        assert picture.size == (96, 64)
+        corner = picture.crop((0, 0, 32, 32)).getcolors(2000)
+    assert len(corner) > 50
+    assert numbers(run_dir, 'video*') == []
+    assert sorted(p.name for p in run_dir.glob('*.mp4')) == ['video000000000.mp4', 'video000000016.mp4']
+    assert all(p.stat().st_size > 1000 for p in run_dir.glob('*.mp4'))
+
+
+@pytest.mark.parametrize(
+    'error', [RuntimeError('No ffmpeg exe\nwas found'), FileNotFoundError(2, 'gone', 'x')]
+)
+def test_pictures_that_fail_do_not_end_a_run(data, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(imageio_ffmpeg, 'get_ffmpeg_exe', mock.Mock(side_effect=error))
+    options = ['--set', 'output.image_ticks=1', '--set', 'output.sheet_seeds=1', '--kimg', 0.016]
+    result = cli('--outdir', tmp_path, '--data', data, *QUICK, *options)
+    assert (result.code, result.err) == (0, '') and result.out.endswith('done\n')
+    lines = [line for line in result.out.splitlines() if line.startswith('warning: ')]
+    assert len(lines) == 3 and len(set(lines)) == 1  # the first pictures and two ticks
+    assert lines[0].startswith('warning: not all pictures of this tick could be made: ')
+    assert 'No ffmpeg exe' in lines[0] or 'gone' in lines[0]
+    (name,) = run_dirs(tmp_path)
+    assert numbers(tmp_path / name) == [8, 16]
+    assert [p.name[5:14] for p in sorted((tmp_path / name).glob('strip*'))] == [
+        f'{n:09d}' for n in (0, 8, 16)
+    ]
+    assert not [p for p in os.listdir(tmp_path / name) if p.endswith(('.mp4', '.tmp'))]
+
+
+def check_events(run_dir, lines):
+    events = EventAccumulator(str(run_dir), size_guidance={'scalars': 0, 'images': 0}).Reload()
+    names = set(lines[0]) - {'timestamp'}
+    assert set(events.Tags()['scalars']) == names
+    for name in names:
+        points = {event.step: event.value for event in events.Scalars(name)}
+        expected = {round(line['Progress/kimg'] * 1000): line[name] for line in lines if name in line}
+        assert points == pytest.approx(expected, rel=1e-6)
+    assert set(events.Tags()['images']) == {'fakes', 'depth', 'views', 'strip', 'video'}
+    assert [event.step for event in events.Images('fakes')] == [0, 16]
+    with Image.open(io.BytesIO(events.Images('fakes')[1].encoded_image_string)) as picture:
+        assert picture.size == (64, 64)
+    with Image.open(io.BytesIO(events.Images('video')[1].encoded_image_string)) as video:
+        assert (video.format, video.size, video.n_frames) == ('GIF', (64, 64), 16)
+
+
+def test_tensorboard_hides_what_a_killed_session_reported(data, tmp_path):
+    command = ['--outdir', tmp_path, '--data', data, *QUICK, '--tick', 0.002]
+    cli(*command, '--kimg', 0.006)
+    (name,) = run_dirs(tmp_path)
+    for path in (tmp_path / name).glob('*-000000006.p*'):
+        path.unlink()  # as if it had been killed before writing the last checkpoint, but after reporting
+    checkpoint_at_4 = Trainer(
+        dataclasses.replace(config_in(tmp_path / name), total_nimg=4), tmp_path / 'x', CPU
+    )
+    assert checkpoint_at_4.progress.cur_nimg == 0
+    time.sleep(1.1)  # files of events are read in the order of their seconds
+    cli(*command, '--kimg', 0.008)
+    events = EventAccumulator(str(tmp_path / name)).Reload()
+    assert [e.step for e in events.Scalars('Loss/G/image')] == [2, 4, 6, 8]
+
+
+def test_unreadable_clip_is_named_once_and_replaced(clip_files, tmp_path, monkeypatch):
+    for name, content in clip_files.items():
+        path = tmp_path / 'data' / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(b'no picture' if name.startswith('000003') else content)
+    monkeypatch.setattr(logging.root, 'handlers', [])  # those of pytest
+    command = ['--outdir', tmp_path / 'runs', '--data', tmp_path / 'data', *QUICK, '--kimg', 0.018]
+    result = cli(*command, '--set', 'output.image_ticks=1')
+    assert (result.code, result.err) == (0, '')
+    (log,) = (tmp_path / 'runs').glob('*/log.txt')
+    assert log.read_text().count('warning: clip 000003 is left out, another takes its place: 000003/') == 1
+    with Image.open(log.with_name('reals.png')) as picture:  # five clips of six
+        assert picture.size == (96, 64) and picture.crop((64, 32, 96, 64)).getextrema() == ((0, 0),) * 3
+
+
+def test_run_that_diverges_ends_with_advice(data, tmp_path, monkeypatch):
+    terms = PV3DLoss.terms
+
+    def poisoned(self, *args):
+        return (term._replace(loss=term.loss * math.nan) for term in terms(self, *args))
+
+    monkeypatch.setattr(PV3DLoss, 'terms', poisoned)
+    result = cli('--outdir', tmp_path, '--data', data, *QUICK)
+    assert result.code == 1 and result.err.count('\n') == 1
+    assert result.err.startswith('Error: gradients were not finite in 4 iterations in a row')
+    assert 'lower learning rate' in result.err and 'Traceback' not in result.out
+    warnings = re.findall(r'warning: (\w+) at (\d+) clips: gradient not finite in (\w+)\.', result.out)
+    assert warnings[:2] == [('Gmain', '0', 'Generator'), ('Greg', '0', 'Generator')]
+    assert ('Dreg', '0', 'ImageDiscriminator') in warnings and (
+        'Dmain',
+        '6',
+        'ImageDiscriminator',
+    ) in warnings
+
+
+def test_out_of_memory_is_explained(data, tmp_path, monkeypatch):
+    cpu = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+    for error in (torch.OutOfMemoryError('CUDA out of memory.'), RuntimeError(cpu)):
+        monkeypatch.setattr(Trainer, 'step', mock.Mock(side_effect=error))
+        result = cli('--outdir', tmp_path, '--data', data, *QUICK)
+        assert result.code == 1
+        assert result.err == 'Error: there is too little memory; use a smaller --batch-gpu\n'
+    monkeypatch.setattr(Trainer, 'step', mock.Mock(side_effect=RuntimeError('a mistake of ours')))
+    with pytest.raises(RuntimeError, match='a mistake of ours'):
+        cli('--outdir', tmp_path, '--data', data, *QUICK)
+
+
+def test_signals_ask_to_stop(monkeypatch):
+    should_stop = stop_on_signals()
+    assert not should_stop()
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):  # several may come
+        os.kill(os.getpid(), number)
+        assert should_stop()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # the next Ctrl-C ends it
+
+
+def test_dry_run_shows_everything_and_writes_nothing(data, tmp_path):
+    result = cli('--outdir', tmp_path / 'runs', '--data', data, *QUICK, '--dry-run')
+    assert (result.code, result.err) == (0, '') and not (tmp_path / 'runs').exists()
+    for text in ('density_weight', 'd_reg_interval', 'synthesis', 'decoder', 'kimg', 'GiB'):
+        assert text in result.out, text
+
+
+@pytest.mark.parametrize('change', [['--data', 'missing.zip'], ['--cfg', 'demo']])
+def test_dry_run_without_the_right_data(data, tmp_path, change):
+    result = cli('--outdir', tmp_path / 'runs', '--data', data, *QUICK, *change, '--dry-run')
+    assert (result.code, result.err) == (0, '')
+    reason = 'missing.zip: no such file' if 'missing.zip' in change else f'{data} holds 32x32 pictures but'
+    first, second = result.out.splitlines()[:2]
+    assert first.startswith(f'warning: a run would stop here: {reason}') and second == 'options: {'
+    assert 's/kimg' in result.out and result.out.count('warning') == 1
+
+
+SCRIPTS = ['train', 'gen_videos', 'calc_metrics', 'legacy']
+HELP = [*SCRIPTS, *(f'dataset_tool {c}' for c in ('', 'synth', 'pack', 'from-videos', 'check', 'show'))]
+
+
+@pytest.mark.parametrize('command', HELP)
+def test_help(monkeypatch, capsys, command):
+    """To accept a change: COLUMNS=120 python train.py --help > tests/golden/train_help.txt, and so on."""
+    monkeypatch.setenv('COLUMNS', '120')
+    script, *subcommand = command.split()
+    golden = GOLDEN / f'{"_".join([script, *subcommand])}_help.txt'
+    for flag in ('--help', '-h'):
+        with pytest.raises(SystemExit):
+            importlib.import_module(script).main.main([*subcommand, flag], prog_name=f'{script}.py')
+        found = capsys.readouterr().out.split()
+        assert found == golden.read_text().split()  # click wraps lines by its version
+
+
+def has_newer(run_dir, nimg):
+    return run_dir.exists() and max(numbers(run_dir), default=0) > nimg
+
+
+@pytest.mark.slow
+def test_signals_and_kills_change_nothing(data, tmp_path):
+    """SIGTERM, SIGINT and kill -9, then to the end: the same run as without them."""
+    command = ['--outdir', tmp_path / 'runs', '--data', data, *QUICK, '--workers', 1]
+    command += ['--tick', 0.002, '--snap', 2, '--set', 'output.image_ticks=0']
+    run_dir = tmp_path / 'runs' / '00000-tiny-clips-gpus1-batch2-gamma2'
+    reached = 0
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        with start(*command, '--kimg', 1000) as process:
+            wait_for(partial(has_newer, run_dir, reached), process)
+            process.send_signal(number)
+            printed = process.communicate(timeout=LIMIT_SEC)[0]
+        before, reached = reached, max(numbers(run_dir))
+        assert before == 0 or f'continuing {run_dir} at {before} clips' in printed
+        if number == signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL
+        else:
+            assert process.returncode == 0, printed
+            last = printed.splitlines()[-3:]
+            assert f'{signal.Signals(number).name}: finishing this step, then writing a checkpoint' in printed
+            assert f'kimg {reached / 1000:.3f} ' in last[1], last
+            assert last[2] == 'stopped; the same command continues this run'
+            assert numbers(run_dir, 'training-state')[-1] == reached
+    result = cli(*command, '--kimg', (reached + 4) / 1000)
+    assert result.code == 0, result.err
+    config = config_in(run_dir)
+    assert config.total_nimg == reached + 4 and config.workers == 1
+    whole = train(dataclasses.replace(config, workers=0), tmp_path / 'whole')
+    assert_same(everything(Trainer(config, run_dir, CPU)), everything(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds processes in /proc')
+def test_torchrun(data, tmp_path):
+    """Two processes train like one, go on when one is killed, and stop with a checkpoint on SIGTERM."""
+    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--max-restarts=1']
+    command = ['--outdir', tmp_path / 'runs', '--data', data, *QUICK, '--batch', 4, '--kimg', 1000, '--fresh']
+    command += ['--tick', 0.004, '--snap', 1, '--glr', 1e-9, '--dlr', 1e-9]
+    command += ['--set', 'output.keep_states=99', '--set', 'output.image_ticks=0']
+    run_dir = tmp_path / 'runs' / '00000-tiny-clips-gpus2-batch4-gamma2'
+    with start(*command, launcher=launcher) as process:
+        wait_for(lambda: run_dir.exists() and numbers(run_dir, 'training-state'), process)
+        os.kill(children(process.pid)[1], signal.SIGKILL)
+        log = wait_for(lambda: 'continuing' in (text := (run_dir / 'log.txt').read_text()) and text, process)
+        resumed = int(re.search(r'continuing .* at (\d+) clips', log)[1])
+        wait_for(lambda: numbers(run_dir, 'training-state')[-1] > resumed, process)
+        process.send_signal(signal.SIGTERM)
+        printed = process.communicate(timeout=LIMIT_SEC)[0]
+    assert run_dirs(tmp_path / 'runs') == [run_dir.name], printed
+    lines = (run_dir / 'log.txt').read_text().splitlines()
+    assert lines[-1] == 'stopped; the same command continues this run', printed
+    assert sum(line.startswith('tick 1 ') for line in lines) == 1
+    reached = numbers(run_dir, 'training-state')[-1]
+    assert f'kimg {reached / 1000:.3f} ' in lines[-2] and reached >= resumed + 4
+    one_process_equals(run_dir, tmp_path)
+
+
+def one_process_equals(run_dir, tmp_path):
+    """Compares the first two steps with those of one process whose micro-batches are the shares of the two.
+
+    Micro-batches stand for processes because the minibatch deviation compares the clips that go through a
+    discriminator together, and because noise is drawn for each micro-batch. The learning rate is tiny, since
+    Adam makes a whole step of a gradient that is 0 but for rounding.
+    """
+    config = dataclasses.replace(config_in(run_dir), batch_gpu=2, total_nimg=8)
+    train(config, tmp_path / 'one')
+    results = []
+    for folder in (run_dir, tmp_path / 'one'):
+        snapshot = checkpoint.read_snapshot(checkpoint.snapshot_path(folder, 8))
+        state = checkpoint.load_training_state(checkpoint.training_state_path(folder, 8))
+        weights = {f'{n}.{k}': v for n, e in snapshot.networks.items() for k, v in e['state'].items()}
+        gradients = {  # beta1 is 0: the first moment is the gradient
+            f'{name}.{i}': moments['exp_avg']
+            for name, optimizer in state['optimizers'].items()
+            for i, moments in optimizer['state'].items()
+        }
+        results.append((weights, gradients))
+    (weights2, gradients2), (weights1, gradients1) = results
+    assert weights1.keys() == weights2.keys() and gradients1.keys() == gradients2.keys()
+    for name, expected in gradients1.items():
+        error = (gradients2[name] - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
+        assert error < 1e-5, (name, float(error))
+    for name, expected in weights1.items():
+        torch.testing.assert_close(weights2[name], expected, rtol=1e-5, atol=1e-7, msg=name)

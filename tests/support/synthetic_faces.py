@@ -1,0 +1,35 @@
+"""Pictures of procedural heads that tests of faces share."""
+
+import functools
+
+import numpy as np
+import torch
+
+from heads.face import EYE_RADIUS
+from heads.identity import sample_identity
+from heads.model import HeadModel
+from heads.motion import Motion
+from training import camera
+
+SIZE = 192
+
+
+@functools.cache
+def head(seed=4, yaw_deg=0.0):
+    """Returns a head, uint8 [192, 192, 3], and x, y of its eyes, float [2, 2]; the picture's left first."""
+    model = HeadModel(sample_identity(seed))
+    label = camera.orbit_label(np.radians(yaw_deg), 0)
+    picture = model.render(Motion(), label.numpy(), SIZE).image
+    radius = EYE_RADIUS * model.identity.eye_size
+    pupils = model.face.eyes + [0, 0, radius]
+    eyes, _ = camera.project(torch.from_numpy(pupils), label.double())
+    picture.setflags(write=False)
+    return picture, eyes.numpy() * SIZE
+
+
+def scene(places, height=288, width=384):
+    """Returns a gray picture with heads in it; places = [(picture, left, top)]."""
+    result = np.full((height, width, 3), 128, np.uint8)
+    for picture, left, top in places:
+        result[top : top + len(picture), left : left + picture.shape[1]] = picture
+    return result

@@ -1,0 +1,173 @@
+import copy
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from dnnlib.util import UserError
+from support.paths import ROOT
+from torch_utils import misc
+
+
+class Net(nn.Module):
+    def __init__(self, width=3):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.BatchNorm1d(width))
+        self.head = nn.Linear(width, 1, bias=False)
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        y = self.body(x)
+        return self.head(y) * self.gain, {'y': y}
+
+
+def draw(*keys):
+    return torch.rand(4, generator=misc.seeded_generator('cpu', *keys)).tolist()
+
+
+def test_seeded_generator_repeats():
+    assert draw(1, 2, 3) == draw(1, 2, 3)
+    global_state = torch.get_rng_state()
+    draw(5)
+    assert torch.equal(global_state, torch.get_rng_state())
+
+
+def test_seeded_generator_tells_all_keys_apart():
+    keys = [
+        (0,),
+        (0, 0),
+        (1,),
+        (1, 0),
+        (0, 1),
+        (2**32,),
+        (2**32, 0),
+        (0, 2**32),
+        (1, 2),
+        (2, 1),
+        (2**64 - 1,),
+    ]
+    assert len({tuple(draw(*k)) for k in keys}) == len(keys)
+
+
+def test_seeded_generator_of_neighbouring_keys_is_independent():
+    draws = torch.stack(
+        [torch.randn(256, generator=misc.seeded_generator('cpu', 7, i)).double() for i in range(64)]
+    )
+    correlation = torch.corrcoef(draws) - torch.eye(64, dtype=torch.float64)
+    assert correlation.abs().max() < 6 / 256**0.5  # six standard deviations; equal streams would give 1
+
+
+@pytest.mark.parametrize('keys', [(), (-1,), (2**64,)])
+def test_seeded_generator_refuses(keys):
+    with pytest.raises(ValueError, match='random keys'):
+        misc.seeded_generator('cpu', *keys)
+
+
+def test_update_ema_formula():
+    net, ema = Net(), Net()
+    before = copy.deepcopy(ema)
+    net.body[2].running_mean.fill_(7)
+    net.body[2].num_batches_tracked.fill_(5)
+    misc.update_ema(ema, net, 0.9)
+    for old, new, target in zip(before.parameters(), ema.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * target)
+        assert new.requires_grad
+    assert ema.body[2].running_mean.tolist() == [7, 7, 7] and ema.body[2].num_batches_tracked == 5
+
+
+def test_update_ema_limits():
+    net, ema = Net(), Net()
+    before = copy.deepcopy(ema.state_dict())
+    misc.update_ema(ema, net, 1.0)
+    assert all(torch.equal(before[n], p) for n, p in ema.named_parameters())
+    misc.update_ema(ema, net, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(ema.parameters(), net.parameters(), strict=True))
+    with pytest.raises(ValueError, match='parameters'):
+        misc.update_ema(nn.Linear(2, 3), net, 0.5)
+
+
+def test_copy_params():
+    source, target = Net(), Net()
+    source.body[2].running_var.fill_(3)
+    misc.copy_params(source, target)
+    for (_, a), (_, b) in zip(*map(misc.named_params_and_buffers, (source, target)), strict=True):
+        assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
+    with pytest.raises(ValueError, match='modules differ in 7 tensors, the first is body.0.weight'):
+        misc.copy_params(Net(4), target)
+    with pytest.raises(ValueError, match='modules differ'):
+        misc.copy_params(nn.Linear(2, 3), target)
+
+
+def test_counts_and_names():
+    net = Net()
+    assert misc.parameter_count(net) == 9 + 6 + 3 + 1
+    names = [n for n, _ in misc.named_params_and_buffers(net)]
+    assert set(names) == set(net.state_dict()) and len(names) == len(set(names))
+
+
+def test_nonfinite_names():
+    tensors = [(str(i), torch.zeros(2, 3)) for i in range(4)]
+    assert misc.nonfinite_names(tensors) == [] and misc.nonfinite_names([]) == []
+    tensors[1][1][0, 1] = float('nan')
+    tensors[3][1][1, 2] = -float('inf')
+    assert misc.nonfinite_names(iter(tensors)) == ['1', '3']
+
+
+def test_module_summary_adds_up():
+    net = Net()
+    text = misc.module_summary(net, (torch.zeros(5, 2),))
+    rows = {line.split()[0]: line for line in text.splitlines()}
+    assert rows['total'].split()[1:] == ['19', '7']
+    assert rows['(top)'].split(maxsplit=3)[1:] == ['1', '0', '[5, 1] [5, 3]']
+    assert rows['body.2'].split(maxsplit=3)[1:] == ['6', '7', '[5, 3]']
+    assert 'body.1' not in rows  # holds nothing
+    assert all(not m._forward_hooks for m in net.modules())
+
+
+def test_module_summary_of_a_deep_module_on_meta():
+    deep = nn.Sequential(nn.Sequential(nn.Sequential(nn.Sequential(nn.Linear(2, 3)))))
+    text = misc.module_summary(deep.to('meta'), (torch.zeros(1, 2, device='meta'),))
+    rows = [line.split(maxsplit=3) for line in text.splitlines()]
+    assert ['0.0.0', '9', '0', '[1, 3]'] in rows and rows[-1][1] == '9'
+
+
+def test_module_summary_removes_its_hooks_after_an_error():
+    net = Net()
+    with pytest.raises(RuntimeError):
+        misc.module_summary(net, (torch.zeros(5, 9),))
+    assert all(not m._forward_hooks for m in net.modules())
+
+
+def test_peak_memory_sees_an_allocation():
+    before = misc.peak_memory_gib('cpu')
+    block = torch.ones(2**30 // 4)  # 1 GiB
+    assert 0.05 < before <= misc.peak_memory_gib('cpu') < 64
+    assert misc.peak_memory_gib('cpu') >= 1.0
+    del block
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='a setting of glibc')
+def test_freed_memory_is_kept():
+    """A large tensor soon finds its pages in place; every one would have to clear new ones otherwise."""
+    code = (
+        'import resource, torch; from torch_utils.misc import keep_freed_memory\n'
+        'faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
+        'assert keep_freed_memory()\n'
+        'counts = []\n'
+        'for _ in range(6):\n'
+        '    before = faults(); torch.ones(2**24); counts.append(faults() - before)\n'
+        'print(min(counts[1:]))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert int(done.stdout) < 1000  # of the 16,384 pages of 64 MiB
+
+
+def test_pick_device():
+    assert misc.pick_device('cpu') == torch.device('cpu')
+    assert misc.pick_device('auto').type == ('cuda' if torch.cuda.is_available() else 'cpu')
+    for name in ('gpu', 'cuda:99', 'meta:x'):
+        with pytest.raises(UserError, match=f'--device {name} cannot be used here; use auto or cpu'):
+            misc.pick_device(name)

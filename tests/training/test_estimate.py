@@ -1,0 +1,155 @@
+import dataclasses
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from support.paths import ROOT
+from training import estimate
+from training.config import PRESETS
+from training.estimate import Work, describe_run, estimate_step, measure_device
+
+# Runs each phase really and prints by how many bytes the process grew.
+REAL_STEP = """
+import dataclasses, pathlib, re
+import torch
+from training import estimate
+from training.config import PRESETS
+
+torch.set_num_threads(1)
+config = dataclasses.replace(PRESETS['demo']('none.zip'), batch=4)
+networks = estimate._build_networks(config)
+real, fake = estimate._batches(networks.G, config.batch)
+c = torch.eye(4)
+c[2, 3] = 2.7
+c = torch.cat([c.flatten(), torch.tensor([4.26, 0, .5, 0, 4.26, .5, 0, 0, 1])]).expand(config.batch, 2, 25)
+real = real._replace(frames=torch.randn_like(real.frames), t=torch.rand_like(real.t), c=c)
+fake = fake._replace(z_a=torch.randn_like(fake.z_a), z_m=torch.randn_like(fake.z_m), t=real.t, c=c, c_other=c)
+def peak():  # KiB; getrusage would begin with that of the parent
+    return int(re.search(r'VmHWM:\\s+(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])
+
+
+before = peak()
+for phase in ('Gmain', 'Greg', 'Dmain', 'Dreg'):
+    estimate._run_phase(config.loss.build(), phase, networks, real, fake)
+print((peak() - before) * 1024)
+"""
+
+
+def measure(function) -> estimate._Meter:
+    with estimate.FakeTensorMode():
+        arguments = function.__defaults__ or ()
+        made = [a() for a in arguments]
+        with estimate._Meter() as meter:
+            function(*made)
+    return meter
+
+
+def test_meter_counts_arithmetic_and_bytes():
+    """A convolution and a matrix product against their closed forms."""
+
+    def conv(x=lambda: torch.empty(2, 3, 16, 16), w=lambda: torch.empty(5, 3, 3, 3)):
+        nn.functional.conv2d(x, w, padding=1)
+
+    work = measure(conv).work()
+    assert work.flops == {torch.float32: 2 * 2 * 5 * 16 * 16 * 3 * 9}
+    assert work.moved_bytes == 4 * (2 * 3 * 16 * 16 + 5 * 3 * 9 + 2 * 5 * 16 * 16)
+    assert work.calls == 1
+
+    def product(a=lambda: torch.empty(7, 11, dtype=torch.float16)):
+        a @ a.t()  # the transposition is a view: no work
+
+    work = measure(product).work()
+    assert work.flops == {torch.float16: 2 * 7 * 11 * 7}
+    assert work.calls == 1
+
+
+def test_meter_counts_our_kernels():
+    """They are opaque to PyTorch's table; the decoder multiplies each parameter once a sample."""
+    sizes, rays = (7 * 64 + 64 + 4 * 64 + 4,), (2, 5, 3)
+
+    def render(p=lambda: torch.empty(2, 3, 7, 8, 8), w=lambda: torch.empty(sizes)):
+        inputs = p, w, torch.empty(rays), torch.empty(rays), torch.empty(2, 5, 6)
+        torch.ops.pv3d.triplane_render(*inputs, 3, 0, 1.0, 0.0, 0.0)
+
+    work = measure(render).work()
+    assert work.flops == {torch.float32: 2 * sizes[0] * 2 * 5 * 6}
+    assert work.calls == 4 and work.moved_bytes > 4 * 2 * 3 * 7 * 8 * 8
+
+
+def test_meter_finds_the_peak():
+    """Freed tensors do not count; tensors that backward needs do, until it has used them."""
+
+    def freed(x=lambda: torch.empty(1000)):
+        for _ in range(5):
+            x = x * 2  # the old one goes when the new one is there
+
+    assert measure(freed).peak_bytes == 2 * 4000
+
+    def kept(x=lambda: torch.empty(1000, requires_grad=True)):
+        y = x
+        for _ in range(5):
+            y = y.exp()  # keeps its result
+        y.sum()
+
+    assert measure(kept).peak_bytes == 5 * 4000 + 4
+
+
+def test_work_adds_up():
+    a = Work(flops={torch.float32: 1.0}, moved_bytes=2, calls=3)
+    b = Work(flops={torch.float32: 4.0, torch.float16: 5.0}, moved_bytes=6, calls=7)
+    assert a + b * 2 == Work(flops={torch.float32: 9.0, torch.float16: 10.0}, moved_bytes=14, calls=17)
+
+
+def test_scales_with_the_batch():
+    """Micro-batches cost time, not memory."""
+    config = dataclasses.replace(PRESETS['tiny']('none.zip'), batch=8, batch_gpu=4)
+    once = estimate_step(config)
+    whole = estimate_step(dataclasses.replace(config, batch_gpu=8))
+    assert whole.activation_bytes > 1.5 * once.activation_bytes
+    assert whole.work.calls < 0.6 * once.work.calls
+    assert sum(whole.work.flops.values()) == pytest.approx(sum(once.work.flops.values()), rel=0.05)
+
+
+def test_batch_must_divide():
+    with pytest.raises(ValueError, match='multiple'):
+        estimate_step(PRESETS['tiny']('none.zip'), world_size=3)
+
+
+def test_large_preset_takes_no_memory():
+    """The 512x512 preset, whose step takes 10 GB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    text = describe_run(PRESETS['pv3d-voxceleb']('none.zip'), torch.device('cpu'), 8)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+    assert (
+        '44320383' in text and '31359744' in text and '31372608' in text
+    )  # parameters of the released networks
+    assert 'for 8 x CPU' in text and '1 x 2 clips' in text
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads the memory from /proc')
+def test_agrees_with_a_real_step():
+    """The memory of the demo preset, within a factor 2."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')}  # no memory held ahead
+    done = subprocess.run(
+        [sys.executable, '-c', REAL_STEP],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    step = estimate_step(dataclasses.replace(PRESETS['demo']('none.zip'), batch=4))
+    assert 0.5 < step.activation_bytes / int(done.stdout) < 2
+
+
+def test_device_speed_is_plausible():
+    speed = measure_device()
+    assert 1e8 < speed.flops[torch.float32] < 1e14
+    assert 1e8 < speed.moved_bytes < 1e13
+    assert 1e-8 < speed.call_sec < 1e-3

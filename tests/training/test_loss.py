@@ -1,0 +1,307 @@
+"""The loss: schedules, penalties and each phase's value against their formulas."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from support.tiny import G_CONFIG, differs, fake_batch, generator, networks, real_batch, same, seeded
+from training.loss import Networks, PV3DLoss, blur, fade, r1_penalty
+
+softplus = torch.nn.functional.softplus
+LATE = 10**9  # clips seen: every schedule has ended
+
+
+def train_mode(nets, phase):
+    for network in filter(None, nets):
+        network.requires_grad_((network is nets.G) == (phase[0] == 'G'))
+    return nets
+
+
+def double(batch):
+    return type(batch)(*(x.double() for x in batch))
+
+
+def test_fade():
+    assert [fade(n, 10.0, 0.0, 100) for n in (0, 25, 100, 1000)] == [10.0, 7.5, 0.0, 0.0]
+    assert fade(0, 1.0, 0.5, 0) == 0.5
+
+
+@pytest.mark.parametrize('sigma', [0.4, 1.0, 2.4, 10.0])
+def test_blur(sigma):
+    x = torch.randn((2, 2, 3, 17, 20), generator=seeded(0), dtype=torch.float64)
+    reach = int(3 * sigma)
+    kernel = np.array([2.0 ** -((k / sigma) ** 2) for k in range(-reach, reach + 1)])
+    expected = x.numpy()
+    for axis in (-1, -2):
+        expected = ndimage.correlate1d(expected, kernel / kernel.sum(), axis=axis, mode='constant')
+    np.testing.assert_allclose(blur(x, sigma).numpy(), expected, atol=1e-12)
+
+
+def test_no_blur():
+    x = torch.randn((2, 3, 8, 8), generator=seeded(0))
+    assert torch.equal(blur(x, 0.0), x)
+    assert torch.equal(blur(x, 0.3), x)  # the kernel has a single tap
+
+
+def test_r1_of_linear_and_quadratic_functions():
+    x, y = (torch.randn((4, 2, r, r), generator=seeded(r), dtype=torch.float64) for r in (3, 5))
+    a, b = (torch.randn((2, r, r), generator=seeded(r + 9), dtype=torch.float64) for r in (3, 5))
+    inputs = [x.requires_grad_(), y.requires_grad_()]
+    linear = (x * a).sum(dim=(1, 2, 3)) + (y * b).sum(dim=(1, 2, 3)) + 7
+    expected = (a.square().sum() + b.square().sum()).expand(4)
+    same(r1_penalty(linear[:, None], inputs), expected)
+    quadratic = 1.5 * x.square().sum(dim=(1, 2, 3))
+    penalty = r1_penalty(quadratic, [x])
+    same(penalty, 9 * x.square().sum(dim=(1, 2, 3)))
+    penalty.sum().backward()
+    same(x.grad, 18 * x)
+
+
+@pytest.mark.parametrize('r1_delta_t', [True, False])
+def test_r1_gradient_is_the_finite_difference(r1_delta_t):
+    """The second derivative through both discriminators and their regularisation, along random directions."""
+    nets = train_mode(Networks(*(n.double() for n in networks())), 'Dreg')
+    loss = PV3DLoss.Config(r1_delta_t=r1_delta_t, blur_fade_nimg=100).build()
+    real, fake = double(real_batch()), double(fake_batch())
+
+    def values():
+        terms = loss.terms('Dreg', nets, real, fake, 90, None)  # blur sigma 1
+        return torch.stack([term.loss for term in terms])
+
+    parameters = [list(D.parameters()) for D in nets[1:]]
+    slopes = [torch.autograd.grad(v, p, allow_unused=True) for v, p in zip(values(), parameters, strict=True)]
+    for seed in range(3):
+        g = seeded(seed)
+        ways = [[torch.randn(p.shape, generator=g, dtype=p.dtype) for p in group] for group in parameters]
+        found = []
+        for step in (1e-8, -2e-8, 1e-8):  # there, to the other side, and back; no activation crosses its kink
+            with torch.no_grad():
+                for p, way in zip(sum(parameters, []), sum(ways, []), strict=True):
+                    p += step * way
+            found.append(values().detach())
+        numeric = (found[0] - found[1]) / 2e-8
+        for value, slope, way in zip(numeric, slopes, ways, strict=True):
+            exact = sum((s * w).sum() for s, w in zip(slope, way, strict=True) if s is not None)
+            assert value.item() == pytest.approx(exact.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize('r1_delta_t', [True, False])
+def test_dreg_is_its_formula(r1_delta_t):
+    """R1 of blurred frames: picture and raw picture together for D_image, pair (and delta t) for D_video."""
+    nets = train_mode(networks(), 'Dreg')
+    config = PV3DLoss.Config(r1_delta_t=r1_delta_t, r1_gamma=3.0, video_weight=0.5, image_weight=2.0)
+    real = real_batch()
+    terms = list(config.build().terms('Dreg', nets, real, fake_batch(), 80_000, None))  # blur sigma 2
+    frames = real.frames.flatten(0, 1)
+    raw = torch.nn.functional.interpolate(frames, (8, 8), mode='bilinear', antialias=True)
+    image, raw = (blur(x, 2.0).requires_grad_() for x in (frames, raw))
+    grads = torch.autograd.grad(nets.D_image(image, raw, real.c.flatten(0, 1)).sum(), (image, raw))
+    expected = 2.0 * 3.0 / 2 * sum(g.square().sum() for g in grads) / 4  # mean over frames
+    assert terms[0].loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    pair = nets.D_video.pair_input(blur(real.frames, 2.0), real.t).requires_grad_()
+    (grad,) = torch.autograd.grad(nets.D_video(pair, real.c).sum(), pair)
+    kept = grad if r1_delta_t else grad[:, :6]
+    expected = 0.5 * 3.0 / 2 * kept.square().sum() / 2  # mean over clips
+    assert terms[1].loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert grad[:, 6].abs().max() > 0
+
+
+def judge(nets, image, raw, t, c):
+    """Returns the logits of both discriminators for [N, 2, ...] pictures."""
+    pair = nets.D_video.pair_input(image, t)
+    return nets.D_image(image.flatten(0, 1), raw.flatten(0, 1), c.flatten(0, 1)), nets.D_video(pair, c)
+
+
+def render(nets, fake, c_map):
+    """Returns pictures and raw pictures [N, 2, ...], frame by frame."""
+    frames = [[], []]
+    for n in range(2):
+        for i in range(2):
+            out = nets.G(fake.z_a[[n]], fake.z_m[[n]], fake.t[[n], i], fake.c[[n], i], c_map[[n], i])
+            frames[0].append(out.image)
+            frames[1].append(out.image_raw)
+    return [torch.cat(x).unflatten(0, (2, 2)) for x in frames]
+
+
+@torch.no_grad()
+def test_gmain_and_dmain_are_their_formulas():
+    """Frames in the order of clips, each with its own condition, the swapped one below the probability."""
+    nets, real = networks(), real_batch()
+    fake = fake_batch()._replace(swap=torch.tensor([0.74, 0.76]))  # at 500,000 clips the probability is 0.75
+    config = PV3DLoss.Config(video_weight=0.65, image_weight=0.8, blur_fade_nimg=625_000)
+    loss, nimg, sigma = config.build(), 500_000, 2.0
+    c_map = torch.stack([fake.c[1], fake.c[1]])
+    image, raw = render(nets, fake, c_map)
+    fakes = judge(nets, blur(image, sigma), raw, fake.t, fake.c)
+    with torch.enable_grad():
+        (term,) = loss.terms('Gmain', nets, real, fake, nimg, None)
+    expected = 0.8 * softplus(-fakes[0]).mean() + 0.65 * softplus(-fakes[1]).mean()
+    assert term.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    terms = list(loss.terms('Dmain', nets, real, fake, nimg, None))
+    raw = torch.nn.functional.interpolate(real.frames.flatten(0, 1), (8, 8), mode='bilinear', antialias=True)
+    raw = raw.unflatten(0, (2, 2))
+    reals = judge(nets, blur(real.frames, sigma), blur(raw, sigma), real.t, real.c)
+    expected = [
+        0.8 * softplus(fakes[0]).mean(),
+        0.65 * softplus(fakes[1]).mean(),
+        0.8 * softplus(-reals[0]).mean(),
+        0.65 * softplus(-reals[1]).mean(),
+    ]
+    for term, value in zip(terms, expected, strict=True):
+        assert term.loss.item() == pytest.approx(value.item(), rel=1e-5)
+    w = nets.G.mapping(
+        fake.z_a.repeat_interleave(2, 0), fake.z_m[[0, 0, 1, 1]], fake.t.flatten(), c_map.flatten(0, 1)
+    )[:, 0]
+    same(terms[0].w_mean, w.mean(dim=0), 1e-6)
+    assert all(term.w_mean is None for term in terms[1:])
+
+
+def test_gradient_of_gmain_is_that_of_its_formula():
+    """The discriminators' graphs are freed one by one, which must not change what reaches the generator."""
+    nets, real, fake = networks(), real_batch(), fake_batch()
+    loss = PV3DLoss.Config(swap_end=0.0, swap_fade_nimg=1).build()
+    (term,) = loss.terms('Gmain', nets, real, fake, LATE, None)
+    params = [nets.G.to_image_raw.weight, nets.G.synthesis.b4.const]
+    ours = torch.autograd.grad(term.loss, params)
+    image, raw = render(nets, fake, fake.c)
+    logits = judge(nets, image, raw, fake.t, fake.c)
+    expected = softplus(-logits[0]).mean() + 0.65 * softplus(-logits[1]).mean()
+    for a, b in zip(ours, torch.autograd.grad(expected, params), strict=True):
+        same(a, b, 1e-4)
+
+
+@pytest.mark.parametrize('missing', ['image', 'video'])
+def test_a_weight_of_zero_leaves_the_other_discriminator(missing):
+    nets = networks(**{missing: False})
+    loss = PV3DLoss.Config(**{f'{missing}_weight': 0.0}).build()
+    both = PV3DLoss.Config().build()
+    kept = {'image': 'video', 'video': 'image'}[missing]
+    for phase, count in (('Gmain', 1), ('Dmain', 2)):
+        terms = list(loss.terms(phase, nets, real_batch(), fake_batch(), LATE, None))
+        assert len(terms) == count
+        assert not any(missing in name for term in terms for name in term.stats)
+        full = list(both.terms(phase, networks(), real_batch(), fake_batch(), LATE, None))
+        stats = {k: v for term in full for k, v in term.stats.items() if kept in k}
+        for name, value in ((k, v) for term in terms for k, v in term.stats.items()):
+            same(value, stats[name], 1e-6)
+    with pytest.raises(ValueError, match='are both 0: nothing would train G'):
+        PV3DLoss.Config(image_weight=0.0, video_weight=0.0)
+
+
+def test_random_draws_follow_the_generator():
+    nets = networks()
+
+    def value(phase, seed):
+        terms = PV3DLoss.Config().build().terms(phase, nets, real_batch(), fake_batch(), LATE, seeded(seed))
+        return sum(term.loss.item() for term in terms)
+
+    for phase in ('Gmain', 'Greg', 'Dmain'):
+        assert value(phase, 1) == value(phase, 1) != value(phase, 2)
+
+
+def test_conditions_swap_below_the_probability():
+    """Linear from 1 to 0.5 over 1,000,000 clips, one draw for both frames of a clip."""
+    G, fake = generator(), fake_batch(4)._replace(swap=torch.tensor([0.0, 0.49, 0.51, 0.999]))
+    loss = PV3DLoss.Config().build()
+    for nimg, swapped in ((0, 4), (900_000, 3), (10**6, 2), (LATE, 2)):
+        c_map, c = loss.conditions(G, fake, nimg)
+        assert torch.equal(c, fake.c)
+        assert torch.equal(c_map[:swapped], fake.c_other[:swapped])
+        assert torch.equal(c_map[swapped:], fake.c[swapped:])
+
+
+@pytest.mark.parametrize('condition', ['all', 'non', 'map', 'mapt', 'none'])
+def test_conditions_of_the_ablations(condition):
+    """One camera for both frames of a clip: in the mapping for all and map, in rendering for all."""
+    G = generator(camera_condition=condition)
+    fake = fake_batch(2)._replace(swap=torch.tensor([0.0, 1.0]))
+    c_map, c = PV3DLoss.Config().build().conditions(G, fake, LATE)
+    first = c_map[:, 0]
+    assert torch.equal(first, torch.stack([fake.c_other[0, 0], fake.c[1, 0]]))
+    shared_map, shared_c = condition in ('all', 'map'), condition == 'all'
+    assert torch.equal(c_map[:, 1], first) == shared_map
+    assert torch.equal(c[:, 1], fake.c[:, 0]) == shared_c
+    assert torch.equal(c[:, 0], fake.c[:, 0])
+    if not shared_c:
+        assert torch.equal(c, fake.c)
+
+
+def test_resolution_fades():
+    G = generator()
+    constant = PV3DLoss.Config().build()
+    assert constant.renderer(G, 0) == constant.renderer(G, LATE) == G.config.renderer
+    loss = PV3DLoss.Config(resolution_final=20, resolution_fade_nimg=1000).build()
+    assert [loss.renderer(G, n).resolution for n in (0, 250, 500, 1000, LATE)] == [8, 11, 14, 20, 20]
+    assert dataclasses.replace(loss.renderer(G, 500), resolution=8) == G.config.renderer
+    seen = []
+    nets = networks(G)
+    nets.D_image.register_forward_pre_hook(lambda _, args: seen.append(args[1].shape[-1]))
+    for phase in ('Gmain', 'Dmain', 'Dreg'):
+        train_mode(nets, phase)
+        list(loss.terms(phase, nets, real_batch(), fake_batch(), 500, None))
+    assert seen == [14, 14, 14, 14]  # fakes, fakes, reals, reals
+
+
+def density_value(field, monkeypatch, box_warp=1.0, **options):
+    """Returns the density term on a given field of points, and the points it was evaluated at."""
+    G = generator(box_warp=box_warp)
+    seen = []
+    monkeypatch.setattr(G, 'sample_field', lambda _, points: (seen.append(points), (None, field(points)))[1])
+    loss = PV3DLoss.Config(density_weight=0.6, **options).build()
+    (term,) = loss.terms('Greg', Networks(G, None, None), real_batch(), fake_batch(), LATE, seeded(0))
+    return term.loss.item(), seen[0]
+
+
+@pytest.mark.parametrize(('box', 'half', 'share'), [('released', 1.0, 1.0), ('inside', 0.4, 0.4**3)])
+def test_density_of_a_linear_field(box, half, share, monkeypatch):
+    """|a . shift| has mean |a| d sqrt(2 / pi); points inside the box count by its share of [-1, 1]^3."""
+    a = torch.tensor([3.0, -1.0, 2.0])
+    value, points = density_value(
+        lambda x: (x @ a)[..., None], monkeypatch, box_warp=0.8, density_box=box, density_points=5000
+    )
+    expected = 0.6 * share * a.norm().item() * 0.004 * math.sqrt(2 / math.pi)
+    assert value == pytest.approx(expected, rel=0.03)  # 20,000 points: standard error 0.5 %
+    near, moved = points.chunk(2, dim=1)
+    assert points.shape == (4, 10_000, 3)
+    assert near.abs().max() <= half and near.amin() < -0.99 * half and near.amax() > 0.99 * half
+    assert (moved - near).std().item() == pytest.approx(0.004, rel=0.02)
+    differs(near[0], near[1])
+
+
+def test_density_inside_the_box_keeps_the_published_weight(monkeypatch):
+    """On a field that vanishes outside the box both ways to draw points have the same expectation."""
+
+    def bump(x):
+        return torch.cos(math.pi * x.clamp(-0.5, 0.5)).prod(dim=-1, keepdim=True)
+
+    values = [
+        density_value(bump, monkeypatch, density_box=box, density_points=40_000)[0]
+        for box in ('inside', 'released')
+    ]
+    assert values[0] == pytest.approx(values[1], rel=0.04)  # 20,000 of the released points lie inside
+
+
+def test_density_is_zero_for_a_constant_field(monkeypatch):
+    assert density_value(lambda x: x[..., :1] * 0 + 3, monkeypatch)[0] == 0
+
+
+def test_double_precision_reaches_every_phase():
+    """Tests of derivatives rely on it: no draw or constant is float32."""
+    nets = Networks(*(n.double() for n in networks()))
+    real, fake = double(real_batch()), double(fake_batch())
+    for phase in ('Gmain', 'Greg', 'Dmain', 'Dreg'):
+        train_mode(nets, phase)
+        terms = PV3DLoss.Config().build().terms(phase, nets, real, fake, 0, seeded(0))
+        assert all(term.loss.dtype == torch.float64 for term in terms)
+
+
+def test_defaults_are_those_of_the_paper():
+    c = PV3DLoss.Config()
+    assert (c.image_weight, c.video_weight, c.r1_gamma, c.density_weight) == (1.0, 0.65, 2.0, 0.6)
+    assert (c.density_points, c.density_distance, c.blur_sigma) == (1000, 0.004, 10.0)
+    assert (c.swap_start, c.swap_end, c.swap_fade_nimg) == (1.0, 0.5, 1_000_000)
+    assert G_CONFIG.renderer.fixed_offset == 0.5

@@ -1,0 +1,341 @@
+"""The networks: sizes, independence of samples, conditions, and every ablation of the paper."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from dnnlib.config import from_dict, to_dict
+from interop.names import from_released, to_released
+from support.tiny import (
+    D_CONFIG,
+    G_CONFIG,
+    build,
+    cameras,
+    codes,
+    differs,
+    generator,
+    motion,
+    real_batch,
+    same,
+    seeded,
+)
+from training.networks.decoder import Decoder
+from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator, minibatch_deviation
+from training.networks.motion import MotionConfig
+from training.networks.pv3d import Generator
+from training.networks.superresolution import Superresolution
+from training.networks.synthesis import block_resolutions
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_numbers_of_parameters_at_512():
+    with torch.device('meta'):
+        G = Generator.Config().build()
+        assert count(G) == 44_320_383
+        layers = [getattr(G.synthesis, f'b{r}').motion for r in (4, 8, 16, 32)]
+        assert sum(map(count, layers)) == 13_641_732
+        assert all(getattr(G.synthesis, f'b{r}').motion is None for r in (64, 128, 256))
+        assert count(G.decoder) == 4257 and count(G.to_image_raw) == 16_515
+        assert count(ImageDiscriminator.Config().build()) == 31_359_744
+        assert count(VideoDiscriminator.Config().build()) == 31_372_608
+
+
+@pytest.mark.parametrize(
+    ('network', 'config'),
+    [
+        ('G', dataclasses.replace(G_CONFIG, motion=motion(learned_weight=True))),
+        ('G', dataclasses.replace(G_CONFIG, sr_channels=(4, 6), camera_condition='none')),
+        ('D_image', ImageDiscriminator.Config(**D_CONFIG)),
+        ('D_video', VideoDiscriminator.Config(**D_CONFIG, camera=False)),
+    ],
+)
+def test_config_rebuilds_the_network(network, config):
+    """Through plain dictionaries, and its state loads; names map to the released ones and back."""
+    first = build(config)
+    again = from_dict(type(config), to_dict(config))
+    assert again == config
+    second = build(again, seed=5)
+    second.load_state_dict(first.state_dict(), strict=True)
+    state = first.state_dict()
+    assert all(torch.equal(v, second.state_dict()[k]) for k, v in state.items())
+    renamed = {to_released(network, name) for name in state}
+    assert len(renamed) == len(state)
+    assert {from_released(network, name) for name in renamed} == set(state)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'resolution': 48}, 'resolution=48 must be a power of two'),
+        ({'plane_resolution': 4}, 'plane_resolution=4 must be a power of two, at least 8'),
+        ({'motion': MotionConfig(code_dim=8, kind='shared_code')}, 'needs motion.code_dim = z_dim'),
+        ({'motion': motion(num_layers=5)}, 'motion.num_layers=5 exceeds the 4 blocks'),
+        ({'sr_resolution': 12}, 'resolution=32 must be 2 or 4 times sr_resolution=12'),
+    ],
+)
+def test_impossible_configs_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(G_CONFIG, **options).build()
+
+
+def test_block_resolutions():
+    assert block_resolutions(4) == [4]
+    assert block_resolutions(256) == [4, 8, 16, 32, 64, 128, 256]
+
+
+# The generator.
+
+
+@pytest.fixture(scope='module')
+def G():
+    return generator().double()
+
+
+def double(n, seed=0):
+    return [x.double() for x in codes(n, seed)]
+
+
+@torch.no_grad()
+def test_shapes(G):
+    out = G(*double(2))
+    expected = ((2, 3, 32, 32), (2, 3, 8, 8), (2, 1, 8, 8), (2, 1, 8, 8), (2, 3, 8, 8))
+    assert tuple(x.shape for x in out) == expected
+    assert (G.z_dim, G.motion_dim, G.synthesis.num_ws) == (16, 16, 8)
+    ws = G.mapping(*double(2))
+    assert ws.shape == (2, 8, 16)
+    assert G.planes(ws, double(2)[1], double(2)[2]).shape == (2, 3, 8, 32, 32)
+
+
+@torch.no_grad()
+def test_samples_are_independent(G):
+    together = G(*double(4))
+    for i in range(4):
+        alone = G(*(x[i : i + 1] for x in double(4)))
+        for a, b in zip(together, alone, strict=True):
+            same(a[i : i + 1], b)
+
+
+def test_no_gradient_leaks_between_samples(G):
+    z_a, z_m, t, c = double(3)
+    z_a.requires_grad_()
+    z_m.requires_grad_()
+    grads = torch.autograd.grad(G(z_a, z_m, t, c).image[1].square().sum(), (z_a, z_m))
+    for grad in grads:
+        assert (grad[[0, 2]] == 0).all() and (grad[1] != 0).all()
+
+
+@pytest.mark.parametrize('kind', ['modconv', 'mlp'])
+@pytest.mark.parametrize('learned_weight', [False, True])
+@torch.no_grad()
+def test_every_motion_begins_with_the_same_frame(kind, learned_weight):
+    G = generator(motion=motion(kind=kind, learned_weight=learned_weight)).double()
+    z_a, z_m, t, c = double(2)
+    z_a, c = z_a[:1].expand(2, -1), c[:1].expand(2, -1)
+    first = G(z_a, z_m, 0 * t, c)
+    same(first.image[0], first.image[1])
+    later = G(z_a, z_m, torch.full_like(t, 0.7), c)
+    differs(later.image[0], later.image[1])
+    differs(first.image[0], later.image[0])
+
+
+@torch.no_grad()
+def test_mapping_sees_its_own_camera(G):
+    z_a, z_m, t, c = double(2)
+    other = cameras(2, seed=9).double()
+    same(G(z_a, z_m, t, c).image, G(z_a, z_m, t, c, c).image)
+    differs(G(z_a, z_m, t, c).image, G(z_a, z_m, t, c, other).image)
+    differs(G(z_a, z_m, t, c, c).image, G(z_a, z_m, t, other, c).image)
+    static = generator(camera_condition='none').double()
+    assert torch.equal(static.mapping(z_a, z_m, t, c), static.mapping(z_a, z_m, t, other))
+    differs(static(z_a, z_m, t, c).image, static(z_a, z_m, t, other).image)
+
+
+@torch.no_grad()
+def test_every_layer_gets_its_own_code(G):
+    """One code per convolution and one for the last skip output; the others share that of the next one."""
+    found = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, args, name=name: found.update({name: args[0][0, 0].item()})
+        )
+        for name, module in G.synthesis.named_modules()
+        if name.endswith('affine') and 'motion' not in name
+    ]
+    ws = torch.arange(8.0).double()[None, :, None].expand(1, 8, 16)
+    G.planes(ws, double(1)[1], double(1)[2])
+    for hook in hooks:
+        hook.remove()
+    expected = {'b4.conv1': 0, 'b4.torgb': 1}
+    for i, r in enumerate((8, 16, 32)):
+        expected |= {f'b{r}.conv0': 2 * i + 1, f'b{r}.conv1': 2 * i + 2, f'b{r}.torgb': 2 * i + 3}
+    assert found == {f'{name}.affine': float(k) for name, k in expected.items()}
+
+
+@torch.no_grad()
+def test_truncation(G):
+    z_a, z_m, t, c = double(2)
+    ws = G.mapping(z_a, z_m, t, c)
+    G.mapping_network.w_avg.zero_()
+    for _ in range(3):
+        G.mapping_network.update_w_avg(ws[:, 0].mean(dim=0))
+    average = ws[:, 0].mean(dim=0) * (1 - 0.998**3)
+    same(G.mapping_network.w_avg, average)
+    same(G.mapping(z_a, z_m, t, c, psi=0.0), average.expand_as(ws))
+    half = G.mapping(z_a, z_m, t, c, psi=0.5, cutoff=3)
+    same(half[:, :3], (ws[:, :3] + average) / 2)
+    same(half[:, 3:], ws[:, 3:])
+    assert torch.equal(G.mapping(z_a, z_m, t, c), ws)
+    assert torch.equal(G.mapping(z_a, z_m, t, c, psi=1.0, cutoff=3), ws)
+
+
+@torch.no_grad()
+def test_an_empty_scene_has_a_finite_depth():
+    G = generator()
+    G.decoder.out.bias[0] = -1e4
+    out = G(*codes(2))
+    assert (out.opacity == 0).all()
+    assert (out.depth > 3.0).all() and (out.depth < 3.5).all()
+    assert all(x.isfinite().all() for x in out)
+
+
+@pytest.mark.parametrize('rendered', [8, 16])
+def test_superresolution_leaves_its_inputs_alone(rendered):
+    """EG3D's blocks added to the raw picture in place whenever no resize came first, which 16 -> 16 is."""
+    torch.manual_seed(0)
+    network = Superresolution(8, 16, (16, 32), (8, 8), 'fp32')
+    features = torch.randn((2, 8, rendered, rendered), generator=seeded(0), requires_grad=True)
+    rgb = features[:, :3] * 1  # part of a graph whose other end needs the same values
+    kept = rgb.detach().clone(), features.detach().clone()
+    out = network(features, rgb, torch.randn((2, 16), generator=seeded(1)))
+    assert out.shape == (2, 3, 32, 32)
+    assert torch.equal(rgb, kept[0]) and torch.equal(features, kept[1])
+    (out.square().sum() + rgb.square().sum()).backward()
+    assert features.grad.isfinite().all()
+
+
+def test_rendering_at_the_size_of_superresolution():
+    renderer = dataclasses.replace(G_CONFIG.renderer, resolution=16)
+    G = generator(renderer=renderer)
+    ws = G.mapping(*codes(2))
+    planes = G.planes(ws, *codes(2)[1:3])
+    out = G.render(planes, ws, codes(2)[3])
+    (out.image.square().mean() + out.image_raw.square().mean()).backward()
+    differs(out.image_raw, torch.nn.functional.avg_pool2d(out.image, 2))
+    used = [n for n, p in G.named_parameters() if p.grad is None]
+    assert all(n.startswith('superresolution') and n.endswith('noise_strength') for n in used)
+
+
+def test_superresolution_by_four_and_without_noise():
+    torch.manual_seed(0)
+    network = Superresolution(8, 16, (16, 64), (8, 8), 'fp32')
+    x = torch.randn((1, 8, 12, 12), generator=seeded(0))
+    before = network(x, x[:, :3], torch.zeros(1, 16))
+    assert before.shape == (1, 3, 64, 64)
+    for layer in (network.block0.conv0, network.block0.conv1, network.block1.conv0, network.block1.conv1):
+        layer.noise_strength.data.fill_(3.0)  # noise would flicker between views
+    assert torch.equal(network(x, x[:, :3], torch.zeros(1, 16)), before)
+
+
+# The discriminators.
+
+
+@pytest.mark.parametrize('n', [1, 2, 4, 8, 12])
+def test_minibatch_deviation(n):
+    x = torch.randn((n, 3, 4, 4), generator=seeded(0), dtype=torch.float64)
+    group = min(4, n)
+    found = minibatch_deviation(x)
+    assert found.shape == (n, 1, 4, 4)
+    for i in range(n):
+        members = x.numpy()[i % (n // group) :: n // group]
+        expected = np.sqrt(members.var(axis=0) + 1e-8).mean()
+        same(found[i], torch.full((1, 4, 4), expected, dtype=torch.float64))
+
+
+@torch.no_grad()
+def test_discriminators_mix_groups_only():
+    D = build(ImageDiscriminator.Config(**D_CONFIG)).double()
+    image = torch.randn((8, 3, 32, 32), generator=seeded(0), dtype=torch.float64)
+    raw = torch.randn((8, 3, 8, 8), generator=seeded(1), dtype=torch.float64)
+    c = cameras(8).double()
+    before = D(image, raw, c)
+    image[2] *= -1
+    after = D(image, raw, c)
+    same(before[1::2], after[1::2])
+    assert ((before - after)[::2].abs() > 1e-9).all()
+    with pytest.raises(ValueError, match='a batch of 6 does not divide into groups of 4'):
+        D(image[:6], raw[:6], c[:6])
+
+
+@torch.no_grad()
+def test_score_compares_the_picture_with_the_camera():
+    D = build(ImageDiscriminator.Config(**D_CONFIG))
+    seen = {}
+    for name, module in (('picture', D.b4), ('camera', D.mapping)):
+        module.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+    image, raw = (torch.randn((4, 3, r, r), generator=seeded(r)) for r in (32, 8))
+    score = D(image, raw, cameras(4))
+    assert seen['camera'].shape == (4, 16)
+    same(score[:, 0], (seen['picture'] * seen['camera']).sum(dim=1) / 4, 1e-6)  # 4 = root of the width
+
+
+@torch.no_grad()
+def test_image_discriminator_uses_what_it_gets():
+    D = build(ImageDiscriminator.Config(**D_CONFIG))
+    image, raw = (torch.randn((4, 3, r, r), generator=seeded(r)) for r in (32, 8))
+    score = D(image, raw, cameras(4))
+    assert score.shape == (4, 1)
+    differs(score, D(image, 2 * raw, cameras(4)))
+    differs(score, D(2 * image, raw, cameras(4)))
+    differs(score, D(image, raw, cameras(4, seed=1)))
+
+
+@pytest.mark.parametrize('camera', [True, False])
+@pytest.mark.parametrize('delta_t', [True, False])
+@torch.no_grad()
+def test_video_discriminator_conditions(camera, delta_t):
+    D = build(VideoDiscriminator.Config(**D_CONFIG, camera=camera, delta_t=delta_t))
+    real = real_batch(2)
+
+    def score(frames=real.frames, t=real.t, c=real.c):
+        return D(D.pair_input(frames, t), c)
+
+    pair = D.pair_input(real.frames, real.t)
+    assert pair.shape == (2, 7 if delta_t else 6, 32, 32)
+    assert torch.equal(pair[:, :3], real.frames[:, 0]) and torch.equal(pair[:, 3:6], real.frames[:, 1])
+    if delta_t:
+        same(pair[:, 6].mean(dim=(1, 2)), real.t[:, 1] - real.t[:, 0], 1e-6)
+    assert score().shape == (2, 1)
+    assert torch.equal(score(t=real.t + 0.25 * torch.tensor([0.0, 1.0])), score()) != delta_t
+    assert torch.equal(score(c=cameras(2, 2, seed=8)), score()) != camera
+    differs(score(frames=real.frames.flip(1)), score())
+
+
+@torch.no_grad()
+def test_low_precision_is_for_cuda():
+    """On a CPU the precision setting changes nothing."""
+    exact, low = (
+        build(ImageDiscriminator.Config(**D_CONFIG, precision=p, num_low_precision=2))
+        for p in ('fp32', 'fp16')
+    )
+    image, raw = (torch.randn((4, 3, r, r), generator=seeded(r)) for r in (32, 8))
+    assert torch.equal(exact(image, raw, cameras(4)), low(image, raw, cameras(4)))
+
+
+def test_decoder_is_its_formula():
+    """Two layers with equalised learning rate, a softplus between them; the density comes first."""
+    torch.manual_seed(0)
+    decoder = Decoder(5, 3, lr_mul=0.5)
+    for bias in (decoder.hidden.bias, decoder.out.bias):
+        bias.data = torch.randn(bias.shape, generator=seeded(len(bias)))
+    x = torch.randn(2, 4, 5, generator=seeded(1))
+    w1, b1, w2, b2 = (p.detach().numpy() * 0.5 for p in decoder.parameters())
+    hidden = np.logaddexp(0, x.numpy() @ w1.T / 5**0.5 + b1)
+    out = hidden @ w2.T / 8 + b2
+    colors, density = decoder(x)
+    same(density, torch.from_numpy(out[..., :1]), 1e-5)
+    same(colors, torch.from_numpy(1.002 / (1 + np.exp(-out[..., 1:])) - 0.001), 1e-5)

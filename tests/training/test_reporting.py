@@ -1,0 +1,31 @@
+"""The progress line: speed, and the time that is left."""
+
+import dataclasses
+import math
+import re
+import time
+
+import pytest
+import torch
+
+from training.batching import Progress
+from training.config import PRESETS
+from training.reporting import Reporter
+
+
+@pytest.mark.parametrize(
+    ('tick_nimg', 'minutes', 'speed', 'left'),
+    [
+        (8, math.inf, '125.0', '4s'),  # 32 clips to go
+        (8, 1, '125.0', '4s'),
+        (8, 0.05, '125.0', '3s'),
+        (8, -1, '125.0', '0s'),
+        (0, 1, '-', '1m 00s'),
+        (0, math.inf, '-', 'unknown'),
+    ],
+)
+def test_time_left_ends_with_the_clips_or_the_minutes(tmp_path, capsys, tick_nimg, minutes, speed, left):
+    config = dataclasses.replace(PRESETS['tiny']('d.zip'), total_nimg=40)
+    reporter = Reporter(tmp_path, config, 25.0, torch.device('cpu'), 0, time.time() + 60 * minutes)
+    reporter.report(Progress(cur_nimg=8), {}, tick_nimg, 1.0)
+    assert re.search(rf' s/kimg {speed} +left {left} +mem ', capsys.readouterr().out)

@@ -1,0 +1,101 @@
+"""Clips: codes depend on their seed alone, batches and chunks change nothing, MapT maps once."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from support import tiny
+from viz import rollout, trajectories
+
+
+@pytest.fixture(scope='module')
+def G():
+    return tiny.generator().eval()
+
+
+def clip(G, frames=5, cameras=None, times=None, **options):
+    """Renders a short clip and joins it."""
+    codes = rollout.draw_codes(G, 7)
+    cameras = trajectories.orbit(frames) if cameras is None else cameras
+    times = trajectories.frame_times(frames, 16) if times is None else times
+    ws = rollout.map_codes(G, codes, cameras[:1], times)
+    batches = rollout.render_frames(G, codes, ws, cameras, times, rollout.RenderOptions(**options))
+    return rollout.concatenate(list(batches))
+
+
+def test_codes_come_from_one_generator_per_seed(G):
+    generator = torch.Generator().manual_seed(5)
+    z = torch.randn(1, 16, generator=generator)
+    z_m = torch.randn(1, 16, generator=generator)
+    codes = rollout.draw_codes(G, 5)
+    assert torch.equal(codes.z, z)
+    assert torch.equal(codes.z_m, z_m)
+
+
+def test_motion_seed_gives_the_motion_of_that_seed(G):
+    mixed = rollout.draw_codes(G, 5, motion_seed=9)
+    assert torch.equal(mixed.z, rollout.draw_codes(G, 5).z)
+    assert torch.equal(mixed.z_m, rollout.draw_codes(G, 9).z_m)
+    same = rollout.draw_codes(G, 5, motion_seed=5)
+    assert not torch.equal(same.z, same.z_m)  # equal codes would tie motion to appearance
+
+
+def test_frames_are_those_of_the_generator(G):
+    frames = clip(G)
+    codes, cameras, times = rollout.draw_codes(G, 7), trajectories.orbit(5), trajectories.frame_times(5, 16)
+    with torch.no_grad():
+        direct = G(codes.z.expand(5, -1), codes.z_m.expand(5, -1), times, cameras, cameras[:1].expand(5, -1))
+    for name in rollout.Frames._fields:
+        torch.testing.assert_close(getattr(frames, name), getattr(direct, name), atol=1e-5, rtol=0)
+
+
+def test_batches_and_chunks_change_nothing(G):
+    whole = clip(G, frame_batch=8, ray_chunk=None)
+    for options in ({'frame_batch': 1}, {'frame_batch': 2, 'ray_chunk': 5}):
+        parts = clip(G, **options)
+        for a, b in zip(whole, parts, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    for a, b in zip(clip(G, frame_batch=2, ray_chunk=None), clip(G, frame_batch=2, ray_chunk=7), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_one_moment_from_many_sides_needs_one_synthesis(G, monkeypatch):
+    sizes = []
+    plain = type(G).planes
+    monkeypatch.setattr(
+        type(G), 'planes', lambda self, ws, *rest: sizes.append(len(ws)) or plain(self, ws, *rest)
+    )
+    times = torch.tensor([0.5, 0.5, 0.5, 0.0, 0.0, 0.0])
+    shared = clip(G, cameras=trajectories.view_labels().repeat(2, 1), times=times, frame_batch=6)
+    assert sizes == [2]
+    alone = clip(G, cameras=trajectories.view_labels().repeat(2, 1), times=times, frame_batch=1)
+    torch.testing.assert_close(shared.image, alone.image, atol=1e-5, rtol=0)
+
+
+def test_renderer_of_the_options_is_used(G):
+    renderer = dataclasses.replace(G.config.renderer, resolution=12)
+    frames = clip(G, frames=2, renderer=renderer)
+    assert frames.depth.shape == (2, 1, 12, 12)
+    assert frames.image.shape == (2, 3, 32, 32)
+
+
+def test_mapping_once_for_each_camera_or_for_each_time():
+    times = torch.linspace(0, 1, 4)
+    cameras = trajectories.orbit(4)
+    for kind, one, many in (('modconv', 1, 4), ('naive', 4, 4), ('shared_code', 1, 4)):
+        G = tiny.generator(motion=tiny.motion(kind=kind)).eval()
+        codes = rollout.draw_codes(G, 0)
+        assert len(rollout.map_codes(G, codes, cameras[:1], times)) == one
+        ws = rollout.map_codes(G, codes, cameras, times)
+        assert len(ws) == many
+        frames = rollout.concatenate(list(rollout.render_frames(G, codes, ws, cameras, times)))
+        direct = G(codes.z.expand(4, -1), codes.z_m.expand(4, -1), times, cameras)
+        if kind == 'modconv':
+            torch.testing.assert_close(frames.image, direct.image.detach(), atol=1e-5, rtol=0)
+
+
+def test_truncation_goes_to_the_mean_face(G):
+    cameras, times = trajectories.front(1), torch.zeros(1)
+    a, b = (rollout.map_codes(G, rollout.draw_codes(G, s), cameras, times, psi=0.0) for s in (0, 1))
+    torch.testing.assert_close(a, b)

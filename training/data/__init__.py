@@ -1,0 +1,1 @@
+"""Data sets of clips: reading, sampling."""

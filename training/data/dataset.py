@@ -1,0 +1,372 @@
+"""Clips with camera labels: reading, drawing pairs of frames and cameras, and the order of training.
+
+A data set is a zip or a folder with `dataset.json` and one folder of pictures per clip; `dataset_tool.py`
+makes them. Nothing here keeps a random state: every draw is a pure function of a seed and a position, so that
+a run stopped at any clip goes on as if it had not been. Times are in units of a span: frame i of a window has
+t = i / (span - 1). Frames stay uint8 until they reach the device. Source: sampling of PV3D as released.
+"""
+
+import dataclasses
+import io
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dnnlib.config import BaseConfig, Configurable
+from training.camera import mirror_label
+from training.data.files import DataError, FileStore, read_index
+
+_MAX_BAD = 0.01  # share of unreadable clips that training puts up with
+_MAX_REPLACED = 8  # unreadable clips in a row after which training gives up
+_ORDER, _PAIR = 0, 1  # first word of the seeds, keeps the streams apart
+_PICTURES = ('PNG', 'JPEG', 'WEBP')  # what Pillow may take a file for
+_log = logging.getLogger(__name__)
+
+
+class Pair(TypedDict):
+    """Two frames of one clip (with a leading batch axis in batches)."""
+
+    frames: Tensor  # uint8 [2, 3, R, R]
+    t: Tensor  # times in units of the span, float32 [2], increasing
+    c: Tensor  # camera labels, float32 [2, 25]
+
+
+def sample_indices(rng: np.random.Generator, counts: np.ndarray, distinct: bool) -> np.ndarray:
+    """Draws sorted pairs of frame indices, floor(count * X) and floor(count * Y).
+
+    X ~ Beta(2, 1) and Y ~ Beta(1, 2) are independent.
+
+    Args:
+        rng: source of the draw.
+        counts: number of frames to choose from, at least 2 each, [N].
+        distinct: draw again until the two differ; False, as released, leaves 4.17 % equal (of 16).
+
+    Returns:
+        indices [N, 2], int64.
+    """
+    pairs = np.zeros((len(counts), 2), dtype=np.int64)
+    redo = np.arange(len(counts))
+    while len(redo):
+        x, y = rng.beta(2, 1, len(redo)), rng.beta(1, 2, len(redo))
+        drawn = np.stack([x, y], axis=1) * counts[redo, None]
+        pairs[redo] = np.sort(np.minimum(drawn.astype(np.int64), counts[redo, None] - 1), axis=1)
+        redo = redo[pairs[redo, 0] == pairs[redo, 1]] if distinct else redo[:0]
+    return pairs
+
+
+def sample_times(rng: np.random.Generator, n: int, span: int, distinct: bool, lattice: bool) -> Tensor:
+    """Draws pairs of times for fake frames.
+
+    Args:
+        rng: source of the draw.
+        n: number of pairs.
+        span: frames of a span; times of the lattice are multiples of 1 / (span - 1).
+        distinct: see `sample_indices`; of no effect on continuous times, which never meet.
+        lattice: draw as for real frames; False draws (min, max) of X and Y themselves, as released.
+
+    Returns:
+        increasing times in [0, 1], float32 [n, 2].
+    """
+    if lattice:
+        times = sample_indices(rng, np.full(n, span), distinct) / (span - 1)
+    else:
+        times = np.sort(np.stack([rng.beta(2, 1, n), rng.beta(1, 2, n)], axis=1), axis=1)
+    return torch.from_numpy(times.astype(np.float32))
+
+
+class VideoDataset(torch.utils.data.Dataset, Configurable):
+    """Clips of a zip or folder. Safe to pickle and to fork; pictures are read when asked for.
+
+    Raises:
+        DataError: when the data cannot be used as they are; names what is wrong and what to do.
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(BaseConfig):
+        """Which data, and how pairs are drawn from them."""
+
+        path: str  # zip or folder with dataset.json
+        resolution: int | None = None  # pixels of a side; none = that of the data
+        span: int = 16  # frames in which a pair is drawn; t = 1 at the last of them [PV3D 3]
+        distinct: bool = True  # draw again until the two frames differ [ours; released: false]
+        mirror: bool = True  # mirror real clips (picture and camera) with probability 1/2 [PV3D 3]
+        mirror_fakes: bool = True  # mirror cameras for fakes likewise [ours; released: false]
+        max_clips: int | None = None  # use only the first clips; none = all
+
+        def __post_init__(self) -> None:
+            if self.span < 2:
+                raise ValueError(f'span={self.span} must be at least 2 frames')
+            if self.max_clips is not None and self.max_clips < 1:
+                raise ValueError(f'max_clips={self.max_clips} must be at least 1, or none for all clips')
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        index = read_index(config.path)
+        if index.problems:
+            named = [f'{name or "(no clip)"}: {what}' for name, what in list(index.problems.items())[:5]]
+            more = f', and {len(index.problems) - 5} more' if len(index.problems) > 5 else ''
+            raise DataError(f'{config.path}: {"; ".join(named)}{more}; `dataset_tool.py check` lists all')
+        self.names = index.clips[: config.max_clips]
+        self.fps = index.fps
+        self._starts = index.starts[: len(self.names) + 1]
+        self._cameras = torch.from_numpy(index.cameras[: self._starts[-1]])
+        self._files = FileStore(config.path, index.files[: self._starts[-1]])
+        self.resolution = index.resolution
+        self._check_resolution()
+
+    def _check_resolution(self) -> None:
+        config = self.config
+        if config.resolution not in (None, self.resolution):
+            raise DataError(
+                f'{config.path} holds {self.resolution}x{self.resolution} pictures but '
+                f'resolution={config.resolution} is asked for; choose another --cfg, or make the set again '
+                f'with --resolution {config.resolution}'
+            )
+        try:
+            with Image.open(io.BytesIO(self._files.read(0)), formats=_PICTURES) as image:
+                size = image.size
+        except Exception:  # as in decode_picture
+            return  # one unreadable picture is for the tolerance of training to judge
+        if size != (self.resolution, self.resolution):
+            raise DataError(
+                f'{config.path}: {self._files.name(0)} is {size[0]}x{size[1]} but dataset.json says '
+                f'{self.resolution}x{self.resolution}; make the set again with dataset_tool.py pack'
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Pair:
+        if not 0 <= index < len(self):
+            raise IndexError(f'clip {index} of {len(self)}')
+        return self.get_pair(index, 0)
+
+    def describe(self) -> str:
+        """Returns one line: clips, frames, resolution."""
+        counts = np.diff(self._starts)
+        each = f'{counts.min()}' if counts.min() == counts.max() else f'{counts.min()} to {counts.max()}'
+        size = f'{self.resolution}x{self.resolution}'
+        return f'{len(self):,} clips, {counts.sum():,} frames ({each} a clip), {size}, {self.config.path}'
+
+    def num_frames(self, clip: int | str) -> int:
+        """Returns the number of frames of a clip, given by index or name."""
+        return self._range(clip)[1]
+
+    def clip_cameras(self, clip: int | str) -> Tensor:
+        """Returns the camera labels [T, 25] of a clip, given by index or name."""
+        start, count = self._range(clip)
+        return self._cameras[start : start + count].clone()
+
+    def clip_frames(self, clip: int | str, frames: Sequence[int]) -> Tensor:
+        """Decodes the given frames of a clip, uint8 [len(frames), 3, R, R].
+
+        Raises:
+            DataError: when a frame is missing, broken or of another size.
+        """
+        start, count = self._range(clip)
+        if not all(0 <= i < count for i in frames):
+            raise IndexError(f'frames {list(frames)} of clip {clip}, which has {count}')
+        return torch.stack([self._decode(start + i) for i in frames])
+
+    def get_pair(self, index: int, seed: int | Sequence[int]) -> Pair:
+        """Draws two frames of the given clip; a pure function of its arguments.
+
+        The pair lies in a window of `span` frames at a uniform place in the clip. A shorter clip is one
+        window: indices are spread over its frames, but t is still in units of the span.
+
+        Raises:
+            DataError: when a frame is missing, broken or of another size.
+        """
+        key = (seed,) if isinstance(seed, int) else tuple(seed)
+        where, t, mirrored = self._draw(
+            np.random.default_rng((*key, index)), np.array([index]), self.config.mirror
+        )
+        frames = torch.stack([self._decode(i) for i in where[0]])
+        c = self._cameras[where[0]]
+        if mirrored[0]:
+            frames, c = frames.flip(-1), mirror_label(c)
+        return Pair(frames=frames, t=t[0], c=c)
+
+    def sample_cameras(self, rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
+        """Draws camera pairs for fakes as pairs of real frames are drawn, each from a random clip.
+
+        Nothing is decoded.
+
+        Returns:
+            labels [n, 2, 25] and the times [n, 2] of the frames that they belong to.
+        """
+        where, t, mirrored = self._draw(rng, rng.integers(len(self), size=n), self.config.mirror_fakes)
+        c = self._cameras[torch.from_numpy(where)]
+        return torch.where(torch.from_numpy(mirrored)[:, None, None], mirror_label(c), c), t
+
+    def _draw(
+        self, rng: np.random.Generator, clips: np.ndarray, mirror: bool
+    ) -> tuple[np.ndarray, Tensor, np.ndarray]:
+        """Draws rows of the frame table [n, 2], their times [n, 2] and whether to mirror [n]."""
+        starts, totals = self._starts[clips], np.diff(self._starts)[clips]
+        counts = np.minimum(totals, self.config.span)
+        offsets = rng.integers(totals - counts + 1)
+        pairs = sample_indices(rng, counts, self.config.distinct)
+        t = torch.from_numpy((pairs / (self.config.span - 1)).astype(np.float32))
+        mirrored = (rng.random(len(clips)) < 0.5) & mirror
+        return (starts + offsets)[:, None] + pairs, t, mirrored
+
+    def _range(self, clip: int | str) -> tuple[int, int]:
+        index = self.names.index(clip) if isinstance(clip, str) else range(len(self))[clip]
+        return int(self._starts[index]), int(self._starts[index + 1] - self._starts[index])
+
+    def _decode(self, row: int) -> Tensor:
+        picture = decode_picture(self._files.read(row), self._files.name(row), self.resolution)
+        return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
+
+
+def decode_picture(data: bytes, name: str, resolution: int) -> np.ndarray:
+    """Decodes a picture to uint8 [R, R, 3].
+
+    Raises:
+        DataError: when it cannot be decoded or is not `resolution` pixels wide and high.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_PICTURES) as image:
+            width, height = image.size
+            fits = width == height == resolution
+            picture = np.array(image.convert('RGB')) if fits else None  # a bomb is not unpacked
+    except Exception as error:  # broken files make Pillow raise a dozen unrelated types
+        raise DataError(f'{name} cannot be decoded ({type(error).__name__})') from error
+    if picture is None:
+        raise DataError(f'{name} is {width}x{height} instead of {resolution}x{resolution}')
+    return picture
+
+
+def clip_order(seed: int, start: int, num_clips: int) -> Iterator[tuple[int, int]]:
+    """Yields (k, clip index) for k = start, start + 1, ...; an epoch is a permutation."""
+    k = start
+    while True:
+        epoch, position = divmod(k, num_clips)
+        for clip in np.random.default_rng((seed, _ORDER, epoch)).permutation(num_clips)[position:]:
+            yield k, int(clip)
+            k += 1
+
+
+def batches(
+    dataset: VideoDataset,
+    *,
+    seed: int,
+    start: int,
+    batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+) -> Iterator[Pair]:
+    """Yields batches of pairs for ever, each of which is a pure function of (seed, clips seen).
+
+    All ranks together see the clips k = start, start + 1, ... in the order of `clip_order`; of every `batch`
+    of them rank r gets the r-th of world_size equal parts. Neither world_size nor num_workers changes pairs.
+
+    Args:
+        dataset: where from.
+        seed: not negative.
+        start: clips seen before.
+        batch: clips per iteration over all ranks.
+        rank: of this process.
+        world_size: number of processes.
+        num_workers: processes that decode ahead of time; 0 decodes in this one.
+
+    Raises:
+        ValueError: when batch does not divide.
+        DataError: when more than 1 % of the clips, and more than one, cannot be read. Such a clip is named in
+            the log once and replaced by the next one.
+    """
+    if batch < 1 or batch % world_size:
+        raise ValueError(f'a batch of {batch} clips does not divide into {world_size} equal parts')
+    loader = torch.utils.data.DataLoader(
+        _Draws(dataset, seed),
+        batch_sampler=_rank_order(clip_order(seed, start, len(dataset)), batch, rank, world_size),
+        collate_fn=_collate,
+        num_workers=num_workers,
+        prefetch_factor=4 if num_workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+        generator=torch.Generator().manual_seed(seed),  # else the loader would draw from the global one
+    )
+    return _watch(iter(loader), dataset)
+
+
+def _watch(loader: Iterator[tuple[Pair | None, dict[str, str]]], dataset: VideoDataset) -> Iterator[Pair]:
+    """Counts the clips that could not be read, over all workers, and stops when there are too many."""
+    known: dict[str, str] = {}
+    for pair, bad in loader:
+        for name, reason in bad.items():
+            if name not in known:
+                _log.warning('clip %s is left out, another takes its place: %s', name, reason)
+        known.update(bad)
+        if pair is None or len(known) > max(1, _MAX_BAD * len(dataset)):
+            named = ', '.join(list(known)[:5]) + (', ...' if len(known) > 5 else '')
+            raise DataError(
+                f'{dataset.config.path}: {len(known)} of {len(dataset)} clips cannot be read ({named}); '
+                f'training stops above {_MAX_BAD:.0%}: `dataset_tool.py check` lists them'
+            )
+        yield pair
+
+
+class _Draws(torch.utils.data.Dataset):
+    """Maps (k, clip index) to the pair of draw k and the clips found unreadable, {name: reason}."""
+
+    def __init__(self, dataset: VideoDataset, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[Pair | None, dict[str, str]]:
+        k, clip = draw
+        bad: dict[str, str] = {}
+        for step in range(min(_MAX_REPLACED, len(self.dataset))):
+            index = (clip + step) % len(self.dataset)
+            try:
+                return self.dataset.get_pair(index, (self.seed, _PAIR, k)), bad
+            except DataError as error:
+                bad[self.dataset.names[index]] = str(error)
+        return None, bad
+
+
+def _rank_order(
+    order: Iterator[tuple[int, int]], batch: int, rank: int, world_size: int
+) -> Iterator[list[tuple[int, int]]]:
+    part = batch // world_size
+    while True:
+        yield [next(order) for _ in range(batch)][rank * part : (rank + 1) * part]
+
+
+def _collate(items: list[tuple[Pair | None, dict[str, str]]]) -> tuple[Pair | None, dict[str, str]]:
+    bad = {name: reason for _, names in items for name, reason in names.items()}
+    pairs = [pair for pair, _ in items]
+    if any(pair is None for pair in pairs):
+        return None, bad
+    return Pair(**{key: torch.stack([pair[key] for pair in pairs]) for key in ('frames', 't', 'c')}), bad
+
+
+def _start_worker(worker: int) -> None:
+    """Keeps signals from a worker that are meant for the trainer, which finishes its step with it.
+
+    Ctrl-C reaches a process group, so the worker leaves it. Schedulers send SIGTERM to every process of a
+    job: the worker obeys only that of its own trainer.
+    """
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(trainer: int) -> None:
+    """Ends this process when process `trainer` sends SIGTERM."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != trainer:
+        pass
+    os._exit(0)  # another code would be taken for a failure by torch

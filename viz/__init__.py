@@ -1,0 +1,1 @@
+"""What people see of a network: rollouts, images, sheets, meshes, videos."""
