@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dnnlib.cli import FiniteRange, one_sentence
@@ -19,13 +19,12 @@ import click
 import torch
 
 from dnnlib.config import override
-from dnnlib.util import Logger, UserError
+from dnnlib.util import DataError, Logger, UserError
 from interop.convert import trained_with
 from interop.warm_start import start_from
 from torch_utils import distributed as dist
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
 from training.config import PRESETS, TrainConfig, with_resolution
-from training.data.files import DataError
 from training.run_folder import choose_run_dir, exclusive, run_name, write_options
 from training.training_loop import Callbacks, Evaluate, Trainer
 from viz.sheets import TrainingSheets
@@ -155,17 +154,15 @@ def main(**options: object) -> None:
 
 def run(options: dict, device: torch.device, deadline: float) -> None:
     """Builds the config, then shows or trains it."""
-    with refusals():
-        config = build_config(options)
-        config.split_batch(dist.world_size())
-        check_networks(config)
-        config = with_facts_of_data(config, options['dry_run'])
-        check_names(config.output.metrics)
+    config = build_config(options)
+    config.split_batch(dist.world_size())
+    check_networks(config)
+    config = with_facts_of_data(config, options['dry_run'])
+    check_names(config.output.metrics)
     if options['dry_run']:
         from training.estimate import describe_run  # noqa: PLC0415
 
-        with refusals():
-            dist.print0(describe_run(config, device, dist.world_size()))
+        dist.print0(describe_run(config, device, dist.world_size()))
         return
     name = run_name(config, dist.world_size(), options['desc'])
     restarted = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'  # by torchrun --max-restarts
@@ -181,9 +178,8 @@ def run(options: dict, device: torch.device, deadline: float) -> None:
         logging.basicConfig(stream=sys.stdout, format='warning: %(message)s')
         dist.print0(f'run folder: {run_dir}')
         try:
-            with refusals():
-                callbacks = make_callbacks(config, run_dir, device, should_stop)
-                trainer = Trainer(config, run_dir, device, callbacks, deadline)
+            callbacks = make_callbacks(config, run_dir, device, should_stop)
+            trainer = Trainer(config, run_dir, device, callbacks, deadline)
         except (UserError, OSError):
             if is_new and dist.is_leader():
                 shutil.rmtree(run_dir)  # there is nothing to continue in it
@@ -197,15 +193,6 @@ def run(options: dict, device: torch.device, deadline: float) -> None:
             return
         done = trainer.train()
         dist.print0('done' if done else 'stopped; the same command continues this run')
-
-
-@contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """Turns values that a config or a network refuses into mistakes of the user."""
-    try:
-        yield
-    except ValueError as err:
-        raise UserError(str(err)) from err
 
 
 def build_config(options: dict) -> TrainConfig:

@@ -15,15 +15,11 @@ import types
 import typing
 from typing import Any, ClassVar, TypeVar
 
-from dnnlib.util import UserError
+from dnnlib.util import ConfigError
 
 T = TypeVar('T')
 
 _UNIONS = (typing.Union, types.UnionType)
-
-
-class ConfigError(UserError):
-    """A configuration value that is not allowed; the message says which, and what is."""
 
 
 class UnknownOptionError(ConfigError):

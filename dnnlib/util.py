@@ -46,8 +46,24 @@ _OS_ADVICE = {
 }
 
 
-class UserError(ValueError):
-    """A mistake that the user can put right; scripts print the message, one sentence, and exit."""
+class UserError(Exception):
+    """An error that the user can correct; scripts print the message, one sentence, and exit."""
+
+
+class ConfigError(UserError):
+    """A configuration value that is not allowed; the message says which, and what is."""
+
+
+class DataError(UserError):
+    """A data set or video that cannot be used; the message names it, says what is wrong and what to do."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used; the message names it, says what is wrong and what to do."""
+
+
+class Skip(Exception):
+    """An item, such as a clip, gives nothing; the message is the reason alone, its owner knows the name."""
 
 
 def is_out_of_memory(err: BaseException) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib.config import from_dict, override, to_dict
-from dnnlib.util import UserError
+from dnnlib.util import CheckpointError, ConfigError, UserError
 from interop.configs import CONFIGS, generator_config
 from interop.eg3d import EG3D_KEYS, PERSISTENT_NAME, eg3d_identity_raw, eg3d_options, module_state
 from interop.names import (
@@ -31,7 +31,7 @@ from interop.names import (
     to_released,
 )
 from interop.reader import read_foreign
-from torch_utils.checkpoint import CheckpointError, Snapshot, read_snapshot
+from torch_utils.checkpoint import Snapshot, read_snapshot
 from torch_utils.ops.upfirdn2d import make_filter
 from training.networks import NETWORK_CLASSES
 from training.networks.pv3d import Generator
@@ -150,9 +150,9 @@ def open_foreign(path: str | Path, overrides: Overrides | None = None) -> Foreig
         if set(EG3D_KEYS) <= set(content):
             return _from_eg3d(path, content, overrides or [])
         return _from_pv3d(path, content, overrides or [])
-    except UserError:
-        raise
-    except ValueError as err:  # of shapes, or of the config that follows from them
+    except ConfigError as err:  # of the config that follows from the shapes
+        raise CheckpointError(f'{path}: {err}') from err
+    except ValueError as err:  # of shapes
         raise CheckpointError(f'{path}: {err}') from err
 
 
@@ -284,7 +284,13 @@ def mismatch(table: str, config: Any, state: Mapping[str, Tensor]) -> str:
     try:
         with torch.device('meta'):
             own = config.build().state_dict()
-    except (ValueError, RuntimeError, ArithmeticError, TypeError) as err:  # also sizes beyond all numbers
+    except (
+        ConfigError,
+        ValueError,
+        RuntimeError,
+        ArithmeticError,
+        TypeError,
+    ) as err:  # also sizes beyond all numbers
         return f'its shapes ask for a network that cannot be built ({err})'
     expected = {to_released(table, name): tuple(tensor.shape) for name, tensor in own.items()}
     filters = filter_names(table, expected, config.resolution)

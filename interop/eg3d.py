@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnnlib.util import CheckpointError
 from interop.pickle_reader import Placeholder
-from torch_utils.checkpoint import CheckpointError
 
 EG3D_KEYS = ('G', 'D', 'G_ema')
 PERSISTENT_NAME = '_reconstruct_persistent_obj'  # the function that EG3D's modules are pickled through

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.util import explain_os_error
+from dnnlib.util import CheckpointError, explain_os_error
 from interop.pickle_reader import Budget, Name, Placeholder, RefusedError, read_pickle
-from torch_utils.checkpoint import CheckpointError, check_zip
+from torch_utils.checkpoint import check_zip
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of what torch.save wrote before it wrote zips
 _MAX_AXES = 16  # of tensors and arrays

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib.config import flatten, to_dict
-from dnnlib.util import UserError
+from dnnlib.util import CheckpointError, UserError
 from interop.convert import EG3D, open_snapshot
 from torch_utils import distributed as dist
-from torch_utils.checkpoint import CheckpointError, Snapshot, load_weights
+from torch_utils.checkpoint import Snapshot, load_weights
 
 _MAX_NAMED = 6  # tensors of a kind named in a line
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib.config import from_dict, to_dict
-from dnnlib.util import UserError, atomic_write, explain_os_error, remove_temp_files
+from dnnlib.util import CheckpointError, UserError, atomic_write, explain_os_error, remove_temp_files
 
 SNAPSHOT = 'pv3d-snapshot'
 TRAINING_STATE = 'pv3d-training-state'
@@ -35,10 +35,6 @@ _STATE_NAME = re.compile(r'^training-state-(\d+)\.pt$')
 _MAX_NAMED = 4  # tensors named in an error message
 # what zipfile raises on damaged bytes: of names in them, of places outside the file, ...
 _SPOILT_ZIP = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error, ValueError)
-
-
-class CheckpointError(UserError):
-    """A file that cannot be used; the message names it, says what is wrong and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +126,7 @@ def build_network(
     entry = _entry(snapshot, name)
     try:
         module = from_dict(cls.Config, entry['config']).build()
-    except (ValueError, RuntimeError) as err:  # the config is refused, or asks for more memory than there is
+    except (UserError, RuntimeError) as err:  # the config is refused, or asks for more memory than there is
         message = (
             f'{snapshot.path}: {name} was saved with options that {cls.__qualname__} cannot have ({err})'
         )

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+from dnnlib.util import ConfigError
 from training.data.dataset import VideoDataset
 from training.loss import PV3DLoss
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
@@ -35,7 +36,7 @@ class EmaConfig:
 
     def __post_init__(self) -> None:
         if self.half_life_nimg < 1 or not 0 < self.rampup < math.inf:
-            raise ValueError(
+            raise ConfigError(
                 f'ema.half_life_nimg={self.half_life_nimg} and ema.rampup={self.rampup} must be positive'
             )
 
@@ -62,9 +63,9 @@ class OutputConfig:
     def __post_init__(self) -> None:
         for name, least in (('tick_nimg', 1), ('snapshot_ticks', 0), ('image_ticks', 0), ('keep_states', 1)):
             if getattr(self, name) < least:
-                raise ValueError(f'output.{name}={getattr(self, name)} must be at least {least}')
+                raise ConfigError(f'output.{name}={getattr(self, name)} must be at least {least}')
         if self.sheet_seeds < 1:
-            raise ValueError(f'output.sheet_seeds={self.sheet_seeds} must be at least 1')
+            raise ConfigError(f'output.sheet_seeds={self.sheet_seeds} must be at least 1')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,31 +96,31 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ('batch', 'g_reg_interval', 'd_reg_interval', 'max_nonfinite'):
             if getattr(self, name) < 1:
-                raise ValueError(f'{name}={getattr(self, name)} must be at least 1')
+                raise ConfigError(f'{name}={getattr(self, name)} must be at least 1')
         for name in ('total_nimg', 'seed', 'workers'):
             if getattr(self, name) < 0:
-                raise ValueError(f'{name}={getattr(self, name)} must not be negative')
+                raise ConfigError(f'{name}={getattr(self, name)} must not be negative')
         if self.seed >= 2**63:
-            raise ValueError(f'seed={self.seed} must be below 2**63')
+            raise ConfigError(f'seed={self.seed} must be below 2**63')
         sizes = {self.generator.resolution, self.d_image.resolution, self.d_video.resolution}
         if len(sizes) > 1:
-            raise ValueError(f'generator, d_image and d_video differ in resolution: {sorted(sizes)}')
+            raise ConfigError(f'generator, d_image and d_video differ in resolution: {sorted(sizes)}')
 
     def split_batch(self, world_size: int) -> tuple[int, int]:
         """Returns (clips per backward on a process, backwards per phase).
 
         Raises:
-            ValueError: if the batch does not divide.
+            ConfigError: if the batch does not divide.
         """
         batch_gpu = self.batch // world_size if self.batch_gpu is None else self.batch_gpu
         if batch_gpu < 1 or self.batch % (batch_gpu * world_size):
-            raise ValueError(
+            raise ConfigError(
                 f'--batch {self.batch} must be a multiple of '
                 f'processes x --batch-gpu = {world_size} x {batch_gpu}'
             )
         # what minibatch deviation can divide: 2 batch_gpu frames and batch_gpu pairs into groups of at most 4
         if batch_gpu > 2 and batch_gpu % 4:
-            raise ValueError(
+            raise ConfigError(
                 f'{batch_gpu} clips at a time: the discriminators compare them in groups of 4; choose '
                 '--batch and --batch-gpu so that 1, 2 or a multiple of 4 go through at a time'
             )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib.config import BaseConfig, Configurable
+from dnnlib.util import ConfigError
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
 from training.networks.pv3d import Generator, Rendering
 from training.volumetric_rendering.renderer import RendererConfig
@@ -117,13 +118,13 @@ class PV3DLoss(Configurable):
 
         def __post_init__(self) -> None:
             if self.image_weight <= 0 and self.video_weight <= 0:
-                raise ValueError('loss.image_weight and loss.video_weight are both 0: nothing would train G')
+                raise ConfigError('loss.image_weight and loss.video_weight are both 0: nothing would train G')
             for field in dataclasses.fields(self):
                 value = getattr(self, field.name)
                 if isinstance(value, (int, float)) and not 0 <= value < math.inf:
-                    raise ValueError(f'loss.{field.name}={value} must be finite and not negative')
+                    raise ConfigError(f'loss.{field.name}={value} must be finite and not negative')
             if self.density_points < 1 or self.resolution_final == 0:
-                raise ValueError('loss.density_points and loss.resolution_final must be at least 1')
+                raise ConfigError('loss.density_points and loss.resolution_final must be at least 1')
 
     def __init__(self, config: Config) -> None:
         self.config = config

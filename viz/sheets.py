@@ -12,9 +12,9 @@ import PIL.ImageFont
 import torch
 from torch import Tensor, nn
 
+from dnnlib.util import DataError
 from dnnlib.video import write_video
 from training.data.dataset import VideoDataset
-from training.data.files import DataError
 from viz import rollout, trajectories
 from viz.images import colorize_depth, depth_range, enlarge, grid, save_png, strip, to_uint8
 

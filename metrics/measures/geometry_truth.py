@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dnnlib.util import DataError
 from training.camera import unpack_label
 from training.data.dataset import VideoDataset, decode_picture
-from training.data.files import DataError, FileStore, FrameIndex, read_index
+from training.data.files import FileStore, FrameIndex, read_index
 from training.volumetric_rendering.ray_sampler import camera_rays
 
 DEPTH_SCALE = 10000  # depth files hold distance x 10000

@@ -8,9 +8,8 @@ from typing import Any, Protocol
 import imageio_ffmpeg
 import numpy as np
 
-from dnnlib.util import UserError
+from dnnlib.util import DataError, UserError
 from dnnlib.video import SystemTrouble, VideoError, is_system_trouble
-from training.data.files import DataError
 
 _BLACK = 4  # a picture whose values are all below this is black; not 1: a codec may turn 0 into 1 to 3
 _ORDER, _WINDOW = 101, 102  # second words of the seeds, keep streams apart

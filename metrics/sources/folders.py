@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from dnnlib.util import UserError
+from dnnlib.util import DataError, UserError
 from dnnlib.video import (
     PICTURE_TYPES,
     VIDEO_TYPES,
@@ -31,7 +31,7 @@ from metrics.sources.clip_source import (
     window_start,
 )
 from training.data.dataset import decode_picture
-from training.data.files import FORMAT, DataError, read_index
+from training.data.files import FORMAT, read_index
 
 _PROBED = 9  # clips of a folder that vote on its size
 _TRUTH = ('.depth', '.normal', '.mask')  # pictures beside the frames of synthetic data: NAME.depth.png

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.progress import follow
+from dnnlib.util import DataError
 from training.camera import FOCAL, RADIUS
 from training.data.dataset import decode_picture
-from training.data.files import DataError, FileStore, FrameIndex, read_index
+from training.data.files import FileStore, FrameIndex, read_index
 
 TRUTH = ('.depth.png', '.normal.png', '.mask.png')  # ground truth beside a frame, which has no label
 _PICTURES = ('.png', '.jpg', '.jpeg', '.webp')

@@ -4,8 +4,8 @@ from typing import Literal
 
 import pytest
 
-from dnnlib.config import BaseConfig, ConfigError, Configurable, from_dict, override, to_dict
-from dnnlib.util import UserError
+from dnnlib.config import BaseConfig, Configurable, from_dict, override, to_dict
+from dnnlib.util import ConfigError, UserError
 
 
 class Leaf(Configurable):

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from dnnlib.util import CheckpointError
 from interop.pickle_reader import MAX_DEPTH, MAX_OPCODES, Placeholder, RefusedError
 from interop.reader import read_bytes, read_foreign
 from support.foreign_files import (
@@ -29,7 +30,6 @@ from support.foreign_files import (
     list_config,
     pretended,
 )
-from torch_utils.checkpoint import CheckpointError
 
 
 def plain_values():

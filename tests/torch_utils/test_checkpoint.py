@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from dnnlib.config import BaseConfig, Configurable
-from dnnlib.util import UserError
+from dnnlib.util import CheckpointError, UserError
 from torch_utils import checkpoint
 from torch_utils.checkpoint import (
-    CheckpointError,
     build_network,
     load_training_state,
     read_snapshot,

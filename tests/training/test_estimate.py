@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from dnnlib.util import UserError
 from support.paths import ROOT
 from training import estimate
 from training.config import PRESETS
@@ -117,7 +118,7 @@ def test_scales_with_the_batch():
 
 
 def test_batch_must_divide():
-    with pytest.raises(ValueError, match='multiple'):
+    with pytest.raises(UserError, match='multiple'):
         estimate_step(PRESETS['tiny']('none.zip'), world_size=3)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from dnnlib.util import UserError
 from support.tiny import G_CONFIG, differs, fake_batch, generator, networks, real_batch, same, seeded
 from training.loss import Networks, PV3DLoss, blur, fade, r1_penalty
 
@@ -188,7 +189,7 @@ def test_a_weight_of_zero_leaves_the_other_discriminator(missing):
         stats = {k: v for term in full for k, v in term.stats.items() if kept in k}
         for name, value in ((k, v) for term in terms for k, v in term.stats.items()):
             same(value, stats[name], 1e-6)
-    with pytest.raises(ValueError, match='are both 0: nothing would train G'):
+    with pytest.raises(UserError, match='are both 0: nothing would train G'):
         PV3DLoss.Config(image_weight=0.0, video_weight=0.0)
 
 

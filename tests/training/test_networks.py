@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dnnlib.config import from_dict, to_dict
+from dnnlib.util import UserError
 from interop.names import from_released, to_released
 from support.tiny import (
     D_CONFIG,
@@ -79,7 +80,7 @@ def test_config_rebuilds_the_network(network, config):
     ],
 )
 def test_impossible_configs_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         dataclasses.replace(G_CONFIG, **options).build()
 
 

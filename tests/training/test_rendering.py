@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from dnnlib.util import UserError
 from support.tiny import cameras, codes, generator, seeded
 from training.camera import orbit_label, pack_label, project, unpack_label
 from training.volumetric_rendering import renderer
@@ -355,7 +356,7 @@ def test_resolution_is_an_argument(scene):
     ],
 )
 def test_impossible_sampling_is_refused(options):
-    with pytest.raises(ValueError, match='renderer:'):
+    with pytest.raises(UserError, match='renderer:'):
         RendererConfig(**options)
 
 

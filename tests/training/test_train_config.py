@@ -172,7 +172,7 @@ def test_span_reaches_the_data(data):
     ],
 )
 def test_options_that_are_refused(args, message):
-    with pytest.raises(ValueError, match=message) as err:
+    with pytest.raises(UserError, match=message) as err:
         config_of('--cfg', 'tiny', *args.split())
     assert '\n' not in str(err.value)
 
@@ -199,13 +199,13 @@ def test_split_of_the_batch(batch, batch_gpu, processes, expected):
     if isinstance(expected, tuple):
         assert config.split_batch(processes) == expected
     else:
-        with pytest.raises(ValueError, match=expected):
+        with pytest.raises(UserError, match=expected):
             config.split_batch(processes)
 
 
 def test_networks_of_different_resolutions_are_refused():
     config = tiny('d.zip')
-    with pytest.raises(ValueError, match=r'differ in resolution: \[32, 64\]'):
+    with pytest.raises(UserError, match=r'differ in resolution: \[32, 64\]'):
         dataclasses.replace(config, d_image=dataclasses.replace(config.d_image, resolution=64))
     assert with_resolution(config, 64).d_video.resolution == 64
 

@@ -21,8 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from dnnlib.config import BaseConfig, Configurable
+from dnnlib.util import ConfigError, DataError
 from training.camera import mirror_label
-from training.data.files import DataError, FileStore, read_index
+from training.data.files import FileStore, read_index
 
 _MAX_BAD = 0.01  # share of unreadable clips that training puts up with
 _MAX_REPLACED = 8  # unreadable clips in a row after which training gives up
@@ -103,9 +104,9 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
 
         def __post_init__(self) -> None:
             if self.span < 2:
-                raise ValueError(f'span={self.span} must be at least 2 frames')
+                raise ConfigError(f'span={self.span} must be at least 2 frames')
             if self.max_clips is not None and self.max_clips < 1:
-                raise ValueError(f'max_clips={self.max_clips} must be at least 1, or none for all clips')
+                raise ConfigError(f'max_clips={self.max_clips} must be at least 1, or none for all clips')
 
     def __init__(self, config: Config) -> None:
         self.config = config

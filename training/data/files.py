@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dnnlib.util import UserError
+from dnnlib.util import DataError
 from training.camera import LABEL_DIM
 
 FORMAT, VERSION = 'pv3d-dataset', 1
@@ -31,10 +31,6 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what is read of a zip
 _LOCAL_HEADER = struct.Struct(
     '<4s22xHH'
 )  # zip local file header: signature, ..., length of the name, of the extra field
-
-
-class DataError(UserError):
-    """Data that cannot be used; the message says what is wrong and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)

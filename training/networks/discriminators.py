@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib.config import BaseConfig, Configurable
+from dnnlib.util import ConfigError
 from training.camera import LABEL_DIM
 from training.networks.layers import Conv2d, FullyConnected, cast
 from training.networks.mapping import MappingNetwork
@@ -33,7 +34,7 @@ class DiscriminatorConfig(BaseConfig):
 
     def __post_init__(self) -> None:
         if self.channel_base < self.resolution or self.channel_max < 1 or self.num_low_precision < 0:
-            raise ValueError(
+            raise ConfigError(
                 f'discriminator: channel_base={self.channel_base} must be at least resolution, '
                 f'channel_max={self.channel_max} positive, num_low_precision={self.num_low_precision} >= 0'
             )

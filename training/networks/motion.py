@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dnnlib.util import ConfigError
 from training.networks.layers import FullyConnected, SynthesisLayer
 
 MotionKind = Literal['modconv', 'mlp', 'naive', 'shared_code']
@@ -28,7 +29,7 @@ class MotionConfig:
 
     def __post_init__(self) -> None:
         if self.num_layers < 0 or self.code_dim < 1:
-            raise ValueError(
+            raise ConfigError(
                 f'motion.num_layers={self.num_layers} must be >= 0 and code_dim={self.code_dim} positive'
             )
 

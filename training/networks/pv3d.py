@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib.config import BaseConfig, Configurable
+from dnnlib.util import ConfigError
 from training.camera import LABEL_DIM, unpack_label
 from training.networks.decoder import MARGIN, Decoder
 from training.networks.layers import ToRGB, normalize_2nd_moment
@@ -74,18 +75,18 @@ class Generator(nn.Module, Configurable):
             for field in dataclasses.fields(self):
                 value = getattr(self, field.name)
                 if isinstance(value, (int, float)) and not 0 < value < math.inf:
-                    raise ValueError(f'generator.{field.name}={value} must be positive')
+                    raise ConfigError(f'generator.{field.name}={value} must be positive')
             if min(self.sr_channels) < 1 or self.channel_base < self.plane_resolution or self.span < 2:
-                raise ValueError(
+                raise ConfigError(
                     f'generator: sr_channels={self.sr_channels} must be positive, channel_base='
                     f'{self.channel_base} at least plane_resolution, span={self.span} at least 2'
                 )
             for name in ('resolution', 'plane_resolution'):
                 value = getattr(self, name)
                 if value < 8 or value & (value - 1):
-                    raise ValueError(f'{name}={value} must be a power of two, at least 8')
+                    raise ConfigError(f'{name}={value} must be a power of two, at least 8')
             if self.motion.kind == 'shared_code' and self.motion.code_dim != self.z_dim:
-                raise ValueError(
+                raise ConfigError(
                     f'motion.kind=shared_code needs motion.code_dim = z_dim, got {self.motion.code_dim}'
                 )
 

@@ -6,6 +6,7 @@ Source: EG3D.
 import torch
 from torch import Tensor, nn
 
+from dnnlib.util import ConfigError
 from torch_utils.ops.upfirdn2d import make_filter, upsample2d
 from training.networks.layers import SynthesisLayer, ToRGB, cast
 
@@ -51,7 +52,7 @@ class Superresolution(nn.Module):
         self.in_resolution, out_resolution = resolutions
         factor = out_resolution // self.in_resolution
         if factor not in (2, 4) or self.in_resolution * factor != out_resolution:
-            raise ValueError(
+            raise ConfigError(
                 f'resolution={out_resolution} must be 2 or 4 times sr_resolution={self.in_resolution}'
             )
         self.precision = precision

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dnnlib.util import ConfigError
 from torch_utils.ops.upfirdn2d import make_filter, upsample2d
 from training.networks.layers import SynthesisLayer, ToRGB, cast
 from training.networks.motion import MotionConfig, MotionLayer
@@ -85,7 +86,7 @@ class SynthesisNetwork(nn.Module):
         self.resolutions = block_resolutions(resolution)
         num_motion = 0 if motion.kind == 'naive' else motion.num_layers
         if num_motion > len(self.resolutions):
-            raise ValueError(
+            raise ConfigError(
                 f'motion.num_layers={num_motion} exceeds the {len(self.resolutions)} blocks '
                 f'of {resolution}x{resolution} planes; lower it, or double generator.plane_resolution '
                 'for one block more (256 has 7)'

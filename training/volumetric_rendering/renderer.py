@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dnnlib.util import ConfigError
 from training.volumetric_rendering.ray_marcher import (
     Composite,
     composite,
@@ -38,11 +39,11 @@ class RendererConfig:
 
     def __post_init__(self) -> None:
         if self.resolution < 1 or self.depth_samples < 4 or self.importance_samples < 0:
-            raise ValueError(
+            raise ConfigError(
                 'renderer: resolution >= 1, depth_samples >= 4 and importance_samples >= 0 expected'
             )
         if not 0 < self.ray_start < self.ray_end:
-            raise ValueError(f'renderer: 0 < ray_start={self.ray_start} < ray_end={self.ray_end} expected')
+            raise ConfigError(f'renderer: 0 < ray_start={self.ray_start} < ray_end={self.ray_end} expected')
 
 
 class RayColors(NamedTuple):

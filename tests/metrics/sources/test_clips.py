@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dnnlib import video
-from dnnlib.util import UserError
+from dnnlib.util import DataError, UserError
 from dnnlib.video import SystemTrouble
 from metrics.records.digests import dataset_digest, json_digest, network_digest
 from metrics.sources import clips, shooting
@@ -19,7 +19,6 @@ from support import tiny
 from support.small_data import CLIPS, FRAMES, SIZE, write_zip
 from torch_utils.checkpoint import build_network, read_snapshot, save_snapshot
 from training.data.dataset import VideoDataset
-from training.data.files import DataError
 from training.networks.pv3d import Generator
 
 T = 4

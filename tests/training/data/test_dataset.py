@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from scipy import stats
 
+from dnnlib.util import DataError, UserError
 from support.small_data import CLIPS, FRAMES, SIZE, write_zip
 from training import camera
 from training.data.dataset import VideoDataset, batches, clip_order, sample_indices, sample_times
-from training.data.files import DataError
 
 
 def opened(path, **options):
@@ -375,9 +375,9 @@ def test_another_resolution_points_to_the_tool(data):
 
 
 def test_config_is_checked():
-    with pytest.raises(ValueError, match='span=1 must be at least 2'):
+    with pytest.raises(UserError, match='span=1 must be at least 2'):
         VideoDataset.Config(path='x', span=1)
-    with pytest.raises(ValueError, match='max_clips=0'):
+    with pytest.raises(UserError, match='max_clips=0'):
         VideoDataset.Config(path='x', max_clips=0)
 
 

@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from dnnlib.util import DataError
 from support.small_data import SIZE, write_zip
 from training.data import files as dataset_files
 from training.data.dataset import VideoDataset
-from training.data.files import DataError, FileStore, read_index
+from training.data.files import FileStore, read_index
 
 MANY = 1_234_567  # bytes
 
