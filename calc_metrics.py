@@ -23,11 +23,10 @@ from metrics.results import append_results, describe
 from metrics.sources.subjects import Subject, folder_subject, network_subject, views_subject
 from metrics.sources.views import save_views
 from torch_utils import distributed as dist
-from torch_utils.checkpoint import build_network
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
 from torch_utils.ops.build import cache_folder
 from training.data.dataset import VideoDataset
-from training.networks.pv3d import Generator
+from training.networks.registry import load_generator
 
 _EPILOG = """
 \b
@@ -207,7 +206,7 @@ def make_subject(flags: dict[str, Any], settings: Settings) -> Subject:
         data = VideoDataset.Config(path=flags['data']).build() if flags['data'] else None
         return folder_subject(flags['fake'], flags['real'], settings, data)
     snapshot = open_snapshot(flags['network'])
-    G = build_network(snapshot, 'G_ema', Generator, settings.device)
+    G = load_generator(snapshot, settings.device)
     data = VideoDataset.Config(path=flags['data'], span=G.config.span, resolution=G.config.resolution).build()
     return network_subject(G, data, settings, snapshot.path.name, snapshot.meta.get('kimg'))
 

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from dnnlib import video
 from dnnlib.util import UserError, explain_os_error
 from interop.convert import open_snapshot
-from torch_utils.checkpoint import Snapshot, build_network
+from torch_utils.checkpoint import Snapshot
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
 from training.camera import LABEL_DIM
 from training.data.files import read_index
-from training.networks.pv3d import Generator
+from training.networks.registry import load_generator
 from viz import images, rollout, shapes, trajectories
 from viz.clip_writer import SHEET_COLUMNS, SHEET_TILE, Clip, ClipWriter
 
@@ -238,9 +238,9 @@ def run(options: Options, say: Callable[[str], None]) -> None:
     set_float32_precision()
     keep_freed_memory()
     snapshot = open_snapshot(options.network)
-    G = build_network(snapshot, 'G_ema', Generator, pick_device(options.device))
+    G = load_generator(snapshot, pick_device(options.device))
     if options.compile:
-        for part in (G.mapping_network, G.synthesis, G.superresolution):
+        for part in G.compilable():
             part.compile()
     clips = _plan(G, snapshot, options)
     if options.shapes:
@@ -372,13 +372,10 @@ def _cameras(options: Options, span: int, recorded: Tensor | None) -> Tensor:
 
 def _map_cameras(G: nn.Module, options: Options, cameras: Tensor) -> Tensor:
     """Returns the mapping cameras of a clip, [1, 25] or [T, 25]."""
-    choice = options.map_camera
-    if choice == 'auto':
-        if G.config.camera_condition == 'non':
-            choice = 'per-frame'
-        else:
-            choice = 'first' if options.trajectory == 'dataset' else 'canonical'
-    return {'canonical': trajectories.front(1), 'first': cameras[:1], 'per-frame': cameras}[choice]
+    fixed = {'canonical': trajectories.front(1), 'first': cameras[:1], 'per-frame': cameras}
+    if options.map_camera != 'auto':
+        return fixed[options.map_camera]
+    return G.mapping_cameras(cameras, fixed['first' if options.trajectory == 'dataset' else 'canonical'])
 
 
 def _grid_tile(side: int, clips: list[Clip]) -> int:

@@ -24,7 +24,8 @@ from interop.convert import trained_with
 from interop.warm_start import start_from
 from torch_utils import distributed as dist
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
-from training.config import PRESETS, TrainConfig, with_resolution
+from training.config import TrainConfig, network_configs, with_resolution
+from training.presets import PRESETS
 from training.run_folder import choose_run_dir, exclusive, run_name, write_options
 from training.training_loop import Callbacks, Evaluate, Trainer
 from viz.sheets import TrainingSheets
@@ -244,8 +245,9 @@ def to_clips(kimg: float) -> int:
 def check_networks(config: TrainConfig) -> None:
     """Builds the networks without memory: what they refuse is told before a run folder is made."""
     with torch.device('meta'):
-        for network in (config.generator, config.d_image, config.d_video):
-            network.build()
+        for network in network_configs(config):
+            if network is not None:
+                network.build()
 
 
 def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfig:
@@ -254,7 +256,12 @@ def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfi
     A dry run can do without the data.
     """
     expected = config.generator.resolution
-    dataset = dataclasses.replace(config.dataset, resolution=expected, span=config.generator.span)
+    dataset = dataclasses.replace(
+        config.dataset,
+        resolution=expected,
+        span=config.generator.span,
+        frames=config.loss.build().frames,
+    )
     config = with_resolution(dataclasses.replace(config, dataset=dataset), expected)
     try:
         dist.print0(f'data: {dataset.build().describe()}')

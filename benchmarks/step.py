@@ -19,8 +19,9 @@ from benchmarks import common
 from torch_utils import misc
 from torch_utils.ops import kernels
 from training.batching import real_batch
-from training.config import PRESETS, TrainConfig
+from training.config import TrainConfig
 from training.data.dataset import batches
+from training.presets import PRESETS
 from training.training_loop import Trainer
 from training.volumetric_rendering.renderer import RendererConfig
 

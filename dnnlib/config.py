@@ -13,7 +13,8 @@ import json
 import math
 import types
 import typing
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from dnnlib.util import ConfigError
 
@@ -31,6 +32,7 @@ class BaseConfig:
     """Parent of every Config; `build()` makes the object that the Config belongs to."""
 
     owner: ClassVar[type | None] = None  # set by Configurable when the owning class is defined
+    kind: ClassVar[str | None] = None  # name among alternatives; stands in files as {'kind': ...}
 
     def build(self) -> Any:
         """Builds the owning object from this Config alone."""
@@ -57,12 +59,35 @@ class Configurable:
         config.owner = cls
 
 
+@dataclasses.dataclass(frozen=True)
+class Kinds:
+    """Alternatives of a config field: `field: Annotated[BaseConfig, Kinds(CLASSES, default)]`.
+
+    In files such a config is {'kind': name, ...}.
+    """
+
+    classes: Mapping[str, type[Configurable]]  # by the `kind` of their Configs
+    default: str  # kind of files that name none
+
+    def read(self, values: dict[str, Any], path: str = '') -> Any:
+        """Builds the Config that nested dictionaries describe.
+
+        Raises:
+            ConfigError: for an unknown kind (lists the known ones), or as `from_dict`.
+        """
+        kind = values.get('kind', self.default)
+        if kind not in self.classes:
+            raise ConfigError(f'{path}kind={kind!r} must be one of {", ".join(self.classes)}')
+        return from_dict(self.classes[kind].Config, values, path)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Turns a config tree into nested dictionaries, lists and plain scalars (JSON-able)."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            kind = {} if getattr(value, 'kind', None) is None else {'kind': value.kind}
+            return kind | {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
     return plain(config)
@@ -83,6 +108,10 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = '') -> T:
         ConfigError: for an unknown field (lists the known ones), a missing one, or a value of another type.
     """
     hints = _field_types(cls)
+    if getattr(cls, 'kind', None) is not None:
+        values = dict(values)
+        if (kind := values.pop('kind', cls.kind)) != cls.kind:
+            raise ConfigError(f'{path}kind={kind!r} is not {cls.kind!r}, which is expected here')
     unknown = sorted(map(str, set(values) - set(hints)))
     if unknown:
         raise ConfigError(f'unknown option {path}{unknown[0]}; known here: {", ".join(sorted(hints))}')
@@ -134,7 +163,7 @@ def _override(config: Any, name: str, rest: str, text: str, prefix: str) -> Any:
 
 
 def _field_types(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
@@ -170,6 +199,11 @@ def _read(hint: Any, text: str) -> Any:
 def _coerce(hint: Any, value: Any, path: str) -> Any:
     """Checks a plain value against an annotation; the result has exactly the annotated type."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        kinds = next((a for a in args if isinstance(a, Kinds)), None)
+        if kinds is None or not isinstance(value, (dict, BaseConfig)):
+            return _coerce(args[0], value, path)
+        return kinds.read(value, path + '.') if isinstance(value, dict) else value
     if origin in _UNIONS:
         return None if value is None and type(None) in args else _coerce(_present(args)[0], value, path)
     if origin is typing.Literal:

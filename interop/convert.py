@@ -33,8 +33,8 @@ from interop.names import (
 from interop.reader import read_foreign
 from torch_utils.checkpoint import Snapshot, read_snapshot
 from torch_utils.ops.upfirdn2d import make_filter
-from training.networks import NETWORK_CLASSES
 from training.networks.pv3d import Generator
+from training.networks.registry import NETWORKS
 
 PV3D, EG3D = 'released PV3D', 'EG3D'
 OUR_CONFIGS = 'pv3d_configs'  # where our own exports keep theirs, in `config`
@@ -239,7 +239,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _in_order(states: dict[str, Any]) -> dict[str, Any]:
-    return {name: states[name] for name in NETWORK_CLASSES if name in states}
+    return {name: states[name] for name in NETWORKS if name in states}
 
 
 def _some(names: Any) -> str:
@@ -263,7 +263,7 @@ def _network(
     renamed = convert_released(table, state)
     shapes = {n: tuple(t.shape) for n, t in renamed.items()}
     if isinstance(stored, dict) and isinstance(stored.get(name), dict):
-        config = from_dict(NETWORK_CLASSES[name].Config, stored[name])
+        config = NETWORKS[name].read(stored[name])
         if getattr(config, 'mapping_layers', 0) > len(state):  # building that many could take for ever
             raise CheckpointError(f'{path}: the config of {name} has more layers than the file has tensors')
     elif table == 'G':
@@ -346,7 +346,7 @@ def build_networks(snapshot: Snapshot) -> dict[str, nn.Module]:
     """
     modules = {}
     for name, entry in snapshot.networks.items():
-        module = from_dict(NETWORK_CLASSES[name].Config, entry['config']).build()
+        module = NETWORKS[name].read(entry['config']).build()
         module.load_state_dict(entry['state'], strict=True)
         bad = [n for n, t in module.state_dict().items() if not t.isfinite().all()]
         if bad:

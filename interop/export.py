@@ -7,17 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dnnlib.config import from_dict, to_dict
+from dnnlib.config import to_dict
 from dnnlib.util import UserError
 from interop.convert import OUR_CONFIGS, PV3D, Foreign, build_networks
 from interop.names import MODEL_EXTRAS, PREFIXES, filter_names, to_released
 from torch_utils.checkpoint import Snapshot, save_training_state, write_torch
 from torch_utils.ops.upfirdn2d import make_filter
 from training.batching import Progress, make_phases
-from training.config import TrainConfig, pv3d_released
+from training.config import TrainConfig
 from training.loss import Networks
-from training.networks import NETWORK_CLASSES
 from training.networks.pv3d import Generator
+from training.networks.registry import NETWORKS
+from training.presets import pv3d_released
 
 _OPTIMIZERS = {'G': 'generator', 'D_image': 'img_discriminator', 'D_video': 'vid_discriminator'}
 _COUNTERS = ('best_iteration', 'current_iteration', 'current_epoch', 'num_updates', 'best_update')
@@ -35,7 +36,7 @@ def released_model(snapshot: Snapshot) -> dict[str, Tensor]:
         if name not in snapshot.networks:
             raise UserError(f'{snapshot.path}: the released layout needs {name}, which this snapshot lacks')
         table = 'G' if name == 'G_ema' else name
-        config = from_dict(NETWORK_CLASSES[name].Config, snapshot.networks[name]['config'])
+        config = NETWORKS[name].read(snapshot.networks[name]['config'])
         if table == 'G':
             _check_generator(snapshot.path, config)
         elif table == 'D_video' and not (config.camera and config.delta_t):

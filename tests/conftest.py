@@ -12,7 +12,8 @@ import torch
 from support import foreign_files
 from support.small_data import CLIPS, SIZE, smooth_clip, write_zip
 from torch_utils.ops import kernels
-from training.config import OutputConfig, tiny
+from training.config import OutputConfig
+from training.presets import tiny
 
 
 @pytest.fixture(scope='session', autouse=True)

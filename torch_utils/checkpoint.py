@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dnnlib.config import from_dict, to_dict
+from dnnlib.config import Kinds, to_dict
 from dnnlib.util import CheckpointError, UserError, atomic_write, explain_os_error, remove_temp_files
 
 SNAPSHOT = 'pv3d-snapshot'
@@ -110,14 +110,14 @@ def _is_network(entry: Any) -> bool:
 
 
 def build_network(
-    snapshot: Snapshot, name: str, cls: type[Any], device: torch.device | str = 'cpu'
+    snapshot: Snapshot, name: str, kinds: Kinds, device: torch.device | str = 'cpu'
 ) -> nn.Module:
     """Rebuilds one network of a snapshot for inference: eval mode, no gradients.
 
     Args:
         snapshot: from `read_snapshot`.
         name: for example 'G_ema'.
-        cls: the Configurable class of this network.
+        kinds: the classes that this network may be of.
         device: where it shall live.
 
     Raises:
@@ -125,15 +125,13 @@ def build_network(
     """
     entry = _entry(snapshot, name)
     try:
-        module = from_dict(cls.Config, entry['config']).build()
+        module = kinds.read(entry['config']).build()
     except (UserError, RuntimeError) as err:  # the config is refused, or asks for more memory than there is
-        message = (
-            f'{snapshot.path}: {name} was saved with options that {cls.__qualname__} cannot have ({err})'
-        )
+        message = f'{snapshot.path}: {name} was saved with options that it cannot have here ({err})'
         raise CheckpointError(f'{message}; use the code that wrote it') from err
     problem = _state_mismatch(module, entry['state'])
     if problem:
-        raise CheckpointError(f'{snapshot.path}: {name} does not fit {cls.__qualname__}: {problem}')
+        raise CheckpointError(f'{snapshot.path}: {name} does not fit {type(module).__qualname__}: {problem}')
     module.load_state_dict(entry['state'], strict=True)
     return module.eval().requires_grad_(False).to(device)
 

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dnnlib.util import ConfigError
 from torch_utils.misc import seeded_generator
 from training.config import AdamConfig, TrainConfig
-from training.data.dataset import Pair, VideoDataset, sample_times
-from training.loss import FakeBatch, Networks, Phase, RealBatch
+from training.data.dataset import Draw, VideoDataset
+from training.loss import FakeBatch, Loss, Networks, Phase, RealBatch
+from training.networks.contract import VideoGenerator
 
 PHASES: tuple[Phase, ...] = ('Gmain', 'Greg', 'Dmain', 'Dreg')
 _LATENTS, _TIMES, _NOISE = 10, 11, 12  # purposes of random draws; each has a stream of its own
@@ -40,62 +42,77 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingPhase:
-    """A loss, the networks that it trains, and how often."""
+    """A loss, the parameters that it trains, and how often."""
 
     name: Phase
-    modules: tuple[nn.Module, ...]
+    params: dict[str, nn.Parameter]  # such as G.decoder.out.weight
     optimizer: torch.optim.Optimizer
     interval: int  # iterations; the loss is multiplied by it (lazy regularisation)
 
-    @property
-    def params(self) -> list[nn.Parameter]:
-        """Parameters that the phase trains."""
-        return [p for module in self.modules for p in module.parameters()]
+
+def make_phases(config: TrainConfig, networks: Networks, loss: Loss) -> list[TrainingPhase]:
+    """Builds the phases that the loss has; main and regularisation share an optimizer.
+
+    Raises:
+        ConfigError: if `freeze` names what no network has.
+    """
+    named = {
+        f'{name}.{n}': p
+        for name, network in networks._asdict().items()
+        if network is not None
+        for n, p in network.named_parameters()
+    }
+    for name in config.freeze:
+        if not any(f'{n}.'.startswith(f'{name}.') for n in named):
+            raise ConfigError(f'freeze={name}: no network has such a part; known are G, G.synthesis, ...')
+    trained = {
+        n: p for n, p in named.items() if not f'{n}.'.startswith(tuple(f'{f}.' for f in config.freeze))
+    }
+    phases = []
+    for side, adam, interval in (
+        ('G', config.g_opt, config.g_reg_interval),
+        ('D', config.d_opt, config.d_reg_interval),
+    ):
+        params = {n: p for n, p in trained.items() if n.startswith(side)}
+        if params:
+            optimizer = _adam(adam, list(params.values()), interval)
+            phases.append(TrainingPhase(f'{side}main', params, optimizer, 1))
+            phases.append(TrainingPhase(f'{side}reg', params, optimizer, interval))
+    return [phase for phase in phases if loss.has(phase.name)]
 
 
-def make_phases(config: TrainConfig, networks: Networks) -> list[TrainingPhase]:
-    """Builds the four phases; main and regularisation share an optimizer."""
-    discriminators = tuple(d for d in (networks.D_image, networks.D_video) if d is not None)
-    g_opt = _adam(config.g_opt, (networks.G,), config.g_reg_interval)
-    d_opt = _adam(config.d_opt, discriminators, config.d_reg_interval)
-    return [
-        TrainingPhase('Gmain', (networks.G,), g_opt, 1),
-        TrainingPhase('Greg', (networks.G,), g_opt, config.g_reg_interval),
-        TrainingPhase('Dmain', discriminators, d_opt, 1),
-        TrainingPhase('Dreg', discriminators, d_opt, config.d_reg_interval),
-    ]
-
-
-def _adam(config: AdamConfig, modules: tuple[nn.Module, ...], interval: int) -> torch.optim.Adam:
+def _adam(config: AdamConfig, params: list[nn.Parameter], interval: int) -> torch.optim.Adam:
     # k main steps and one of regularisation share the moments: correct for k + 1 steps [StyleGAN2]
     ratio = interval / (interval + 1)
-    params = [p for module in modules for p in module.parameters()]
     betas = (0.0, config.beta2**ratio)
     return torch.optim.Adam(params, lr=config.lr * ratio, betas=betas, eps=config.eps, fused=True)
 
 
-def real_batch(pair: Pair, device: torch.device) -> RealBatch:
-    """Moves a batch of pairs to the device and its pixels from 0..255 to [-1, 1]."""
-    frames = pair['frames'].to(device, non_blocking=True).float() / 127.5 - 1
-    return RealBatch(frames, pair['t'].to(device, non_blocking=True), pair['c'].to(device, non_blocking=True))
+def real_batch(draws: Draw, device: torch.device) -> RealBatch:
+    """Moves a batch of draws to the device and its pixels from 0..255 to [-1, 1]."""
+    frames, t, c = (draws[key].to(device, non_blocking=True) for key in ('frames', 't', 'c'))
+    return RealBatch(frames.float() / 127.5 - 1, t, c)
 
 
 def fake_batch(
-    config: TrainConfig, dataset: VideoDataset, phase: Phase, nimg: int, part: slice, device: torch.device
+    config: TrainConfig,
+    G: VideoGenerator,
+    dataset: VideoDataset,
+    phase: Phase,
+    nimg: int,
+    part: slice,
+    device: torch.device,
 ) -> FakeBatch:
     """Draws the fake inputs of a phase; `part` is the share of this process in the whole batch."""
-    index = PHASES.index(phase)
+    index, n = PHASES.index(phase), config.batch
     generator = seeded_generator('cpu', config.seed, _LATENTS, index, nimg)
-    n = config.batch
-    z_a = torch.randn(n, config.generator.z_dim, generator=generator)
-    z_m = torch.randn(n, config.generator.motion.code_dim, generator=generator)
+    codes = G.draw_codes(n, generator)
     swap = torch.rand(n, generator=generator)
     rng = np.random.default_rng((config.seed, _TIMES, index, nimg))
     c, t = dataset.sample_cameras(rng, n)
     if not config.sampling.tie_time:
-        lattice = config.sampling.fake_times == 'lattice'
-        t = sample_times(rng, n, config.dataset.span, config.dataset.distinct, lattice)
-    whole = FakeBatch(z_a, z_m, t, c, c.roll(1, dims=0), swap)
+        t = dataset.sample_times(rng, n, config.sampling.fake_times == 'lattice')
+    whole = FakeBatch(*codes, t, c, c.roll(1, dims=0), swap)
     return FakeBatch(*(x[part].to(device, non_blocking=True) for x in whole))
 
 

@@ -8,41 +8,46 @@ Dreg   gamma / 2 |gradient of D(real)|^2 (R1), both discriminators, weighted ali
 Source: PV3D section 3.4, appendix A.1; schedules of EG3D.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dnnlib.config import BaseConfig, Configurable
 from dnnlib.util import ConfigError
-from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
-from training.networks.pv3d import Generator, Rendering
+from training.networks.contract import Codes, RadianceGenerator, Rendering, VideoGenerator
 from training.volumetric_rendering.renderer import RendererConfig
 
 Phase = Literal['Gmain', 'Greg', 'Dmain', 'Dreg']
+Frames = Literal['pair', 'clip']  # two frames of a clip, or all of a span
 softplus = torch.nn.functional.softplus
 
 
 class RealBatch(NamedTuple):
-    """Pairs of real frames of N clips."""
+    """T real frames each of N clips: pairs, or all frames of a span."""
 
-    frames: Tensor  # [N, 2, 3, R, R] in [-1, 1]
-    t: Tensor  # [N, 2] in units of the span
-    c: Tensor  # [N, 2, 25]
+    frames: Tensor  # [N, T, 3, R, R] in [-1, 1]
+    t: Tensor  # [N, T] in units of the span
+    c: Tensor  # [N, T, 25]
 
 
 class FakeBatch(NamedTuple):
-    """What N fake clips of two frames are made from."""
+    """What N fake clips of T frames are made from."""
 
     z_a: Tensor  # [N, z_dim]
     z_m: Tensor  # [N, motion_dim]
-    t: Tensor  # [N, 2]
-    c: Tensor  # cameras to render [N, 2, 25]
-    c_other: Tensor  # cameras of another clip, for swapping the condition [N, 2, 25]
+    t: Tensor  # [N, T]
+    c: Tensor  # cameras to render [N, T, 25]
+    c_other: Tensor  # cameras of another clip, for swapping the condition [N, T, 25]
     swap: Tensor  # uniform draws [N]; below the swap probability the mapping sees c_other
+
+    def frame_codes(self) -> Codes:
+        """Returns the codes of all frames, clip by clip [N * T, ...]."""
+        return Codes(*(z.repeat_interleave(self.t.shape[1], dim=0) for z in (self.z_a, self.z_m)))
 
 
 class Term(NamedTuple):
@@ -54,11 +59,51 @@ class Term(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """The networks in training; a discriminator of weight 0 is None."""
+    """The networks in training; a discriminator that the loss does not use is None."""
 
-    G: Generator
-    D_image: ImageDiscriminator | None
-    D_video: VideoDiscriminator | None
+    G: VideoGenerator
+    D_image: nn.Module | None
+    D_video: nn.Module | None
+
+
+class Loss(abc.ABC):
+    """What the loop knows of a loss, whatever its kind."""
+
+    frames: ClassVar[Frames] = 'pair'  # of each clip in a batch
+
+    @property
+    @abc.abstractmethod
+    def discriminators(self) -> tuple[str, ...]:
+        """Names of those that are built: D_image, D_video or both."""
+
+    def has(self, phase: Phase) -> bool:
+        """Whether the loss has terms in this phase."""
+        return True
+
+    def warnings(self, batch: int) -> list[str]:
+        """Returns what to tell about training with so many clips per iteration."""
+        return []
+
+    @abc.abstractmethod
+    def terms(
+        self,
+        phase: Phase,
+        networks: Networks,
+        real: RealBatch,
+        fake: FakeBatch,
+        nimg: int,
+        generator: torch.Generator | None,
+    ) -> Iterator[Term]:
+        """Yields the terms of a phase, each with its own graph: free one before asking for the next.
+
+        Args:
+            phase: Gmain, Greg, Dmain or Dreg.
+            networks: requires_grad must be set on those that the phase trains, and only on them.
+            real: frames of real clips.
+            fake: what fake clips are made from.
+            nimg: clips seen before this iteration, drives the schedules.
+            generator: draws noise, ray jitter and points; None = noise buffers and fixed rays.
+        """
 
 
 def fade(nimg: int, start: float, end: float, duration: int) -> float:
@@ -91,13 +136,14 @@ def r1_penalty(logits: Tensor, inputs: list[Tensor], channels: int | None = None
     return sum(g[:, :channels].square().sum(dim=(1, 2, 3)) for g in grads)
 
 
-class PV3DLoss(Configurable):
-    """Yields the terms of each phase."""
+class PV3DLoss(Loss, Configurable):
+    """The loss of the paper, for generators with 3D."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(BaseConfig):
         """Weights and schedules; nimg counts clips."""
 
+        kind = 'pv3d'
         image_weight: float = 1.0  # of D_image; 0 = the network is not built [PV3D A.1, table 3a]
         video_weight: float = 0.65  # of D_video; 0 = the network is not built [PV3D A.1, table 3a]
         r1_gamma: float = 2.0  # R1 weight of both discriminators; the term is gamma / 2 [PV3D A.1]
@@ -129,6 +175,22 @@ class PV3DLoss(Configurable):
     def __init__(self, config: Config) -> None:
         self.config = config
 
+    @property
+    def discriminators(self) -> tuple[str, ...]:
+        """See Loss."""
+        weights = {'D_image': self.config.image_weight, 'D_video': self.config.video_weight}
+        return tuple(name for name, weight in weights.items() if weight > 0)
+
+    def has(self, phase: Phase) -> bool:
+        """See Loss."""
+        return phase != 'Greg' or self.config.density_weight > 0
+
+    def warnings(self, batch: int) -> list[str]:
+        """See Loss."""
+        lonely = batch == 1 and self.config.swap_start > 0
+        advice = 'use --batch 2 or more'
+        return [f'with one clip per batch the camera condition cannot be swapped; {advice}'] if lonely else []
+
     def terms(
         self,
         phase: Phase,
@@ -138,16 +200,7 @@ class PV3DLoss(Configurable):
         nimg: int,
         generator: torch.Generator | None,
     ) -> Iterator[Term]:
-        """Yields the terms of a phase, each with its own graph: free one before asking for the next.
-
-        Args:
-            phase: Gmain, Greg, Dmain or Dreg.
-            networks: requires_grad must be set on those that the phase trains, and only on them.
-            real: used by Dmain and Dreg.
-            fake: used by Gmain, Greg and Dmain.
-            nimg: clips seen before this iteration, drives the schedules.
-            generator: draws noise, ray jitter and density points; None = noise buffers and fixed rays.
-        """
+        """See Loss."""
         sigma = fade(nimg, self.config.blur_sigma, 0.0, self.config.blur_fade_nimg)
         if phase == 'Gmain':
             yield self._g_main(networks, fake, nimg, sigma, generator)
@@ -158,7 +211,7 @@ class PV3DLoss(Configurable):
         else:
             yield from self._d_reg(networks, real, nimg, sigma)
 
-    def renderer(self, G: Generator, nimg: int) -> RendererConfig:
+    def renderer(self, G: RadianceGenerator, nimg: int) -> RendererConfig:
         """Returns how G renders after nimg clips."""
         start, end = G.config.renderer.resolution, self.config.resolution_final
         if end is None:
@@ -166,32 +219,28 @@ class PV3DLoss(Configurable):
         now = round(fade(nimg, start, end, self.config.resolution_fade_nimg))
         return dataclasses.replace(G.config.renderer, resolution=now)
 
-    def conditions(self, G: Generator, fake: FakeBatch, nimg: int) -> tuple[Tensor, Tensor]:
+    def conditions(self, G: RadianceGenerator, fake: FakeBatch, nimg: int) -> tuple[Tensor, Tensor]:
         """Returns the cameras that the mapping sees and those rendered, each [N, 2, 25] (PV3D table 2c)."""
         probability = fade(nimg, self.config.swap_start, self.config.swap_end, self.config.swap_fade_nimg)
         c_map = torch.where((fake.swap < probability)[:, None, None], fake.c_other, fake.c)
-        condition = G.config.camera_condition
-        if condition in ('all', 'map'):
-            c_map = c_map[:, :1].expand_as(c_map)
-        return c_map, fake.c[:, :1].expand_as(fake.c) if condition == 'all' else fake.c
+        rendered, mapping = G.training_cameras(fake.c, c_map)
+        return mapping, rendered
 
     def _generate(
-        self, G: Generator, fake: FakeBatch, nimg: int, generator: torch.Generator | None
+        self, G: RadianceGenerator, fake: FakeBatch, nimg: int, generator: torch.Generator | None
     ) -> tuple[Rendering, Tensor, Tensor]:
         """Returns the rendering of 2N frames (clip by clip), their cameras [N, 2, 25] and ws."""
         c_map, c = self.conditions(G, fake, nimg)
-        planes, ws = self._planes(G, fake, c_map, generator)
-        out = G.render(planes, ws, c.flatten(0, 1), self.renderer(G, nimg), generator)
+        scene, ws = self._scene(G, fake, c_map, generator)
+        out = G.render(scene, ws, c.flatten(0, 1), self.renderer(G, nimg), generator)
         return out, c, ws
 
-    def _planes(
-        self, G: Generator, fake: FakeBatch, c_map: Tensor, generator: torch.Generator | None
+    def _scene(
+        self, G: RadianceGenerator, fake: FakeBatch, c_map: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        z_a, z_m = (z.repeat_interleave(2, dim=0) for z in (fake.z_a, fake.z_m))
-        t = fake.t.flatten()
-        ws = G.mapping(z_a, z_m, t, c_map.flatten(0, 1))
-        noise_mode = 'const' if generator is None else 'random'
-        return G.planes(ws, G.motion_code(z_a, z_m), t, noise_mode, generator), ws
+        codes, t = fake.frame_codes(), fake.t.flatten()
+        ws = G.condition(codes, c_map.flatten(0, 1), t)
+        return G.scene(codes, ws, t, 'const' if generator is None else 'random', generator), ws
 
     def _g_main(
         self, networks: Networks, fake: FakeBatch, nimg: int, sigma: float, generator: torch.Generator | None
@@ -210,10 +259,12 @@ class PV3DLoss(Configurable):
         linear = sum((s * p).sum() for s, p in zip(slopes, pictures, strict=True))
         return Term(linear + (loss - linear.detach()), stats)  # value of the loss, gradient of the pictures
 
-    def _density(self, G: Generator, fake: FakeBatch, nimg: int, generator: torch.Generator | None) -> Term:
+    def _density(
+        self, G: RadianceGenerator, fake: FakeBatch, nimg: int, generator: torch.Generator | None
+    ) -> Term:
         config = self.config
         c_map, _ = self.conditions(G, fake, nimg)
-        planes, _ = self._planes(G, fake, c_map, generator)
+        planes, _ = self._scene(G, fake, c_map, generator)
         shape = (len(planes), config.density_points, 3)
         inside = config.density_box == 'inside'
         half = G.config.box_warp / 2 if inside else 1.0
@@ -274,7 +325,7 @@ class PV3DLoss(Configurable):
             pair = networks.D_video.pair_input(image.unflatten(0, (-1, 2)), t)
             yield 'video', self.config.video_weight, networks.D_video(pair, c)
 
-    def _real(self, G: Generator, real: RealBatch, nimg: int, sigma: float) -> tuple[Tensor, Tensor]:
+    def _real(self, G: RadianceGenerator, real: RealBatch, nimg: int, sigma: float) -> tuple[Tensor, Tensor]:
         """Returns real frames [2N, 3, R, R] and their counterpart of image_raw, both blurred."""
         frames = real.frames.flatten(0, 1)
         size = (self.renderer(G, nimg).resolution,) * 2
@@ -282,3 +333,6 @@ class PV3DLoss(Configurable):
             frames, size=size, mode='bilinear', align_corners=False, antialias=True
         )
         return blur(frames, sigma), blur(raw, sigma)
+
+
+LOSSES = {'pv3d': PV3DLoss}

@@ -3,14 +3,15 @@
 One process writes it.
 """
 
+import io
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 import torch
+from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -120,7 +121,10 @@ class Reporter:
 
 def _video_summary(tag: str, video: np.ndarray, fps: float) -> Summary:
     """Packs frames [T, H, W, 3] as an animated GIF; TensorBoard's own writer needs another package."""
-    encoded = iio.imwrite('<bytes>', video, extension='.gif', duration=1000 / fps, loop=0)
+    first, *others = map(Image.fromarray, video)
+    buffer = io.BytesIO()
+    first.save(buffer, 'GIF', save_all=True, append_images=others, duration=1000 / fps, loop=0)
+    encoded = buffer.getvalue()
     height, width = video.shape[1:3]
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
     return Summary(value=[Summary.Value(tag=tag, image=image)])

@@ -28,10 +28,10 @@ from training.batching import (
     noise_generator,
     real_batch,
 )
-from training.config import TrainConfig
+from training.config import TrainConfig, network_configs
 from training.data.dataset import VideoDataset, batches
 from training.loss import Networks, RealBatch
-from training.networks import NETWORK_CLASSES
+from training.networks.registry import NETWORKS
 from training.reporting import Draw, Reporter
 
 Evaluate = Callable[[nn.Module, float], dict[str, float]]
@@ -80,7 +80,7 @@ class Trainer:
         self.dataset: VideoDataset = config.dataset.build()
         self.loss = config.loss.build()
         self.networks, self.G_ema = self._build_networks()
-        self.phases = make_phases(config, self.networks)
+        self.phases = make_phases(config, self.networks, self.loss)
         self.progress = Progress()
         self.stats = Collector()
         self.reporter: Reporter | None = None  # made when training starts, on the leader
@@ -88,11 +88,8 @@ class Trainer:
         self._resume()
         for module in self.modules().values():
             dist.broadcast_module(module)  # different processors may initialise a little differently
-        if config.batch == 1 and config.loss.swap_start > 0:
-            dist.print0(
-                'warning: with one clip per batch the camera condition cannot be swapped; '
-                'use --batch 2 or more'
-            )
+        for warning in self.loss.warnings(config.batch):
+            dist.print0(f'warning: {warning}')
 
     @property
     def finished(self) -> bool:
@@ -140,7 +137,11 @@ class Trainer:
     def step(self) -> None:
         """One iteration: every phase that is due, the moving average, the counters."""
         real = real_batch(next(self._data), self.device)
-        finite = [self.run_phase(phase, real) for phase in self.phases if self._is_due(phase)]
+        finite = [
+            self.run_phase(phase, real)
+            for phase in self.phases
+            if self.progress.batch_idx % phase.interval == 0
+        ]
         self._count_nonfinite(all(finite))
         misc.update_ema(self.G_ema, self.networks.G, self.ema_beta())
         self.progress.cur_nimg += self.config.batch
@@ -155,11 +156,15 @@ class Trainer:
         """
         config, nimg, seen = self.config, self.progress.cur_nimg, self.progress.schedule_nimg
         for module in (m for m in self.networks if m is not None):
-            module.requires_grad_(module in phase.modules)
+            module.requires_grad_(False)
+        for param in phase.params.values():
+            param.requires_grad_(True)
         phase.optimizer.zero_grad(set_to_none=True)
         share = config.batch // dist.world_size()
         first = dist.rank() * share
-        fake = fake_batch(config, self.dataset, phase.name, nimg, slice(first, first + share), self.device)
+        fake = fake_batch(
+            config, self.networks.G, self.dataset, phase.name, nimg, slice(first, first + share), self.device
+        )
         rounds = share // self.batch_gpu
         w_means = []
         parts = zip(micro_batches(real, self.batch_gpu), micro_batches(fake, self.batch_gpu), strict=True)
@@ -241,27 +246,19 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):  # layers initialise themselves from torch's global generator
             torch.manual_seed(config.seed)
             networks = Networks(
-                config.generator.build().to(self.device),
-                config.d_image.build().to(self.device) if config.loss.image_weight > 0 else None,
-                config.d_video.build().to(self.device) if config.loss.video_weight > 0 else None,
+                *(None if c is None else c.build().to(self.device) for c in network_configs(config))
             )
         return networks, copy.deepcopy(networks.G).eval().requires_grad_(False)
 
     def modules(self) -> dict[str, nn.Module]:
         """All networks by their names in a snapshot."""
-        named = zip(NETWORK_CLASSES, (*self.networks, self.G_ema), strict=True)
+        named = zip(NETWORKS, (*self.networks, self.G_ema), strict=True)
         return {name: module for name, module in named if module is not None}
-
-    def _is_due(self, phase: TrainingPhase) -> bool:
-        weightless = phase.name == 'Greg' and self.config.loss.density_weight == 0
-        return self.progress.batch_idx % phase.interval == 0 and not weightless
 
     def _apply(self, phase: TrainingPhase, w_means: list[torch.Tensor]) -> bool:
         """Averages gradients over the ranks, steps if they are finite, and moves the running mean of w."""
-        params = phase.params
-        dist.all_reduce_gradients(params)
-        named = [(f'{type(m).__name__}.{n}', p.grad) for m in phase.modules for n, p in m.named_parameters()]
-        bad = misc.nonfinite_names((n, g) for n, g in named if g is not None)
+        dist.all_reduce_gradients(phase.params.values())
+        bad = misc.nonfinite_names((n, p.grad) for n, p in phase.params.items() if p.grad is not None)
         if bad:
             more = f' and {len(bad) - _MAX_NAMED} more' if len(bad) > _MAX_NAMED else ''
             dist.print0(
@@ -272,7 +269,7 @@ class Trainer:
         phase.optimizer.step()
         if w_means:
             w_mean = dist.all_reduce_sum(torch.stack(w_means).mean(dim=0)) / dist.world_size()
-            self.networks.G.mapping_network.update_w_avg(w_mean)
+            self.networks.G.update_w_avg(w_mean)
         return True
 
     def _count_nonfinite(self, finite: bool) -> None:

@@ -122,7 +122,7 @@ class ClipWriter:
         ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras, clip.times, clip.psi)
         for i in frames:
             w = ws[min(i, len(ws) - 1)][None]
-            planes = rollout.planes_at(self.G, clip.codes, w, clip.times[i : i + 1])
+            planes = rollout.scene_at(self.G, clip.codes, w, clip.times[i : i + 1])
             mesh, found = shapes.head_mesh(self.G, planes, w, resolution, level, parts)
             if mesh is None:
                 self.say(f'{clip.name}: no mesh of frame {i}, {found.reason}')

@@ -18,6 +18,7 @@ import trimesh
 from torch import Tensor, nn
 
 from dnnlib.util import atomic_write
+from training.networks.contract import RadianceGenerator
 from viz import images
 
 FORMATS = ('ply', 'obj', 'glb')
@@ -134,7 +135,7 @@ def head_part(density: np.ndarray, level: float) -> np.ndarray:
 
 @torch.no_grad()
 def head_mesh(
-    G: nn.Module,
+    G: RadianceGenerator,
     planes: Tensor,
     ws: Tensor,
     resolution: int,

@@ -5,24 +5,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metrics.records.digests import network_digest
 from torch_utils.misc import seeded_generator
+from training.networks.contract import Codes, VideoGenerator
 from viz import images, rollout
 
 PROTOCOLS = ('paper', 'released')
 _CODES = 110  # second word of the seeds, keeps streams apart
 
 
-def item_codes(G: nn.Module, seed: int, i: int) -> rollout.Codes:
-    """Draws the codes of item i on the CPU: z, then z_m, from a generator seeded by (seed, i)."""
+def item_codes(G: VideoGenerator, seed: int, i: int) -> Codes:
+    """Draws the codes of item i on the CPU: z_a, then z_m, from a generator seeded by (seed, i)."""
     generator = seeded_generator('cpu', seed, _CODES, i)
-    z = torch.randn(1, G.z_dim, generator=generator)
-    return rollout.Codes(z, torch.randn(1, G.motion_dim, generator=generator))
+    return G.draw_codes(1, generator)
 
 
-def protocol_options(G: nn.Module, protocol: str, options: rollout.RenderOptions) -> rollout.RenderOptions:
+def protocol_options(
+    G: VideoGenerator, protocol: str, options: rollout.RenderOptions
+) -> rollout.RenderOptions:
     """Completes the options with the network's own renderer, changed as the protocol wants.
 
     The released scripts ask for depth, which switches the jitter of coarse samples off: they then lie at the
@@ -31,26 +33,26 @@ def protocol_options(G: nn.Module, protocol: str, options: rollout.RenderOptions
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f'protocol {protocol!r} must be one of {", ".join(PROTOCOLS)}')
-    renderer = options.renderer or G.config.renderer
-    if protocol == 'released':
+    renderer = options.renderer or G.renderer
+    if protocol == 'released' and renderer is not None:
         renderer = dataclasses.replace(renderer, fixed_offset=0.0)
     return dataclasses.replace(options, renderer=renderer)
 
 
-def network_identity(G: nn.Module, options: rollout.RenderOptions) -> dict[str, Any]:
+def network_identity(G: VideoGenerator, options: rollout.RenderOptions) -> dict[str, Any]:
     """Returns plain JSON that says which network renders how.
 
     The kind of device is part of it: half precision is used on GPUs alone.
     """
     if G.training:
         raise ValueError('the generator must be in eval mode')
-    renderer = dataclasses.asdict(options.renderer)
+    renderer = None if options.renderer is None else dataclasses.asdict(options.renderer)
     return {'network': network_digest(G), 'renderer': renderer, 'device': rollout.device_of(G).type}
 
 
 def shoot(
-    G: nn.Module,
-    codes: rollout.Codes,
+    G: VideoGenerator,
+    codes: Codes,
     cameras: Tensor,
     mapping: Tensor,
     times: Tensor,
@@ -65,12 +67,11 @@ def shoot(
         codes: of the item.
         cameras: of the pictures [T, 25].
         mapping: camera of the mapping network [1, 25]; networks conditioned on the camera of each frame
-            (camera_condition = non) see `cameras` instead.
+            see `cameras` instead.
         times: [T].
         options: from `protocol_options`.
     """
-    if G.config.camera_condition == 'non':
-        mapping = cameras
+    mapping = G.mapping_cameras(cameras, mapping)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         ws = rollout.map_codes(G, codes, mapping, times)
         return rollout.concatenate(list(rollout.render_frames(G, codes, ws, cameras, times, options)))
@@ -78,7 +79,9 @@ def shoot(
 
 def nonfinite(frames: rollout.Frames) -> str:
     """Says what of the frames is not finite; '' when everything is."""
-    bad = [name for name, value in frames._asdict().items() if not value.isfinite().all()]
+    bad = [
+        name for name, value in frames._asdict().items() if value is not None and not value.isfinite().all()
+    ]
     return f'{" and ".join(bad)} not finite' if bad else ''
 
 

@@ -60,7 +60,7 @@ def network_subject(
         snapshot: name of the generator's file.
         kimg: thousand clips that it was trained on.
     """
-    seed, protocol, renderer = settings.seed, settings.protocol, G.config.renderer
+    seed, protocol, renderer = settings.seed, settings.protocol, G.renderer
     cameras = dataset_cameras(data)
 
     def filmed(frames: int, count: int, kind: type[GeneratedClips] = GeneratedClips) -> ClipSource:
@@ -79,10 +79,14 @@ def network_subject(
         reals=_dataset_clips(data, settings),
         held=encoded(HeldCamera),
         frozen=encoded(FrozenHead),
-        views=lambda count: GeneratedViews(G, seed, count, protocol),
+        views=(lambda count: GeneratedViews(G, seed, count, protocol)) if renderer is not None else None,
         real_clips=len(data),
         data=data,
-        bin_size=(renderer.ray_end - renderer.ray_start) / (renderer.depth_samples - 1),
+        bin_size=(
+            None
+            if renderer is None
+            else (renderer.ray_end - renderer.ray_start) / (renderer.depth_samples - 1)
+        ),
         encodes=True,
         facts={
             'snapshot': snapshot,

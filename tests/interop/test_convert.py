@@ -13,9 +13,10 @@ from interop.pickle_reader import Name, Placeholder
 from support import tiny
 from support.foreign_files import G_CONFIG, WIDTHS, released_model, run, save_ckpt, save_eg3d
 from torch_utils import checkpoint
-from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
+from training.networks.discriminators import ImageDiscriminator
 from training.networks.motion import MotionConfig
 from training.networks.pv3d import Generator
+from training.networks.registry import NETWORKS
 from training.volumetric_rendering.renderer import RendererConfig
 
 EG3D_CONFIG = dataclasses.replace(G_CONFIG, motion=MotionConfig(num_layers=0))
@@ -27,7 +28,7 @@ def test_wrapped_half_precision_in_the_older_layout(tmp_path, networks):
     torch.save(model, tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
     assert trained_with(tmp_path / 'a.pth') == [('generator.plane_axes', 'released')]
     snapshot = open_foreign(tmp_path / 'a.pth').snapshot
-    built = checkpoint.build_network(snapshot, 'D_video', VideoDiscriminator)
+    built = checkpoint.build_network(snapshot, 'D_video', NETWORKS['D_video'])
     for name, tensor in networks['D_video'].state_dict().items():
         assert torch.equal(built.state_dict()[name], tensor.half().float())
 

@@ -13,7 +13,7 @@ import pytest
 
 from dnnlib.config import override, to_dict
 from support.paths import ROOT
-from training.config import PRESETS
+from training.presets import PRESETS
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 SCRIPTS = ('train', 'gen_videos', 'dataset_tool', 'legacy')

@@ -19,10 +19,9 @@ from torch_utils import checkpoint
 from training.batching import make_phases
 from training.config import tiny as tiny_config
 from training.loss import Networks
-from training.networks import NETWORK_CLASSES
-from training.networks.discriminators import ImageDiscriminator
 from training.networks.motion import MotionConfig
 from training.networks.pv3d import Generator
+from training.networks.registry import NETWORKS
 
 RAYS = ['renderer.resolution=8', 'renderer.depth_samples=6', 'renderer.importance_samples=6']
 OVERRIDES = [tuple(text.split('=')) for text in RAYS]
@@ -59,7 +58,7 @@ def test_golden_networks_convert(tmp_path):
     save_ckpt(tmp_path / 'a.ckpt', model)
     rays = [('renderer.resolution', '16'), ('renderer.depth_samples', '12')]
     snapshot = open_foreign(tmp_path / 'a.ckpt', [*rays, ('renderer.importance_samples', '12')]).snapshot
-    built = {n: checkpoint.build_network(snapshot, n, NETWORK_CLASSES[n]) for n in snapshot.networks}
+    built = {n: checkpoint.build_network(snapshot, n, NETWORKS[n]) for n in snapshot.networks}
     assert list(built) == ['G', 'D_image', 'D_video', 'G_ema']
     z_a, z_m = (golden[f'in/{k}'].repeat_interleave(2, dim=0) for k in ('z_a', 'z_m'))
     c, c_map = (golden[f'in/{k}'].flatten(0, 1) for k in ('c_render', 'c_cond'))
@@ -81,7 +80,7 @@ def test_released_shapes_give_the_released_config(network):
     kept = [n for n in shapes if not n.endswith('resample_filter')]
     assert filter_names(network, kept, 512) == set(shapes) - set(kept)
     config = configs.CONFIGS[network]({from_released(network, n): shapes[n] for n in kept})
-    expected = NETWORK_CLASSES[network].Config()
+    expected = NETWORKS[network].read({})
     assert config == (dataclasses.replace(expected, plane_axes='released') if network == 'G' else expected)
 
 
@@ -117,7 +116,7 @@ def test_summary_and_meta(tmp_path, ckpt, networks):
     snapshot = checkpoint.read_snapshot(tmp_path / 'b.pkl')
     assert [snapshot.meta[k] for k in ('cur_nimg', 'kimg', 'cfg')] == [480, 0.48, 'pv3d-released']
     assert snapshot.networks['G_ema']['config'] == to_dict(G_CONFIG)
-    built = checkpoint.build_network(snapshot, 'G_ema', Generator)
+    built = checkpoint.build_network(snapshot, 'G_ema', NETWORKS['G_ema'])
     with torch.no_grad():
         for ours, theirs in zip(built(*tiny.codes(2)), networks['G_ema'].eval()(*tiny.codes(2)), strict=True):
             assert torch.equal(ours, theirs)
@@ -217,7 +216,7 @@ def test_optimizer_moments_come_along(tmp_path, networks):
     state = checkpoint.load_training_state(tmp_path / 'training-state-000000480.pt')
     assert (state['progress']['cur_nimg'], state['progress']['batch_idx']) == (480, 30)
     three = Networks(*(networks[n] for n in names))
-    for phase in make_phases(tiny_config('x'), three):
+    for phase in make_phases(tiny_config('x'), three, tiny_config('x').loss.build()):
         if phase.interval == 1:
             phase.optimizer.load_state_dict(state['optimizers'][phase.name])
             found = phase.optimizer.state
@@ -235,13 +234,13 @@ def test_eg3d_converts_without_running_its_source(tmp_path, eg3d, small_pictures
     assert foreign.kind == EG3D and list(foreign.snapshot.networks) == ['G', 'D_image', 'G_ema']
     config = from_dict(Generator.Config, foreign.snapshot.networks['G_ema']['config'])
     assert config == G.config and config.motion.num_layers == 0
-    built = checkpoint.build_network(foreign.snapshot, 'G_ema', Generator)
+    built = checkpoint.build_network(foreign.snapshot, 'G_ema', NETWORKS['G_ema'])
     for name, tensor in G.state_dict().items():
         if not name.startswith('to_image_raw'):
             assert torch.equal(built.state_dict()[name], tensor)
     features, ws = torch.randn(2, 8, 8, 8), torch.randn(2, 8, 16)
     assert torch.equal(built.to_rgb_raw(features, ws), features[:, :3])  # as EG3D has image_raw
-    D_image = checkpoint.build_network(foreign.snapshot, 'D_image', ImageDiscriminator)
+    D_image = checkpoint.build_network(foreign.snapshot, 'D_image', NETWORKS['D_image'])
     assert all(torch.equal(t, D.state_dict()[n]) for n, t in D_image.state_dict().items())
     done = run('--source', path, '--dest', tmp_path / 'b.pkl')
     assert done.exit_code == 0 and EG3D in done.output and 'image_raw as in EG3D' in done.output
@@ -274,10 +273,10 @@ def test_warm_start(data, tmp_path, eg3d, small_pictures):
     assert 'b32.fromrgb.weight, mapping.embed.weight initialised anew' in done.out
     (run_dir,) = (tmp_path / 'runs').iterdir()
     first = checkpoint.read_snapshot(run_dir / 'network-snapshot-000000000.pkl')
-    static = checkpoint.build_network(open_snapshot(path), 'G_ema', Generator)
+    static = checkpoint.build_network(open_snapshot(path), 'G_ema', NETWORKS['G_ema'])
     z_a, z_m, _, c = tiny.codes(3)
     for name in ('G', 'G_ema'):
-        G = checkpoint.build_network(first, name, Generator)
+        G = checkpoint.build_network(first, name, NETWORKS[name])
         assert G.config.plane_axes == 'released' and G.config.motion.num_layers == 4
         for t in (0.0, 0.7):
             moving = G(z_a, z_m, torch.full([3], t), c)

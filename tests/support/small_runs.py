@@ -82,7 +82,7 @@ def assert_same(first, second):
 
 def batch_of(trainer):
     """Returns pairs of the first clips as a real batch."""
-    items = [trainer.dataset.get_pair(i % len(trainer.dataset), 0) for i in range(trainer.config.batch)]
+    items = [trainer.dataset.draw(i % len(trainer.dataset), 0) for i in range(trainer.config.batch)]
     pair = {key: torch.stack([item[key] for item in items]) for key in ('frames', 't', 'c')}
     return real_batch(pair, trainer.device)
 

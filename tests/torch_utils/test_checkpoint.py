@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dnnlib.config import BaseConfig, Configurable
+from dnnlib.config import BaseConfig, Configurable, Kinds
 from dnnlib.util import CheckpointError, UserError
 from torch_utils import checkpoint
 from torch_utils.checkpoint import (
@@ -89,7 +89,7 @@ def test_round_trip(tmp_path):
         'sizes': [1, 2],
         'flag': True,
     }
-    back = build_network(snapshot, 'G_ema', Net)
+    back = build_network(snapshot, 'G_ema', Kinds({'net': Net}, 'net'))
     assert back.config == net.config and not back.training
     assert not any(p.requires_grad for p in back.parameters())
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
@@ -116,7 +116,7 @@ def test_half_precision_halves_the_file_and_keeps_the_type_of_the_module(tmp_pat
     snapshot = read_snapshot(tmp_path / 'half.pkl')
     assert snapshot.networks['G']['state']['body.weight'].dtype == torch.float16
     assert snapshot.networks['G']['state']['norm.num_batches_tracked'].dtype == torch.int64
-    back = build_network(snapshot, 'G', Net)
+    back = build_network(snapshot, 'G', Kinds({'net': Net}, 'net'))
     assert back.body.weight.dtype == torch.float32
     torch.testing.assert_close(back.body.weight, net.body.weight.data, rtol=1e-3, atol=1e-6)
 
@@ -141,9 +141,9 @@ def test_build_network_explains(tmp_path):
     save_one(tmp_path / 'a.pkl')
     snapshot = read_snapshot(tmp_path / 'a.pkl')
     with pytest.raises(CheckpointError, match="no network 'D' in this snapshot; it has G, G_ema"):
-        build_network(snapshot, 'D', Net)
+        build_network(snapshot, 'D', Kinds({'net': Net}, 'net'))
     with pytest.raises(CheckpointError) as err:
-        build_network(snapshot, 'G', Wider)
+        build_network(snapshot, 'G', Kinds({'net': Wider}, 'net'))
     for part in (
         'does not fit Wider',
         'missing: extra.weight, extra.bias',
@@ -153,8 +153,8 @@ def test_build_network_explains(tmp_path):
         assert part in str(err.value)
     assert 'misshapen: body.weight [6, 4] instead of [6, 5]' in str(err.value)
     snapshot.networks['G']['config']['depth'] = 3
-    with pytest.raises(CheckpointError, match='options that Net cannot have .*unknown option depth'):
-        build_network(snapshot, 'G', Net)
+    with pytest.raises(CheckpointError, match='options that it cannot have here .*unknown option depth'):
+        build_network(snapshot, 'G', Kinds({'net': Net}, 'net'))
 
 
 def test_missing_files_and_folders(tmp_path):

@@ -18,6 +18,7 @@ from support.tiny import (
     seeded,
 )
 from training.loss import PV3DLoss
+from training.networks.contract import Codes
 
 WIDE = {'plane_resolution': 64}  # five blocks
 ABLATIONS = {
@@ -86,8 +87,8 @@ def test_number_of_motion_layers(number):
     assert [b.motion is not None for b in blocks] == [i < number for i in range(5)]
     z_a, z_m, t, c = codes(2)
     with torch.no_grad():
-        ws = G.mapping(z_a, z_m, t, c)
-        moved = not torch.equal(G.planes(ws, z_m, t), G.planes(ws, z_m, 0 * t))
+        ws = G.condition(Codes(z_a, z_m), c, t)
+        moved = not torch.equal(G.scene(Codes(z_a, z_m), ws, t), G.scene(Codes(z_a, z_m), ws, 0 * t))
     assert moved == (number > 0)
 
 
@@ -119,16 +120,21 @@ def test_naive_motion_enters_the_mapping():
     naive, plain = generator(motion=motion(kind='naive')), generator()
     assert all(getattr(naive.synthesis, f'b{r}').motion is None for r in (4, 8, 16, 32))
     z_a, z_m, t, c = codes(2)
-    assert torch.equal(plain.mapping(z_a, z_m, t, c), plain.mapping(z_a, -z_m, 1 - t, c))
-    differs(naive.mapping(z_a, z_m, t, c), naive.mapping(z_a, -z_m, t, c))
-    differs(naive.mapping(z_a, z_m, t, c), naive.mapping(z_a, z_m, 1 - t, c))
+    assert torch.equal(plain.condition(Codes(z_a, z_m), c, t), plain.condition(Codes(z_a, -z_m), c, 1 - t))
+    differs(naive.condition(Codes(z_a, z_m), c, t), naive.condition(Codes(z_a, -z_m), c, t))
+    differs(naive.condition(Codes(z_a, z_m), c, t), naive.condition(Codes(z_a, z_m), c, 1 - t))
 
 
 @torch.no_grad()
 def test_shared_code_drives_motion_with_the_appearance():
     shared, plain = generator(motion=motion(kind='shared_code')), generator()
     z_a, z_m, t, c = codes(2)
-    assert shared.motion_code(z_a, z_m) is z_a and plain.motion_code(z_a, z_m) is z_m
+    ws = plain.condition(Codes(z_a, z_m), c, t)
+    moves = [
+        not torch.equal(G.scene(Codes(z_a, z_m), ws, t), G.scene(Codes(z_a, -z_m), ws, t))
+        for G in (shared, plain)
+    ]
+    assert moves == [False, True]
     assert torch.equal(shared(z_a, z_m, t, c).image, shared(z_a, -z_m, t, c).image)
     differs(shared(z_a, z_m, t, c).image, shared(z_a, z_m, 0 * t, c).image)
     differs(plain(z_a, z_m, t, c).image, plain(z_a, -z_m, t, c).image)

@@ -12,15 +12,15 @@ from torch import nn
 from dnnlib.util import UserError
 from support.paths import ROOT
 from training import estimate
-from training.config import PRESETS
 from training.estimate import Work, describe_run, estimate_step, measure_device
+from training.presets import PRESETS
 
 # Runs each phase really and prints by how many bytes the process grew.
 REAL_STEP = """
 import dataclasses, pathlib, re
 import torch
 from training import estimate
-from training.config import PRESETS
+from training.presets import PRESETS
 
 torch.set_num_threads(1)
 config = dataclasses.replace(PRESETS['demo']('none.zip'), batch=4)

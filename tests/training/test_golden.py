@@ -14,6 +14,7 @@ from support.golden_reference import TOLERANCE, agrees, build, find, load, recor
 from training.camera import unpack_label
 from training.loss import FakeBatch, Networks, PV3DLoss, RealBatch, blur, r1_penalty
 from training.networks import pv3d as generator_module
+from training.networks.contract import Codes
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
 from training.networks.pv3d import Generator
 from training.volumetric_rendering import renderer as renderer_module
@@ -59,8 +60,8 @@ def run(networks, inputs):
         spy(renderer_module, 'importance_depths')
         spy(generator_module, 'render_rays')
         hooks = record(G, kept)
-        ws = G.mapping(z_a, z_m, t, c_map)
-        planes = G.planes(ws, z_m, t)
+        ws = G.condition(Codes(z_a, z_m), c_map, t)
+        planes = G.scene(Codes(z_a, z_m), ws, t)
         out = G.render(planes, ws, c)
         for hook in hooks:
             hook.remove()
@@ -72,8 +73,8 @@ def test_mapping(golden, networks, inputs, run):
     ws = run[1]
     assert ws.shape[1] == golden['out/num_ws'] == 14
     agrees(ws[:, 0], golden['out/ws'])
-    agrees(networks.G.mapping(z_a, z_m, t, c_map, psi=0.7)[:, 0], golden['out/ws_psi07'])
-    cut = networks.G.mapping(z_a, z_m, t, c_map, psi=0.7, cutoff=8)
+    agrees(networks.G.condition(Codes(z_a, z_m), c_map, t, psi=0.7)[:, 0], golden['out/ws_psi07'])
+    cut = networks.G.condition(Codes(z_a, z_m), c_map, t, psi=0.7, cutoff=8)
     agrees(cut[0, :, :8], golden['out/ws_psi07_cut8'])
 
 
@@ -136,10 +137,10 @@ def test_depth_maps_without_jitter(golden, networks, inputs, run):
 
 
 def test_without_noise(golden, networks, inputs, run):
-    _, z_m, t, c, _ = inputs
+    z_a, z_m, t, c, _ = inputs
     ws = run[1]
     with torch.no_grad():
-        planes = networks.G.planes(ws, z_m, t, noise_mode='none')
+        planes = networks.G.scene(Codes(z_a, z_m), ws, t, noise_mode='none')
         out = networks.G.render(planes, ws, c)
     agrees(out.image_raw, golden['out_nonoise/image_raw'])
 

@@ -11,6 +11,7 @@ from scipy import ndimage
 from dnnlib.util import UserError
 from support.tiny import G_CONFIG, differs, fake_batch, generator, networks, real_batch, same, seeded
 from training.loss import Networks, PV3DLoss, blur, fade, r1_penalty
+from training.networks.contract import Codes
 
 softplus = torch.nn.functional.softplus
 LATE = 10**9  # clips seen: every schedule has ended
@@ -154,9 +155,8 @@ def test_gmain_and_dmain_are_their_formulas():
     ]
     for term, value in zip(terms, expected, strict=True):
         assert term.loss.item() == pytest.approx(value.item(), rel=1e-5)
-    w = nets.G.mapping(
-        fake.z_a.repeat_interleave(2, 0), fake.z_m[[0, 0, 1, 1]], fake.t.flatten(), c_map.flatten(0, 1)
-    )[:, 0]
+    codes = Codes(fake.z_a.repeat_interleave(2, 0), fake.z_m[[0, 0, 1, 1]])
+    w = nets.G.condition(codes, c_map.flatten(0, 1), fake.t.flatten())[:, 0]
     same(terms[0].w_mean, w.mean(dim=0), 1e-6)
     assert all(term.w_mean is None for term in terms[1:])
 

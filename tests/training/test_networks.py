@@ -22,6 +22,7 @@ from support.tiny import (
     same,
     seeded,
 )
+from training.networks.contract import Codes
 from training.networks.decoder import Decoder
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator, minibatch_deviation
 from training.networks.motion import MotionConfig
@@ -107,9 +108,9 @@ def test_shapes(G):
     expected = ((2, 3, 32, 32), (2, 3, 8, 8), (2, 1, 8, 8), (2, 1, 8, 8), (2, 3, 8, 8))
     assert tuple(x.shape for x in out) == expected
     assert (G.z_dim, G.motion_dim, G.synthesis.num_ws) == (16, 16, 8)
-    ws = G.mapping(*double(2))
+    ws = G.condition(Codes(*double(2)[:2]), double(2)[3], double(2)[2])
     assert ws.shape == (2, 8, 16)
-    assert G.planes(ws, double(2)[1], double(2)[2]).shape == (2, 3, 8, 32, 32)
+    assert G.scene(Codes(*double(2)[:2]), ws, double(2)[2]).shape == (2, 3, 8, 32, 32)
 
 
 @torch.no_grad()
@@ -152,7 +153,7 @@ def test_mapping_sees_its_own_camera(G):
     differs(G(z_a, z_m, t, c).image, G(z_a, z_m, t, c, other).image)
     differs(G(z_a, z_m, t, c, c).image, G(z_a, z_m, t, other, c).image)
     static = generator(camera_condition='none').double()
-    assert torch.equal(static.mapping(z_a, z_m, t, c), static.mapping(z_a, z_m, t, other))
+    assert torch.equal(static.condition(Codes(z_a, z_m), c, t), static.condition(Codes(z_a, z_m), other, t))
     differs(static(z_a, z_m, t, c).image, static(z_a, z_m, t, other).image)
 
 
@@ -168,7 +169,7 @@ def test_every_layer_gets_its_own_code(G):
         if name.endswith('affine') and 'motion' not in name
     ]
     ws = torch.arange(8.0).double()[None, :, None].expand(1, 8, 16)
-    G.planes(ws, double(1)[1], double(1)[2])
+    G.scene(Codes(*double(1)[:2]), ws, double(1)[2])
     for hook in hooks:
         hook.remove()
     expected = {'b4.conv1': 0, 'b4.torgb': 1}
@@ -180,18 +181,18 @@ def test_every_layer_gets_its_own_code(G):
 @torch.no_grad()
 def test_truncation(G):
     z_a, z_m, t, c = double(2)
-    ws = G.mapping(z_a, z_m, t, c)
+    ws = G.condition(Codes(z_a, z_m), c, t)
     G.mapping_network.w_avg.zero_()
     for _ in range(3):
         G.mapping_network.update_w_avg(ws[:, 0].mean(dim=0))
     average = ws[:, 0].mean(dim=0) * (1 - 0.998**3)
     same(G.mapping_network.w_avg, average)
-    same(G.mapping(z_a, z_m, t, c, psi=0.0), average.expand_as(ws))
-    half = G.mapping(z_a, z_m, t, c, psi=0.5, cutoff=3)
+    same(G.condition(Codes(z_a, z_m), c, t, psi=0.0), average.expand_as(ws))
+    half = G.condition(Codes(z_a, z_m), c, t, psi=0.5, cutoff=3)
     same(half[:, :3], (ws[:, :3] + average) / 2)
     same(half[:, 3:], ws[:, 3:])
-    assert torch.equal(G.mapping(z_a, z_m, t, c), ws)
-    assert torch.equal(G.mapping(z_a, z_m, t, c, psi=1.0, cutoff=3), ws)
+    assert torch.equal(G.condition(Codes(z_a, z_m), c, t), ws)
+    assert torch.equal(G.condition(Codes(z_a, z_m), c, t, psi=1.0, cutoff=3), ws)
 
 
 @torch.no_grad()
@@ -222,8 +223,9 @@ def test_superresolution_leaves_its_inputs_alone(rendered):
 def test_rendering_at_the_size_of_superresolution():
     renderer = dataclasses.replace(G_CONFIG.renderer, resolution=16)
     G = generator(renderer=renderer)
-    ws = G.mapping(*codes(2))
-    planes = G.planes(ws, *codes(2)[1:3])
+    z_a, z_m, t, c = codes(2)
+    ws = G.condition(Codes(z_a, z_m), c, t)
+    planes = G.scene(Codes(z_a, z_m), ws, t)
     out = G.render(planes, ws, codes(2)[3])
     (out.image.square().mean() + out.image_raw.square().mean()).backward()
     differs(out.image_raw, torch.nn.functional.avg_pool2d(out.image, 2))

@@ -9,6 +9,7 @@ import torch
 from dnnlib.util import UserError
 from support.tiny import cameras, codes, generator, seeded
 from training.camera import orbit_label, pack_label, project, unpack_label
+from training.networks.contract import Codes
 from training.volumetric_rendering import renderer
 from training.volumetric_rendering.ray_marcher import (
     activate_density,
@@ -310,8 +311,8 @@ def scene():
     G = generator().double()
     z_a, z_m, t, c = (x.double() for x in codes(3))
     with torch.no_grad():
-        ws = G.mapping(z_a, z_m, t, c)
-        return G, G.planes(ws, z_m, t) * 20, ws, c  # times 20: something to see
+        ws = G.condition(Codes(z_a, z_m), c, t)
+        return G, G.scene(Codes(z_a, z_m), ws, t) * 20, ws, c  # times 20: something to see
 
 
 def assert_same(a, b):

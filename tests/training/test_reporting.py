@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training.batching import Progress
-from training.config import PRESETS
+from training.presets import PRESETS
 from training.reporting import Reporter
 
 

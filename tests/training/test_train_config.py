@@ -12,7 +12,8 @@ from dnnlib.util import UserError
 from support.small_runs import train
 from torch_utils.misc import parameter_count
 from train import build_config, main, with_facts_of_data
-from training.config import PRESETS, TrainConfig, tiny, with_resolution
+from training.config import TrainConfig, with_resolution
+from training.presets import PRESETS, tiny
 from training.run_folder import choose_run_dir, run_name, write_options
 
 

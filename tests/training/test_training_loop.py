@@ -183,7 +183,7 @@ def test_metrics_at_every_checkpoint(small, tmp_path):
 def test_phases_and_optimizers(small, tmp_path):
     full = dataclasses.replace(small, g_reg_interval=4, d_reg_interval=16)
     networks = Trainer(full, tmp_path, CPU).networks
-    phases = make_phases(full, networks)
+    phases = make_phases(full, networks, full.loss.build())
     assert [(p.name, p.interval) for p in phases] == [('Gmain', 1), ('Greg', 4), ('Dmain', 1), ('Dreg', 16)]
     g, g_reg, d, d_reg = (p.optimizer for p in phases)
     assert g is g_reg and d is d_reg
@@ -197,7 +197,7 @@ def test_phases_and_optimizers(small, tmp_path):
         assert group['betas'][0] == 0 and group['betas'][1] == pytest.approx(beta2, rel=1e-15)
         assert group['eps'] == 1e-8 and group['weight_decay'] == 0
     count = sum(p.numel() for n in (networks.D_image, networks.D_video) for p in n.parameters())
-    assert sum(p.numel() for p in phases[2].params) == count
+    assert sum(p.numel() for p in phases[2].params.values()) == count
 
 
 def test_lazy_phases_run_when_due_and_weigh_more(small, tmp_path, monkeypatch):
@@ -258,7 +258,7 @@ def test_fakes_of_phases_differ_and_do_not_depend_on_the_split(small, tmp_path):
     trainer = Trainer(small, tmp_path, CPU)
 
     def draw(phase, nimg, part=slice(None)):
-        return fake_batch(small, trainer.dataset, phase, nimg, part, CPU)
+        return fake_batch(small, trainer.networks.G, trainer.dataset, phase, nimg, part, CPU)
 
     whole = draw('Gmain', 6)
     for phase, nimg in (('Dmain', 6), ('Greg', 6), ('Gmain', 8)):
@@ -331,7 +331,7 @@ def test_micro_batches_give_the_gradient_of_the_whole(small, tmp_path, monkeypat
         for phase in (trainer.phases[i] for i in (0, 2, 3)):
             monkeypatch.setattr(phase.optimizer, 'step', lambda: None)
             trainer.run_phase(phase, batch_of(trainer))
-            results.append([p.grad.clone() for p in phase.params if p.grad is not None])
+            results.append([p.grad.clone() for p in phase.params.values() if p.grad is not None])
     for ours, theirs in zip(results[:3], results[3:], strict=True):
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * float(b.abs().max() + 1))
@@ -358,7 +358,7 @@ def test_nonfinite_gradients_are_named_left_out_and_stop_the_run(small, tmp_path
     trainer.callbacks = Callbacks(should_stop=should_stop)
     with pytest.raises(UserError, match='not finite in 3 iterations in a row .*diverged.*--glr'):
         trainer.train()
-    named = r'warning: Gmain at 4 clips: gradient not finite in Generator.mapping_network.embed.weight, '
+    named = r'warning: Gmain at 4 clips: gradient not finite in G.mapping_network.embed.weight, '
     printed = capsys.readouterr().out
     assert named in printed and ' more; this step is left out' in printed
     assert trainer.progress.nonfinite == 3

@@ -168,7 +168,7 @@ def test_a_video_that_cannot_be_written_says_so(tmp_path):
 def test_an_encoder_that_stops_is_a_clear_error(tmp_path, monkeypatch):
     """As on a full disk: the encoder ends while frames still come, with an error on its stderr."""
     failing = ['sh', '-c', 'echo "No space left on device" >&2; exit 1']
-    monkeypatch.setattr(images, '_encoder_command', lambda *_: failing)
+    monkeypatch.setattr(video, '_encoder_command', lambda *_: failing)
     with pytest.raises(UserError, match='cannot write .*a.mp4.*No space left on device'):
         video.write_video(tmp_path / 'a.mp4', (smooth_frames(1, 512, 512)[0] for _ in range(20)))
     assert list(tmp_path.iterdir()) == []
@@ -198,9 +198,9 @@ def test_training_sheets():
     codes = rollout.draw_codes(G, 4)  # second row, second column: camera 4 % 3
     label = cameras[1:2]
     with torch.no_grad():
-        expected = images.to_uint8(G(codes.z, codes.z_m, torch.tensor([0.5]), label).image)[0]
-    assert np.abs(sheets['fakes'][32:, 32:64].astype(int) - expected).max() <= 1
-    strip, video = sheets['strip'][20:], sheets['video']
+        expected = images.to_uint8(G(codes.z_a, codes.z_m, torch.tensor([0.5]), label).image)[0]
+    assert np.abs(drawn['fakes'][32:, 32:64].astype(int) - expected).max() <= 1
+    strip, video = drawn['strip'][20:], drawn['video']
     assert (strip[:32, :32] == video[0, :32, :32]).all()  # t = 0
     assert (strip[:32, -32:] == video[14, :32, :32]).all()  # every second of 16 frames
     assert (strip[:32, :32] != strip[:32, -32:]).any()

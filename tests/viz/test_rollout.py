@@ -29,23 +29,25 @@ def test_codes_come_from_one_generator_per_seed(G):
     z = torch.randn(1, 16, generator=generator)
     z_m = torch.randn(1, 16, generator=generator)
     codes = rollout.draw_codes(G, 5)
-    assert torch.equal(codes.z, z)
+    assert torch.equal(codes.z_a, z)
     assert torch.equal(codes.z_m, z_m)
 
 
 def test_motion_seed_gives_the_motion_of_that_seed(G):
     mixed = rollout.draw_codes(G, 5, motion_seed=9)
-    assert torch.equal(mixed.z, rollout.draw_codes(G, 5).z)
+    assert torch.equal(mixed.z_a, rollout.draw_codes(G, 5).z_a)
     assert torch.equal(mixed.z_m, rollout.draw_codes(G, 9).z_m)
     same = rollout.draw_codes(G, 5, motion_seed=5)
-    assert not torch.equal(same.z, same.z_m)  # equal codes would tie motion to appearance
+    assert not torch.equal(same.z_a, same.z_m)  # equal codes would tie motion to appearance
 
 
 def test_frames_are_those_of_the_generator(G):
     frames = clip(G)
     codes, cameras, times = rollout.draw_codes(G, 7), trajectories.orbit(5), trajectories.frame_times(5, 16)
     with torch.no_grad():
-        direct = G(codes.z.expand(5, -1), codes.z_m.expand(5, -1), times, cameras, cameras[:1].expand(5, -1))
+        direct = G(
+            codes.z_a.expand(5, -1), codes.z_m.expand(5, -1), times, cameras, cameras[:1].expand(5, -1)
+        )
     for name in rollout.Frames._fields:
         torch.testing.assert_close(getattr(frames, name), getattr(direct, name), atol=1e-5, rtol=0)
 
@@ -62,9 +64,9 @@ def test_batches_and_chunks_change_nothing(G):
 
 def test_one_moment_from_many_sides_needs_one_synthesis(G, monkeypatch):
     sizes = []
-    plain = type(G).planes
+    plain = type(G).scene
     monkeypatch.setattr(
-        type(G), 'planes', lambda self, ws, *rest: sizes.append(len(ws)) or plain(self, ws, *rest)
+        type(G), 'scene', lambda self, codes, ws, t: sizes.append(len(t)) or plain(self, codes, ws, t)
     )
     times = torch.tensor([0.5, 0.5, 0.5, 0.0, 0.0, 0.0])
     shared = clip(G, cameras=trajectories.view_labels().repeat(2, 1), times=times, frame_batch=6)
@@ -90,7 +92,7 @@ def test_mapping_once_for_each_camera_or_for_each_time():
         ws = rollout.map_codes(G, codes, cameras, times)
         assert len(ws) == many
         frames = rollout.concatenate(list(rollout.render_frames(G, codes, ws, cameras, times)))
-        direct = G(codes.z.expand(4, -1), codes.z_m.expand(4, -1), times, cameras)
+        direct = G(codes.z_a.expand(4, -1), codes.z_m.expand(4, -1), times, cameras)
         if kind == 'modconv':
             torch.testing.assert_close(frames.image, direct.image.detach(), atol=1e-5, rtol=0)
 

@@ -158,12 +158,12 @@ def test_mesh_of_a_network_has_the_colours_of_its_pictures(monkeypatch):
     monkeypatch.setattr(type(G), 'sample_field', lambda self, planes, points: features_of_ball(points))
     codes = rollout.draw_codes(G, 0)
     ws = rollout.map_codes(G, codes, torch.zeros(1, 25), torch.zeros(1))
-    mesh, level = shapes.head_mesh(G, rollout.planes_at(G, codes, ws, torch.zeros(1)), ws, 24)
+    mesh, level = shapes.head_mesh(G, rollout.scene_at(G, codes, ws, torch.zeros(1)), ws, 24)
     assert level.value == 10
     flat = torch.full((1, 8, 1, 1), 0.25 * 2 - 1)
     expected = G.to_rgb_raw(flat, ws).detach().flatten() * 127.5 + 127.5
     assert np.abs(mesh.colors - expected.clamp(0, 255).numpy()).max() < 1
-    nothing, level = shapes.head_mesh(G, rollout.planes_at(G, codes, ws, torch.zeros(1)), ws, 24, level=1e9)
+    nothing, level = shapes.head_mesh(G, rollout.scene_at(G, codes, ws, torch.zeros(1)), ws, 24, level=1e9)
     assert nothing is None
     assert 'never cross 1e+09' in level.reason
 

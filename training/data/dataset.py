@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -32,12 +32,12 @@ _PICTURES = ('PNG', 'JPEG', 'WEBP')  # what Pillow may take a file for
 _log = logging.getLogger(__name__)
 
 
-class Pair(TypedDict):
-    """Two frames of one clip (with a leading batch axis in batches)."""
+class Draw(TypedDict):
+    """T frames of one clip: a pair, or all of a span (with a leading batch axis in batches)."""
 
-    frames: Tensor  # uint8 [2, 3, R, R]
-    t: Tensor  # times in units of the span, float32 [2], increasing
-    c: Tensor  # camera labels, float32 [2, 25]
+    frames: Tensor  # uint8 [T, 3, R, R]
+    t: Tensor  # times in units of the span, float32 [T], increasing
+    c: Tensor  # camera labels, float32 [T, 25]
 
 
 def sample_indices(rng: np.random.Generator, counts: np.ndarray, distinct: bool) -> np.ndarray:
@@ -97,6 +97,7 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
         path: str  # zip or folder with dataset.json
         resolution: int | None = None  # pixels of a side; none = that of the data
         span: int = 16  # frames in which a pair is drawn; t = 1 at the last of them [PV3D 3]
+        frames: Literal['pair', 'clip'] = 'pair'  # of a draw: two [PV3D 3], or all of a span
         distinct: bool = True  # draw again until the two frames differ [ours; released: false]
         mirror: bool = True  # mirror real clips (picture and camera) with probability 1/2 [PV3D 3]
         mirror_fakes: bool = True  # mirror cameras for fakes likewise [ours; released: false]
@@ -145,10 +146,10 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> Pair:
+    def __getitem__(self, index: int) -> Draw:
         if not 0 <= index < len(self):
             raise IndexError(f'clip {index} of {len(self)}')
-        return self.get_pair(index, 0)
+        return self.draw(index, 0)
 
     def describe(self) -> str:
         """Returns one line: clips, frames, resolution."""
@@ -177,10 +178,10 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
             raise IndexError(f'frames {list(frames)} of clip {clip}, which has {count}')
         return torch.stack([self._decode(start + i) for i in frames])
 
-    def get_pair(self, index: int, seed: int | Sequence[int]) -> Pair:
-        """Draws two frames of the given clip; a pure function of its arguments.
+    def draw(self, index: int, seed: int | Sequence[int]) -> Draw:
+        """Draws frames of the given clip; a pure function of its arguments.
 
-        The pair lies in a window of `span` frames at a uniform place in the clip. A shorter clip is one
+        They lie in a window of `span` frames at a uniform place in the clip. A shorter clip is one
         window: indices are spread over its frames, but t is still in units of the span.
 
         Raises:
@@ -194,15 +195,15 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
         c = self._cameras[where[0]]
         if mirrored[0]:
             frames, c = frames.flip(-1), mirror_label(c)
-        return Pair(frames=frames, t=t[0], c=c)
+        return Draw(frames=frames, t=t[0], c=c)
 
     def sample_cameras(self, rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
-        """Draws camera pairs for fakes as pairs of real frames are drawn, each from a random clip.
+        """Draws cameras for fakes as real frames are drawn, each row from a random clip.
 
         Nothing is decoded.
 
         Returns:
-            labels [n, 2, 25] and the times [n, 2] of the frames that they belong to.
+            labels [n, T, 25] and the times [n, T] of the frames that they belong to.
         """
         where, t, mirrored = self._draw(rng, rng.integers(len(self), size=n), self.config.mirror_fakes)
         c = self._cameras[torch.from_numpy(where)]
@@ -211,14 +212,26 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
     def _draw(
         self, rng: np.random.Generator, clips: np.ndarray, mirror: bool
     ) -> tuple[np.ndarray, Tensor, np.ndarray]:
-        """Draws rows of the frame table [n, 2], their times [n, 2] and whether to mirror [n]."""
+        """Draws rows of the frame table [n, T], their times [n, T] and whether to mirror [n]."""
         starts, totals = self._starts[clips], np.diff(self._starts)[clips]
         counts = np.minimum(totals, self.config.span)
         offsets = rng.integers(totals - counts + 1)
-        pairs = sample_indices(rng, counts, self.config.distinct)
-        t = torch.from_numpy((pairs / (self.config.span - 1)).astype(np.float32))
+        places = self._places(rng, counts)
+        t = torch.from_numpy((places / (self.config.span - 1)).astype(np.float32))
         mirrored = (rng.random(len(clips)) < 0.5) & mirror
-        return (starts + offsets)[:, None] + pairs, t, mirrored
+        return (starts + offsets)[:, None] + places, t, mirrored
+
+    def sample_times(self, rng: np.random.Generator, n: int, lattice: bool) -> Tensor:
+        """Draws times [n, T] for fakes, independently of their cameras; see the function of this name."""
+        if self.config.frames == 'clip':
+            return torch.linspace(0, 1, self.config.span).expand(n, -1)
+        return sample_times(rng, n, self.config.span, self.config.distinct, lattice)
+
+    def _places(self, rng: np.random.Generator, counts: np.ndarray) -> np.ndarray:
+        """Draws indices [n, T] of frames among the first `counts` [n] of a window."""
+        if self.config.frames == 'clip':
+            return np.arange(self.config.span) * counts[:, None] // self.config.span
+        return sample_indices(rng, counts, self.config.distinct)
 
     def _range(self, clip: int | str) -> tuple[int, int]:
         index = self.names.index(clip) if isinstance(clip, str) else range(len(self))[clip]
@@ -266,7 +279,7 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
-) -> Iterator[Pair]:
+) -> Iterator[Draw]:
     """Yields batches of pairs for ever, each of which is a pure function of (seed, clips seen).
 
     All ranks together see the clips k = start, start + 1, ... in the order of `clip_order`; of every `batch`
@@ -301,7 +314,7 @@ def batches(
     return _watch(iter(loader), dataset)
 
 
-def _watch(loader: Iterator[tuple[Pair | None, dict[str, str]]], dataset: VideoDataset) -> Iterator[Pair]:
+def _watch(loader: Iterator[tuple[Draw | None, dict[str, str]]], dataset: VideoDataset) -> Iterator[Draw]:
     """Counts the clips that could not be read, over all workers, and stops when there are too many."""
     known: dict[str, str] = {}
     for pair, bad in loader:
@@ -325,13 +338,13 @@ class _Draws(torch.utils.data.Dataset):
         self.dataset = dataset
         self.seed = seed
 
-    def __getitem__(self, draw: tuple[int, int]) -> tuple[Pair | None, dict[str, str]]:
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[Draw | None, dict[str, str]]:
         k, clip = draw
         bad: dict[str, str] = {}
         for step in range(min(_MAX_REPLACED, len(self.dataset))):
             index = (clip + step) % len(self.dataset)
             try:
-                return self.dataset.get_pair(index, (self.seed, _PAIR, k)), bad
+                return self.dataset.draw(index, (self.seed, _PAIR, k)), bad
             except DataError as error:
                 bad[self.dataset.names[index]] = str(error)
         return None, bad
@@ -345,12 +358,12 @@ def _rank_order(
         yield [next(order) for _ in range(batch)][rank * part : (rank + 1) * part]
 
 
-def _collate(items: list[tuple[Pair | None, dict[str, str]]]) -> tuple[Pair | None, dict[str, str]]:
+def _collate(items: list[tuple[Draw | None, dict[str, str]]]) -> tuple[Draw | None, dict[str, str]]:
     bad = {name: reason for _, names in items for name, reason in names.items()}
     pairs = [pair for pair, _ in items]
     if any(pair is None for pair in pairs):
         return None, bad
-    return Pair(**{key: torch.stack([pair[key] for pair in pairs]) for key in ('frames', 't', 'c')}), bad
+    return Draw(**{key: torch.stack([pair[key] for pair in pairs]) for key in ('frames', 't', 'c')}), bad
 
 
 def _start_worker(worker: int) -> None:

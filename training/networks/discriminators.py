@@ -127,6 +127,8 @@ class ImageDiscriminator(_Discriminator, Configurable):
     class Config(DiscriminatorConfig):
         """Nothing beyond what both share."""
 
+        kind = 'image'
+
     def __init__(self, config: Config) -> None:
         super().__init__(config, in_channels=6, c_dim=LABEL_DIM)
 
@@ -138,6 +140,11 @@ class ImageDiscriminator(_Discriminator, Configurable):
         )
         return self.score(torch.cat([image, raw], dim=1), c)
 
+    def example_inputs(self, n: int) -> tuple[Tensor, ...]:
+        """Returns inputs of `forward` for n frames, for tables of the network."""
+        image = torch.empty(n, 3, self.config.resolution, self.config.resolution)
+        return image, image, torch.empty(n, LABEL_DIM)
+
 
 class VideoDiscriminator(_Discriminator, Configurable):
     """Judges pairs of frames: both pictures, the time between them, both cameras."""
@@ -146,6 +153,7 @@ class VideoDiscriminator(_Discriminator, Configurable):
     class Config(DiscriminatorConfig):
         """Conditions of the video discriminator (PV3D table 2d)."""
 
+        kind = 'video'
         camera: bool = True  # see the two cameras
         delta_t: bool = True  # see the time difference, as a constant plane
 
@@ -164,3 +172,8 @@ class VideoDiscriminator(_Discriminator, Configurable):
     def forward(self, pair: Tensor, c: Tensor) -> Tensor:
         """Maps stacked pairs [N, 6 or 7, R, R] (see pair_input) and labels [N, 2, 25] to logits [N, 1]."""
         return self.score(pair, c.flatten(1))
+
+    def example_inputs(self, n: int) -> tuple[Tensor, ...]:
+        """Returns inputs of `forward` for n pairs, for tables of the network."""
+        images = torch.empty(n, 2, 3, self.config.resolution, self.config.resolution)
+        return self.pair_input(images, torch.empty(n, 2)), torch.empty(n, 2, LABEL_DIM)

@@ -7,7 +7,7 @@ fig. 2.
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dnnlib.config import BaseConfig, Configurable
 from dnnlib.util import ConfigError
 from training.camera import LABEL_DIM, unpack_label
+from training.networks.contract import Codes, RadianceGenerator, Rendering
 from training.networks.decoder import MARGIN, Decoder
 from training.networks.layers import ToRGB, normalize_2nd_moment
 from training.networks.mapping import MappingNetwork
@@ -31,23 +32,14 @@ _RAW_CLAMP = 256.0  # limit of image_raw, for half precision in what follows [re
 CameraCondition = Literal['all', 'non', 'map', 'mapt', 'none']
 
 
-class Rendering(NamedTuple):
-    """What the generator makes of one frame; pictures are float32 in about [-1, 1], not clamped."""
-
-    image: Tensor  # [N, 3, resolution, resolution]
-    image_raw: Tensor  # volume-rendered picture [N, 3, h, w]
-    depth: Tensor  # distance along the unit ray, scene units [N, 1, h, w]
-    opacity: Tensor  # [N, 1, h, w] in [0, 1]
-    xyz: Tensor  # expected world point [N, 3, h, w]
-
-
-class Generator(nn.Module, Configurable):
-    """z_a, z_m, t, c -> Rendering. `mapping`, `planes` and `render` are its three stages."""
+class Generator(RadianceGenerator, Configurable):
+    """z_a, z_m, t, c -> Rendering; the three steps are those of the contract."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(BaseConfig):
         """Everything needed to rebuild the network."""
 
+        kind = 'pv3d'
         resolution: int = 512  # pixels along a side of the output
         span: int = 16  # frames of a training clip: frame i has t = i / (span - 1) [PV3D A.1]
         z_dim: int = 512  # width of the appearance code z_a [EG3D]
@@ -129,86 +121,70 @@ class Generator(nn.Module, Configurable):
         """Width of the motion code."""
         return self.config.motion.code_dim
 
-    def mapping(
-        self,
-        z_a: Tensor,
-        z_m: Tensor,
-        t: Tensor,
-        c: Tensor,
-        psi: float = 1.0,
-        cutoff: int | None = None,
-    ) -> Tensor:
-        """Returns intermediate codes ws [N, num_ws, w_dim].
+    @property
+    def renderer(self) -> RendererConfig:
+        """How rays are sampled."""
+        return self.config.renderer
 
-        Args:
-            z_a: appearance code [N, z_dim].
-            z_m: motion code [N, motion_dim]; the mapping sees it only when motion.kind = naive, as it does t.
-            t: time in units of the training span [N].
-            c: camera label of the condition [N, 25]; at inference one camera for the whole video (MapT).
-            psi: truncation, 1 = none, 0 = the mean face.
-            cutoff: how many of the ws are truncated; None = all.
-        """
-        if self.config.motion.kind == 'naive':
-            z_a = torch.cat([normalize_2nd_moment(z_a), normalize_2nd_moment(z_m), t[:, None]], dim=1)
-        w = self.mapping_network(z_a, c)
+    def training_cameras(self, rendered: Tensor, mapping: Tensor) -> tuple[Tensor, Tensor]:
+        """See the contract."""
+        condition = self.config.camera_condition
+        if condition in ('all', 'map'):
+            mapping = mapping[:, :1].expand_as(mapping)
+        return rendered[:, :1].expand_as(rendered) if condition == 'all' else rendered, mapping
+
+    def mapping_cameras(self, cameras: Tensor, fixed: Tensor) -> Tensor:
+        """See the contract."""
+        return cameras if self.config.camera_condition == 'non' else fixed
+
+    def condition(
+        self, codes: Codes, cameras: Tensor, times: Tensor, psi: float = 1.0, cutoff: int | None = None
+    ) -> Tensor:
+        """See the contract; the mapping sees z_m and the time only when motion.kind = naive."""
+        naive = self.config.motion.kind == 'naive'
+        rows = max(len(codes.z_a), len(cameras), len(times) if naive else 1)
+        z_a, z_m, cameras = (x.expand(rows, -1) for x in (*codes, cameras))
+        if naive:
+            z_a = torch.cat([normalize_2nd_moment(z_a), normalize_2nd_moment(z_m), times[:, None]], dim=1)
+        w = self.mapping_network(z_a, cameras)
         ws = w[:, None].expand(-1, self.synthesis.num_ws, -1)
         return self.mapping_network.truncate(ws, psi, cutoff)
 
-    def planes(
+    def scene(
         self,
+        codes: Codes,
         ws: Tensor,
-        z_m: Tensor,
-        t: Tensor,
+        times: Tensor,
         noise_mode: str = 'const',
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Synthesises the temporal tri-plane [N, 3, plane_channels, plane_resolution, plane_resolution].
-
-        Args:
-            ws: intermediate codes [N, num_ws, w_dim].
-            z_m: motion code [N, motion_dim] (pass z_a when motion.kind = shared_code: see `motion_code`).
-            t: time in units of the training span [N].
-            noise_mode: `random`, `const` or `none`.
-            generator: draws the noise when random.
-        """
-        planes = self.synthesis(ws, z_m, t, noise_mode, generator)
+        """Synthesises the temporal tri-plane [M, 3, plane_channels, plane_resolution, plane_resolution]."""
+        code = codes.z_a if self.config.motion.kind == 'shared_code' else codes.z_m
+        ws, code = ws.expand(len(times), -1, -1), code.expand(len(times), -1)
+        planes = self.synthesis(ws, code, times, noise_mode, generator)
         return planes.unflatten(1, (3, self.config.plane_channels))
 
-    def motion_code(self, z_a: Tensor, z_m: Tensor) -> Tensor:
-        """Returns the code that drives the motion layers: z_m, or z_a when motion.kind = shared_code."""
-        return z_a if self.config.motion.kind == 'shared_code' else z_m
+    def update_w_avg(self, w_mean: Tensor) -> None:
+        """See the contract."""
+        self.mapping_network.update_w_avg(w_mean)
 
-    def sample_field(self, planes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluates the scene at world points [N, M, 3].
-
-        Returns:
-            colour features [N, M, F] in [0, 1] and raw density [N, M, 1]; softplus(raw - 1) is in 1 / scene
-            unit.
-        """
-        return self.decoder(sample_planes(planes, points, self.config.plane_axes, self.config.box_warp))
+    def sample_field(self, scene: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """See the contract."""
+        return self.decoder(sample_planes(scene, points, self.config.plane_axes, self.config.box_warp))
 
     def render(
         self,
-        planes: Tensor,
+        scene: Tensor,
         ws: Tensor,
-        c: Tensor,
+        cameras: Tensor,
         renderer: RendererConfig | None = None,
         generator: torch.Generator | None = None,
         ray_chunk: int | None = None,
     ) -> Rendering:
-        """Renders planes from cameras.
-
-        Args:
-            planes: [N, 3, plane_channels, H, W].
-            ws: intermediate codes [N, num_ws, w_dim].
-            c: camera labels [N, 25].
-            renderer: other sampling than that of the config.
-            generator: draws the jitter of the ray samples; None = fixed positions.
-            ray_chunk: rays rendered at a time, to bound memory at inference; None = all.
-        """
+        """See the contract; scene: planes [M, 3, plane_channels, H, W]."""
         renderer = renderer or self.config.renderer
-        origins, directions = camera_rays(*unpack_label(c.to(planes.dtype)), renderer.resolution)
-        rays = self._render_rays(planes, origins, directions, renderer, generator, ray_chunk)
+        origins, directions = camera_rays(*unpack_label(cameras.to(scene.dtype)), renderer.resolution)
+        rays = self._render_rays(scene, origins, directions, renderer, generator, ray_chunk)
         size = (renderer.resolution, renderer.resolution)
         features, depth, opacity, xyz = (x.transpose(1, 2).unflatten(2, size) for x in rays)
         image_raw = self.to_rgb_raw(features, ws)
@@ -216,7 +192,7 @@ class Generator(nn.Module, Configurable):
         return Rendering(image, image_raw, depth, opacity, xyz)
 
     def to_rgb_raw(self, features: Tensor, ws: Tensor) -> Tensor:
-        """Turns rendered features [N, F, h, w] in [-1, 1] into the raw picture [N, 3, h, w]."""
+        """See the contract."""
         return self.to_image_raw(features, ws[:, 0])
 
     def forward(
@@ -233,9 +209,18 @@ class Generator(nn.Module, Configurable):
 
         c_map [N, 25] is the camera that the mapping sees; None = c.
         """
-        ws = self.mapping(z_a, z_m, t, c if c_map is None else c_map)
-        planes = self.planes(ws, self.motion_code(z_a, z_m), t, noise_mode, generator)
-        return self.render(planes, ws, c, generator=generator)
+        codes = Codes(z_a, z_m)
+        ws = self.condition(codes, c if c_map is None else c_map, t)
+        return self.render(self.scene(codes, ws, t, noise_mode, generator), ws, c, generator=generator)
+
+    def compilable(self) -> tuple[nn.Module, ...]:
+        """See the contract."""
+        return self.mapping_network, self.synthesis, self.superresolution
+
+    def example_inputs(self, n: int) -> tuple[Tensor, ...]:
+        """See the contract."""
+        widths = (self.z_dim,), (self.motion_dim,), (), (LABEL_DIM,)
+        return tuple(torch.empty(n, *width) for width in widths)
 
     def _render_rays(
         self,

@@ -19,7 +19,8 @@ from support import tiny
 from support.small_data import CLIPS, FRAMES, SIZE, write_zip
 from torch_utils.checkpoint import build_network, read_snapshot, save_snapshot
 from training.data.dataset import VideoDataset
-from training.networks.pv3d import Generator
+from training.networks.contract import Codes
+from training.networks.registry import NETWORKS
 
 T = 4
 
@@ -146,13 +147,13 @@ def test_generated_clip_is_a_rollout(G, cameras):
         for start in range(FRAMES - T + 1):
             c = labels[start : start + T]
             with torch.no_grad():
-                ws = G.mapping(z, z_m, times[:1], c[:1]).expand(T, -1, -1)
+                ws = G.condition(Codes(z, z_m), c[:1], times[:1]).expand(T, -1, -1)
             errors.append((float((c - source_cameras(source, 1)).abs().max()), c, ws))
     errors.sort(key=lambda e: e[0])
     assert errors[0][0] == 0 and errors[1][0] > 0  # consecutive cameras of one real clip
     _, c, ws = errors[0]
     with torch.no_grad():
-        image = G.render(G.planes(ws, z_m.expand(T, -1), times), ws, c).image
+        image = G.render(G.scene(Codes(z, z_m), ws, times), ws, c).image
     expected = ((image.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
     assert np.abs(expected - clip).max() <= 1 and np.abs(expected - clip).mean() < 0.01
 
@@ -262,7 +263,7 @@ def test_black_frames():
 
 def test_network_digest(G, tmp_path):
     save_snapshot(tmp_path / 'a.pkl', {'G_ema': G}, {})
-    loaded = build_network(read_snapshot(tmp_path / 'a.pkl'), 'G_ema', Generator)
+    loaded = build_network(read_snapshot(tmp_path / 'a.pkl'), 'G_ema', NETWORKS['G_ema'])
     assert network_digest(loaded) == network_digest(G) == network_digest(tiny.generator().train())
     with torch.no_grad():
         next(loaded.mapping_network.parameters()).flatten()[3] += 1e-6

@@ -9,7 +9,7 @@ from benchmarks import doctor
 from support import tiny
 from torch_utils.ops import kernels
 from torch_utils.ops.bias_act import bias_act
-from training.config import PRESETS
+from training.presets import PRESETS
 from training.training_loop import Trainer
 from training.volumetric_rendering.fused import DecoderWeights, Rays, Spec, integrate
 

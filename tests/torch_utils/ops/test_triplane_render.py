@@ -12,6 +12,7 @@ from support.tiny import cameras, codes, generator, seeded
 from torch_utils.ops import kernels as custom_ops
 from torch_utils.ops import triplane_render
 from training.networks import pv3d as generator_module
+from training.networks.contract import Codes
 from training.volumetric_rendering.fused import (
     DecoderWeights,
     Rays,
@@ -239,9 +240,9 @@ def test_other_decoders_are_refused():
 def test_generator_renders_the_same_picture(jitter, fine, kernels, monkeypatch):
     G = generator(plane_axes='released').double()
     z_a, z_m, t, c = (x.double() for x in codes(2))
-    ws = G.mapping(z_a, z_m, t, c)
+    ws = G.condition(Codes(z_a, z_m), c, t)
     config = RendererConfig(resolution=8, depth_samples=6, importance_samples=fine)
-    planes = G.planes(ws, z_m, t).detach().requires_grad_()
+    planes = G.scene(Codes(z_a, z_m), ws, t).detach().requires_grad_()
     found = []
     for environment in (None, 'ref'):
         if environment:
@@ -260,12 +261,12 @@ def test_generator_uses_the_kernels(monkeypatch):
     monkeypatch.setattr(G, 'sample_field', None)
     z_a, z_m, t, c = codes(1)
     config = dataclasses.replace(G.config.renderer, resolution=4)
-    ws = G.mapping(z_a, z_m, t, c)
+    ws = G.condition(Codes(z_a, z_m), c, t)
     with torch.no_grad():
-        G.render(G.planes(ws, z_m, t), ws, c, config)
+        G.render(G.scene(Codes(z_a, z_m), ws, t), ws, c, config)
         monkeypatch.setenv(custom_ops.ENVIRONMENT, 'ref')
         with pytest.raises(TypeError):
-            G.render(G.planes(ws, z_m, t), ws, c, config)
+            G.render(G.scene(Codes(z_a, z_m), ws, t), ws, c, config)
 
 
 def test_the_gpu_of_the_planes_is_asked(monkeypatch):

@@ -144,7 +144,7 @@ def test_pairs_are_frames_of_one_window_with_their_times_and_cameras(data):
     dataset = opened(data, mirror=False)
     offsets = set()
     for seed in range(60):
-        pair = dataset.get_pair(seed % CLIPS, seed)
+        pair = dataset.draw(seed % CLIPS, seed)
         cameras, everything = (
             dataset.clip_cameras(seed % CLIPS),
             dataset.clip_frames(seed % CLIPS, range(FRAMES)),
@@ -155,13 +155,13 @@ def test_pairs_are_frames_of_one_window_with_their_times_and_cameras(data):
         assert j - i == last - first > 0
         offsets.add(i - first)
     assert offsets == {0, 1, 2}  # 18 frames hold three windows of 16
-    assert same(dataset.get_pair(3, 7), dataset.get_pair(3, 7))
-    assert not torch.equal(dataset.get_pair(3, 7)['t'], dataset.get_pair(3, 8)['t'])
+    assert same(dataset.draw(3, 7), dataset.draw(3, 7))
+    assert not torch.equal(dataset.draw(3, 7)['t'], dataset.draw(3, 8)['t'])
 
 
 def test_short_clips_keep_the_unit_of_time(data):
     dataset = opened(data, span=31, mirror=False)
-    times = torch.stack([dataset.get_pair(0, seed)['t'] for seed in range(100)]) * 30
+    times = torch.stack([dataset.draw(0, seed)['t'] for seed in range(100)]) * 30
     torch.testing.assert_close(times, times.round(), atol=1e-5, rtol=0)
     assert times.max().round() == 17  # the last of 18 frames
 
@@ -185,7 +185,7 @@ def test_mirroring_mirrors_picture_and_camera_together(tmp_path):
     known = dataset.clip_cameras(0)
     mirrored = 0
     for seed in range(80):
-        pair = dataset.get_pair(0, seed)
+        pair = dataset.draw(0, seed)
         plain = [(known == c).all(dim=1).any().item() for c in pair['c']]
         assert plain[0] == plain[1]  # both frames or none
         mirrored += not plain[0]
@@ -219,7 +219,7 @@ def test_max_clips_and_pickling(data):
     dataset.clip_frames(0, [0])  # opens the file, which a copy must not inherit
     copy = pickle.loads(pickle.dumps(dataset))
     assert len(copy) == 2 and copy.names == ['000000', '000001']
-    assert same(copy.get_pair(1, 4), dataset.get_pair(1, 4)) and same(dataset[1], dataset.get_pair(1, 0))
+    assert same(copy.draw(1, 4), dataset.draw(1, 4)) and same(dataset[1], dataset.draw(1, 0))
     with pytest.raises(IndexError):
         dataset[2]
 
@@ -265,7 +265,7 @@ def test_one_bad_clip_is_named_once_and_replaced(num_workers, clip_files, tmp_pa
     assert len(named) == 1 and 'cannot be decoded' in named[0].getMessage()
     order = [clip for _, clip in itertools.islice(clip_order(0, 0, CLIPS), 24)]
     k = order.index(3)
-    expected = dataset.get_pair(4, (0, 1, k))  # the next clip, drawn with the same seed
+    expected = dataset.draw(4, (0, 1, k))  # the next clip, drawn with the same seed
     assert torch.equal(got[k // 3]['frames'][k % 3], expected['frames'])
 
 
