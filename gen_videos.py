@@ -242,6 +242,11 @@ def run(options: Options, say: Callable[[str], None]) -> None:
     if options.compile:
         for part in G.compilable():
             part.compile()
+    if G.renderer is None and (options.depth or options.normals or options.shapes):
+        raise UserError(
+            f'{options.network}: a network of kind {G.config.kind} has no 3D; '
+            'leave --depth, --normals and --shapes out'
+        )
     clips = _plan(G, snapshot, options)
     if options.shapes:
         _check_shape_frames(clips, options.shape_frames)
@@ -305,7 +310,7 @@ def _render_options(G: nn.Module, options: Options) -> rollout.RenderOptions:
         changes['resolution'] = options.neural_resolution
     if options.render_samples:
         changes['depth_samples'] = changes['importance_samples'] = options.render_samples
-    renderer = dataclasses.replace(G.config.renderer, **changes)
+    renderer = None if G.renderer is None else dataclasses.replace(G.renderer, **changes)
     return rollout.RenderOptions(renderer=renderer)
 
 

@@ -213,11 +213,11 @@ class PV3DLoss(Loss, Configurable):
 
     def renderer(self, G: RadianceGenerator, nimg: int) -> RendererConfig:
         """Returns how G renders after nimg clips."""
-        start, end = G.config.renderer.resolution, self.config.resolution_final
+        start, end = G.renderer.resolution, self.config.resolution_final
         if end is None:
-            return G.config.renderer
+            return G.renderer
         now = round(fade(nimg, start, end, self.config.resolution_fade_nimg))
-        return dataclasses.replace(G.config.renderer, resolution=now)
+        return dataclasses.replace(G.renderer, resolution=now)
 
     def conditions(self, G: RadianceGenerator, fake: FakeBatch, nimg: int) -> tuple[Tensor, Tensor]:
         """Returns the cameras that the mapping sees and those rendered, each [N, 2, 25] (PV3D table 2c)."""

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dnnlib.config import flatten, to_dict
-from dnnlib.util import UserError, atomic_write, explain_os_error
+from dnnlib.config import flatten, from_dict, to_dict
+from dnnlib.util import ConfigError, UserError, atomic_write, explain_os_error
 from training.config import TrainConfig
 
 _OPTIONS = 'training_options.json'
@@ -98,13 +98,10 @@ def _check_readable(path: str) -> None:
 
 def _is_same(folder: Path, config: TrainConfig) -> bool:
     try:
-        stored = json.loads((folder / _OPTIONS).read_text())
-    except (OSError, ValueError):
+        stored = from_dict(TrainConfig, dict(json.loads((folder / _OPTIONS).read_text())))
+    except (OSError, ValueError, TypeError, ConfigError):
         return False
-    if not isinstance(stored, dict):
-        return False
-    wanted = json.loads(json.dumps(to_dict(config)))
-    return _essence(stored) == _essence(wanted)
+    return _essence(to_dict(stored)) == _essence(to_dict(config))
 
 
 def _essence(options: dict) -> dict:

@@ -67,7 +67,8 @@ class ClipWriter:
                 for kind, path in paths.items()
             }
             for batch in rollout.render_frames(self.G, clip.codes, ws, clip.cameras, clip.times, self.render):
-                near_far = near_far or images.depth_range(batch.depth, batch.opacity)
+                if depth and near_far is None:
+                    near_far = images.depth_range(batch.depth, batch.opacity)
                 for kind in kinds:
                     pictures = _pictures(batch, kind, near_far)
                     for frame in images.resize(pictures, size):

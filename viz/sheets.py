@@ -72,9 +72,9 @@ def training_sheets(
         on_frames: called with the number of frames after each batch, for a progress bar.
 
     Returns:
-        uint8 pictures: 'fakes' and 'depth' (a grid of heads at t = 0.5, real cameras), 'views' (rows: heads,
-        columns: yaw -30, 0, 30 degrees), 'strip' (rows: heads, columns: t from 0 on, frontal), and 'video'
-        [span, H, W, 3]. Tiles of 'depth' and 'views' are enlarged to at least 128 pixels.
+        uint8 images: 'fakes' and, with 3D, 'depth' (a grid of heads at t = 0.5, real cameras), 'views' (rows:
+        heads, columns: yaw -30, 0, 30 degrees), 'strip' (rows: heads, columns: t from 0 on, frontal), and
+        'video' [span, H, W, 3]. Tiles of 'depth' and 'views' are enlarged to at least 128 pixels.
     """
     codes = [rollout.draw_codes(G, seed) for seed in seeds]
     labels = cameras[torch.arange(len(seeds)) % len(cameras)]
@@ -97,14 +97,16 @@ def training_sheets(
     canonical = front[:1]
     middle = torch.full([len(views)], 0.5)
     sides = [enlarge(to_uint8(shoot(i, views, canonical, middle).image), _GEOMETRY_TILE) for i in heads]
-    depth = colorize_depth(fakes.depth, fakes.opacity, *depth_range(fakes.depth, fakes.opacity))
     clips = np.stack(
         [to_uint8(shoot(i, front, canonical, times).image) for i in heads]
     )  # [heads, T, H, W, 3]
     columns = np.arange(0, len(times), -(-len(times) // _STRIP_FRAMES))
-    return {
-        'fakes': grid(to_uint8(fakes.image)),
-        'depth': grid(enlarge(depth, _GEOMETRY_TILE)),
+    sheets = {'fakes': grid(to_uint8(fakes.image))}
+    if fakes.depth is not None:
+        near_far = depth_range(fakes.depth, fakes.opacity)
+        depth = colorize_depth(fakes.depth, fakes.opacity, *near_far)
+        sheets['depth'] = grid(enlarge(depth, _GEOMETRY_TILE))
+    return sheets | {
         'views': contact_sheet(sides, col_labels=trajectories.VIEW_NAMES),
         'strip': contact_sheet(list(clips[:, columns]), col_labels=[f't {t:.2f}' for t in times[columns]]),
         'video': np.stack([grid(frame) for frame in clips.swapaxes(0, 1)]),

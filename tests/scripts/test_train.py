@@ -106,7 +106,7 @@ def test_run_folder_tells_everything(data, tmp_path):
     result = cli('--outdir', tmp_path, '--data', data, '--cfg', 'tiny', '--device', 'cpu', '--kimg', 0.016)
     (name,) = run_dirs(tmp_path)
     run_dir = tmp_path / name
-    assert result.out.splitlines()[2] == 'drawing the first pictures'
+    assert result.out.splitlines()[2] == 'drawing the first images'
     ticks = [line for line in result.out.splitlines() if line.startswith('tick ')]
     assert len(ticks) == 2  # tick_nimg is 8
     parts = r'tick 2 +kimg 0\.016 +time \S+ +s/kimg [\d.]+ +G_img [\d.]+ +G_vid .* +left 0s +mem [\d.]+ GiB'
@@ -159,7 +159,7 @@ def test_pictures_that_fail_do_not_end_a_run(data, tmp_path, monkeypatch, error)
     assert (result.code, result.err) == (0, '') and result.out.endswith('done\n')
     lines = [line for line in result.out.splitlines() if line.startswith('warning: ')]
     assert len(lines) == 3 and len(set(lines)) == 1  # the first pictures and two ticks
-    assert lines[0].startswith('warning: not all pictures of this tick could be made: ')
+    assert lines[0].startswith('warning: not all images of this tick could be made: ')
     assert 'No ffmpeg exe' in lines[0] or 'gone' in lines[0]
     (name,) = run_dirs(tmp_path)
     assert numbers(tmp_path / name) == [8, 16]
@@ -228,11 +228,11 @@ def test_run_that_diverges_ends_with_advice(data, tmp_path, monkeypatch):
     assert result.err.startswith('Error: gradients were not finite in 4 iterations in a row')
     assert 'lower learning rate' in result.err and 'Traceback' not in result.out
     warnings = re.findall(r'warning: (\w+) at (\d+) clips: gradient not finite in (\w+)\.', result.out)
-    assert warnings[:2] == [('Gmain', '0', 'Generator'), ('Greg', '0', 'Generator')]
-    assert ('Dreg', '0', 'ImageDiscriminator') in warnings and (
+    assert warnings[:2] == [('Gmain', '0', 'G'), ('Greg', '0', 'G')]
+    assert ('Dreg', '0', 'D_image') in warnings and (
         'Dmain',
         '6',
-        'ImageDiscriminator',
+        'D_image',
     ) in warnings
 
 

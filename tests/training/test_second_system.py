@@ -1,0 +1,108 @@
+"""The contracts: a second system (2D, whole clips, own loss) is trained, resumed, sampled, measured."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import calc_metrics
+import gen_videos
+from dnnlib.config import from_dict, to_dict
+from dnnlib.util import ConfigError
+from support.second_system import KINDS, ClipDiscriminator, FlatGenerator, HingeLoss, second
+from support.small_runs import assert_same, batch_of, everything, new_trainer, train
+from torch_utils.checkpoint import read_snapshot
+from training.config import TrainConfig, network_configs
+from training.loss import LOSSES
+from training.networks.registry import DISCRIMINATORS, GENERATORS, load_generator
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    for registry, kinds in zip((GENERATORS, DISCRIMINATORS, LOSSES), KINDS, strict=True):
+        for kind, cls in kinds.items():
+            monkeypatch.setitem(registry, kind, cls)
+
+
+def run(script, *args):
+    result = CliRunner().invoke(script.main, [str(a) for a in args])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+    return result
+
+
+@pytest.fixture
+def whole(data, tmp_path):
+    return train(second(data), tmp_path / 'whole')
+
+
+def snapshot(trainer):
+    return max(trainer.run_dir.glob('network-snapshot-*.pkl'))
+
+
+def test_config_there_and_back(data):
+    config = second(data)
+    plain = json.loads(json.dumps(to_dict(config)))
+    assert [plain[n]['kind'] for n in ('generator', 'd_video', 'loss')] == ['flat', 'clip', 'hinge']
+    assert from_dict(TrainConfig, plain) == config
+    assert network_configs(config) == (config.generator, None, config.d_video)
+    plain['generator']['kind'] = 'strange'
+    with pytest.raises(ConfigError, match=r"generator\.kind='strange' must be one of pv3d, flat"):
+        from_dict(TrainConfig, plain)
+
+
+def test_batches_are_whole_clips(whole):
+    real = batch_of(whole)
+    assert real.frames.shape == (2, 16, 3, 32, 32) and real.c.shape == (2, 16, 25)
+    torch.testing.assert_close(real.t, torch.linspace(0, 1, 16).expand(2, -1))
+
+
+def test_resumed_run_is_the_same_run(data, tmp_path, whole):
+    train(second(data), tmp_path / 'parts', until=4)
+    assert_same(everything(train(second(data), tmp_path / 'parts')), everything(whole), least=20)
+
+
+def test_a_stage_that_freezes_part_of_a_network(data, tmp_path, whole):
+    first = snapshot(whole)
+    config = dataclasses.replace(second(data), resume=str(first), freeze=('G.appearance', 'D_video.head'))
+    trainer = train(config, tmp_path / 'stage2')
+    before = {n: e['state'] for n, e in read_snapshot(first).networks.items()}
+    for network in ('G', 'D_video'):
+        for name, tensor in trainer.modules()[network].state_dict().items():
+            frozen = f'{network}.{name.split(".")[0]}' in config.freeze
+            assert torch.equal(tensor, before[network][name]) == frozen, (network, name)
+    with pytest.raises(ConfigError, match='G.nose'):
+        new_trainer(dataclasses.replace(config, freeze=('G.nose',)), tmp_path / 'stage3')
+
+
+def test_snapshot_rebuilds_the_networks_it_names(whole):
+    G = load_generator(read_snapshot(snapshot(whole)))
+    assert type(G) is FlatGenerator and type(whole.networks.D_video) is ClipDiscriminator
+    assert type(whole.loss) is HingeLoss and whole.networks.D_image is None
+    assert set(read_snapshot(snapshot(whole)).networks) == {'G', 'D_video', 'G_ema'}
+
+
+def test_sampled(whole, tmp_path):
+    args = '--network', snapshot(whole), '--seeds', '0,1', '--frames', 4, '--trajectory', 'front'
+    result = run(gen_videos, *args, '--outdir', tmp_path / 'out')
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / 'out' / 'seed0001.mp4').exists()
+    result = run(gen_videos, *args, '--outdir', tmp_path / 'none', '--depth')
+    assert result.exit_code == 1 and 'kind flat' in result.output and '--depth' in result.output
+    assert not (tmp_path / 'none').exists()
+
+
+def test_measured(whole, data, tmp_path):
+    folders = '--cache', tmp_path / 'cache', '--outdir', tmp_path
+    args = '--network', snapshot(whole), '--data', data, *folders, '--metrics'
+    result = run(calc_metrics, *args, 'motion4')
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / 'metric-motion4.jsonl').read_text())['value'] >= 0
+    result = run(calc_metrics, *args, 'cd4')
+    assert result.exit_code == 1 and 'cd4' in result.output and 'depth' in result.output
+
+
+def test_sheets_without_depth(whole):
+    drawn = whole.callbacks.draw(whole.G_ema, 8)
+    assert set(drawn) == {'fakes', 'views', 'strip', 'video'}
