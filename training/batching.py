@@ -1,7 +1,7 @@
 """What a step is made of: progress, phases, and the real and fake inputs of an iteration.
 
 Fake inputs are drawn for the whole batch of all processes, from a generator seeded by (seed, phase, clips
-seen), and each process takes its part: neither the number of processes nor of micro-batches changes them.
+seen), and each process takes its own: neither the number of processes nor of micro-batches changes them.
 """
 
 import dataclasses
@@ -65,15 +65,11 @@ def make_phases(config: TrainConfig, networks: Networks, loss: Loss) -> list[Tra
     for name in config.freeze:
         if not any(f'{n}.'.startswith(f'{name}.') for n in named):
             raise ConfigError(f'freeze={name}: no network has such a part; known are G, G.synthesis, ...')
-    trained = {
-        n: p for n, p in named.items() if not f'{n}.'.startswith(tuple(f'{f}.' for f in config.freeze))
-    }
+    frozen = tuple(f'{name}.' for name in config.freeze)
+    plans = ('G', config.g_opt, config.g_reg_interval), ('D', config.d_opt, config.d_reg_interval)
     phases = []
-    for side, adam, interval in (
-        ('G', config.g_opt, config.g_reg_interval),
-        ('D', config.d_opt, config.d_reg_interval),
-    ):
-        params = {n: p for n, p in trained.items() if n.startswith(side)}
+    for side, adam, interval in plans:
+        params = {n: p for n, p in named.items() if n.startswith(side) and not f'{n}.'.startswith(frozen)}
         if params:
             optimizer = _adam(adam, list(params.values()), interval)
             phases.append(TrainingPhase(f'{side}main', params, optimizer, 1))
@@ -103,7 +99,7 @@ def fake_batch(
     part: slice,
     device: torch.device,
 ) -> FakeBatch:
-    """Draws the fake inputs of a phase; `part` is the share of this process in the whole batch."""
+    """Draws the fake inputs of a phase; `part` selects those of this process out of the whole batch."""
     index, n = PHASES.index(phase), config.batch
     generator = seeded_generator('cpu', config.seed, _LATENTS, index, nimg)
     codes = G.draw_codes(n, generator)

@@ -16,6 +16,13 @@ from training.networks.pv3d import Generator
 from training.networks.registry import NETWORKS
 
 
+def check_least(config: object, prefix: str, least: int, *names: str) -> None:
+    """Raises ConfigError for the first of these fields that is below `least`."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise ConfigError(f'{prefix}{name}={getattr(config, name)} must be at least {least}')
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamConfig:
     """Adam before the correction for lazy regularisation: lr and betas are adjusted by k / (k + 1)."""
@@ -30,7 +37,7 @@ class EmaConfig:
     """Moving average of the generator's weights."""
 
     half_life_nimg: int = 5000  # clips: batch x 10 / 32 x 1000 [EG3D]
-    rampup: float = 0.05  # at first the half-life is at most this share of the clips seen [EG3D]
+    rampup: float = 0.05  # at first the half-life is at most this fraction of the clips seen [EG3D]
 
     def __post_init__(self) -> None:
         if self.half_life_nimg < 1 or not 0 < self.rampup < math.inf:
@@ -59,11 +66,8 @@ class OutputConfig:
     metrics: tuple[str, ...] = ()  # measured at every checkpoint, names as for calc_metrics.py
 
     def __post_init__(self) -> None:
-        for name, least in (('tick_nimg', 1), ('snapshot_ticks', 0), ('image_ticks', 0), ('keep_states', 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f'output.{name}={getattr(self, name)} must be at least {least}')
-        if self.sheet_seeds < 1:
-            raise ConfigError(f'output.sheet_seeds={self.sheet_seeds} must be at least 1')
+        check_least(self, 'output.', 1, 'tick_nimg', 'keep_states', 'sheet_seeds')
+        check_least(self, 'output.', 0, 'snapshot_ticks', 'image_ticks')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,12 +101,8 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()  # networks, or parts such as G.synthesis, that this stage does not train
 
     def __post_init__(self) -> None:
-        for name in ('batch', 'g_reg_interval', 'd_reg_interval', 'max_nonfinite'):
-            if getattr(self, name) < 1:
-                raise ConfigError(f'{name}={getattr(self, name)} must be at least 1')
-        for name in ('total_nimg', 'seed', 'workers'):
-            if getattr(self, name) < 0:
-                raise ConfigError(f'{name}={getattr(self, name)} must not be negative')
+        check_least(self, '', 1, 'batch', 'g_reg_interval', 'd_reg_interval', 'max_nonfinite')
+        check_least(self, '', 0, 'total_nimg', 'seed', 'workers')
         if self.seed >= 2**63:
             raise ConfigError(f'seed={self.seed} must be below 2**63')
         sizes = {self.generator.resolution, self.d_image.resolution, self.d_video.resolution}
@@ -121,11 +121,12 @@ class TrainConfig:
                 f'--batch {self.batch} must be a multiple of '
                 f'processes x --batch-gpu = {world_size} x {batch_gpu}'
             )
-        # what minibatch deviation can divide: 2 batch_gpu frames and batch_gpu pairs into groups of at most 4
-        if batch_gpu > 2 and batch_gpu % 4:
+        # minibatch deviation divides 2 batch_gpu frames and batch_gpu pairs into groups of at most this
+        group = max(getattr(d, 'group_size', 1) for d in (self.d_image, self.d_video))
+        if batch_gpu > 2 and batch_gpu % group:
             raise ConfigError(
-                f'{batch_gpu} clips at a time: the discriminators compare them in groups of 4; choose '
-                '--batch and --batch-gpu so that 1, 2 or a multiple of 4 go through at a time'
+                f'{batch_gpu} clips at a time: the discriminators compare them in groups of {group}; choose '
+                f'--batch and --batch-gpu so that 1, 2 or a multiple of {group} go through at a time'
             )
         return batch_gpu, self.batch // (batch_gpu * world_size)
 

@@ -81,7 +81,7 @@ class Loss(abc.ABC):
         return True
 
     def warnings(self, batch: int) -> list[str]:
-        """Returns what to tell about training with so many clips per iteration."""
+        """Returns what to warn about when training with so many clips per iteration."""
         return []
 
     @abc.abstractmethod
@@ -151,9 +151,8 @@ class PV3DLoss(Loss, Configurable):
         density_weight: float = 0.6  # smoothness of the density [PV3D A.1]
         density_points: int = 1000  # points per frame [EG3D]
         density_distance: float = 0.004  # std of the perturbation, scene units [EG3D]
-        density_box: Literal['inside', 'released'] = (
-            'inside'  # released: [-1, 1]^3, mostly outside the planes [ours]
-        )
+        # released: [-1, 1]^3, mostly outside the planes [ours]
+        density_box: Literal['inside', 'released'] = 'inside'
         swap_start: float = 1.0  # probability that the mapping sees another clip's cameras, at first [EG3D]
         swap_end: float = 0.5  # the same in the end [EG3D]
         swap_fade_nimg: int = 1_000_000  # clips between the two [EG3D]
@@ -246,8 +245,8 @@ class PV3DLoss(Loss, Configurable):
         self, networks: Networks, fake: FakeBatch, nimg: int, sigma: float, generator: torch.Generator | None
     ) -> Term:
         out, c, _ = self._generate(networks.G, fake, nimg, generator)
-        pictures = [blur(out.image, sigma), out.image_raw]
-        leaves = [picture.detach().requires_grad_() for picture in pictures]
+        images = [blur(out.image, sigma), out.image_raw]
+        leaves = [image.detach().requires_grad_() for image in images]
         loss, slopes, stats = 0, [torch.zeros_like(leaf) for leaf in leaves], {}
         for name, weight, logits in self._logits(networks, *leaves, fake.t, c):
             value = softplus(-logits).mean()
@@ -256,8 +255,8 @@ class PV3DLoss(Loss, Configurable):
             # frees the graph of this discriminator before the next one needs memory
             found = torch.autograd.grad(weight * value, leaves, allow_unused=True)
             slopes = [s if g is None else s + g for s, g in zip(slopes, found, strict=True)]
-        linear = sum((s * p).sum() for s, p in zip(slopes, pictures, strict=True))
-        return Term(linear + (loss - linear.detach()), stats)  # value of the loss, gradient of the pictures
+        linear = sum((s * p).sum() for s, p in zip(slopes, images, strict=True))
+        return Term(linear + (loss - linear.detach()), stats)  # value of the loss, gradient of the images
 
     def _density(
         self, G: RadianceGenerator, fake: FakeBatch, nimg: int, generator: torch.Generator | None
@@ -274,9 +273,9 @@ class PV3DLoss(Loss, Configurable):
         density = G.sample_field(planes, torch.cat([points, points + shift], dim=1))[1]
         near, moved = density.chunk(2, dim=1)
         value = (near - moved).abs().mean()
-        # inside the box only: times its share of [-1, 1]^3, so that published weights keep their meaning
-        share = half**3 if inside else 1.0
-        return Term(value * (config.density_weight * share), {'Loss/G/density': value * share})
+        # inside the box only: times its fraction of [-1, 1]^3, so that published weights keep their meaning
+        fraction = half**3 if inside else 1.0
+        return Term(value * (config.density_weight * fraction), {'Loss/G/density': value * fraction})
 
     def _d_main(
         self,
@@ -311,8 +310,8 @@ class PV3DLoss(Loss, Configurable):
         if networks.D_video is not None:
             pair = networks.D_video.pair_input(image.unflatten(0, (-1, 2)), real.t).detach().requires_grad_()
             logits = networks.D_video(pair, real.c)
-            pictures = None if config.r1_delta_t else 6  # the time plane is the seventh channel
-            penalty = r1_penalty(logits, [pair], pictures).mean()
+            channels = None if config.r1_delta_t else 6  # the time plane is the seventh channel
+            penalty = r1_penalty(logits, [pair], channels).mean()
             yield Term(config.video_weight * config.r1_gamma / 2 * penalty, {'Loss/r1/video': penalty})
 
     def _logits(

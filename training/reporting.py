@@ -1,6 +1,6 @@
-"""What a run tells people: the progress line, stats.jsonl, TensorBoard, sample sheets.
+"""Progress reporting of a run: the progress line, stats.jsonl, TensorBoard, sample sheets.
 
-One process writes it.
+Only the leader reports.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Choosing the folder of a run: the same command goes on with its unfinished run.
+"""Choosing the folder of a run: the same command continues its unfinished run.
 
 Another command gets a new folder. A run that is being trained is locked.
 """

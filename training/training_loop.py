@@ -1,7 +1,7 @@
 """The training loop: step, tick, checkpoint, resume.
 
 `Trainer.train()` is: while not done, step(); if a tick is due, tick(). Every random draw is seeded by (seed,
-purpose, clips seen), so that a run which stops at any step and goes on is the same run, bit for bit on a CPU.
+purpose, clips seen), so a run that stops at any step and is resumed is the same run, bit for bit on a CPU.
 """
 
 import copy
@@ -59,11 +59,10 @@ class Trainer:
 
     Args:
         config: the whole run.
-        run_dir: folder of snapshots, logs and pictures; an unfinished run in it is continued.
+        run_dir: folder of snapshots, logs and images; an unfinished run in it is continued.
         device: where to compute.
         callbacks: see Callbacks.
-        deadline: as of time.time(); ends the run with a checkpoint, but only after one step at least: a
-            session that makes none would never get on.
+        deadline: as of time.time(); ends the session with a checkpoint, after at least one step.
     """
 
     def __init__(
@@ -98,28 +97,10 @@ class Trainer:
 
     def train(self) -> bool:
         """Trains to the end, or until told to stop; returns True when the run is complete."""
-        self._data = batches(
-            self.dataset,
-            seed=self.config.seed,
-            start=self.progress.cur_nimg,
-            batch=self.config.batch,
-            rank=dist.rank(),
-            world_size=dist.world_size(),
-            num_workers=min(self.config.workers, usable_cores()),  # more would only wait for each other
-        )
         config, progress = self.config, self.progress
-        if dist.is_leader():
-            self.reporter = Reporter(
-                self.run_dir, config, self.dataset.fps, self.device, progress.cur_nimg, self.deadline
-            )
-            if progress.cur_nimg == 0 and config.output.image_ticks:
-                dist.print0('drawing the first images')
-                self.draw()
-        if self._saved_nimg:
-            self.measure()  # what the session before may not have come to
+        self._begin()
         start = self._tick_start = time.time()
-        seconds_before, reported = progress.seconds, progress.cur_nimg
-        first_nimg = progress.cur_nimg
+        seconds_before, first_nimg, reported = progress.seconds, progress.cur_nimg, progress.cur_nimg
         while True:
             done = progress.cur_nimg >= config.total_nimg
             late = progress.cur_nimg > first_nimg and time.time() > self.deadline
@@ -133,6 +114,27 @@ class Trainer:
             if stop:
                 return done
             self.step()
+
+    def _begin(self) -> None:
+        """Opens the stream of real batches and the logs, and does what comes before the first step."""
+        nimg, config = self.progress.cur_nimg, self.config
+        self._data = batches(
+            self.dataset,
+            seed=config.seed,
+            start=nimg,
+            batch=config.batch,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+            num_workers=min(config.workers, usable_cores()),  # more would only wait for each other
+        )
+        if dist.is_leader():
+            fps = self.dataset.fps
+            self.reporter = Reporter(self.run_dir, config, fps, self.device, nimg, self.deadline)
+            if nimg == 0 and config.output.image_ticks:
+                dist.print0('drawing the first images')
+                self.draw()
+        if self._saved_nimg:
+            self.measure()  # in case the session before was stopped before it did
 
     def step(self) -> None:
         """One iteration: every phase that is due, the moving average, the counters."""
@@ -155,7 +157,7 @@ class Trainer:
         real: this rank's share of the batch.
         """
         config, nimg, seen = self.config, self.progress.cur_nimg, self.progress.schedule_nimg
-        for module in (m for m in self.networks if m is not None):
+        for module in self.modules().values():
             module.requires_grad_(False)
         for param in phase.params.values():
             param.requires_grad_(True)
@@ -185,7 +187,7 @@ class Trainer:
         return 0.5 ** (self.config.batch / half_life) if half_life > 0 else 0.0
 
     def tick(self, since: int, stop: bool, done: bool) -> None:
-        """Reports, and writes checkpoints and pictures when they are due.
+        """Reports, and writes checkpoints and images when they are due.
 
         Args:
             since: clips seen at the tick before.
@@ -222,7 +224,7 @@ class Trainer:
             self.reporter.draw(self.callbacks.draw, self.G_ema, self.progress.cur_nimg)
 
     def save(self) -> None:
-        """Writes a checkpoint: the snapshot that people share, and what is needed to go on."""
+        """Writes a checkpoint: the snapshot that people share, and the state needed to resume."""
         nimg = self.progress.cur_nimg
         if dist.is_leader():
             checkpoint.save_snapshot(
@@ -263,7 +265,7 @@ class Trainer:
             more = f' and {len(bad) - _MAX_NAMED} more' if len(bad) > _MAX_NAMED else ''
             dist.print0(
                 f'warning: {phase.name} at {self.progress.cur_nimg} clips: gradient not finite in '
-                f'{", ".join(bad[:_MAX_NAMED])}{more}; this step is left out'
+                f'{", ".join(bad[:_MAX_NAMED])}{more}; this step is skipped'
             )
             return False
         phase.optimizer.step()
@@ -312,7 +314,7 @@ class Trainer:
                 if phase.interval == 1:
                     saved = state['optimizers'][phase.name]
                     for group in saved['param_groups']:
-                        group['fused'] = True  # states of older versions say nothing
+                        group['fused'] = True  # not in states of older versions
                     phase.optimizer.load_state_dict(saved)
             if not self.finished:
                 dist.print0(f'continuing {self.run_dir} at {self.progress.cur_nimg} clips')
@@ -325,5 +327,5 @@ class Trainer:
 
 
 def _crosses(before: int, now: int, interval: int) -> bool:
-    """Tells whether a multiple of `interval` (0 = never) lies in (before, now]."""
+    """Returns whether a multiple of `interval` (0 = never) lies in (before, now]."""
     return interval > 0 and now // interval > before // interval

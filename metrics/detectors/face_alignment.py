@@ -24,7 +24,7 @@ TEMPLATE = (
 # A mean face in the world of training.camera, scene units: least squares over the points that YuNet found in
 # 135 frames of 16 aligned portrait clips (15 identities of equal weight, yaw up to 50 degrees, camera labels
 # by PnP from other landmarks), made symmetric. It projects 9.1 pixels (root mean square) from the found
-# points in pictures of 512 pixels, 9.6 for identities that were left out of the fit.
+# points in images of 512 pixels, 9.6 for identities that were left out of the fit.
 FACE_POINTS = (
     (-0.0790, 0.0740, 0.1036),
     (0.0790, 0.0740, 0.1036),
@@ -64,8 +64,8 @@ def similarity(source: Tensor, target: Tensor) -> Tensor:
 def align_faces(images: Tensor, points: Tensor) -> Tensor:
     """Crops faces so that their points come to lie on ArcFace's template.
 
-    Bilinear without a low-pass filter and black outside the picture, as the networks were trained and OpenCV
-    does it. Differentiable with respect to the images.
+    Bilinear without a low-pass filter and black outside the image, as in OpenCV and the training of the
+    networks. Differentiable with respect to the images.
 
     Args:
         images: uint8 or float, [N, 3, H, W].
@@ -76,12 +76,10 @@ def align_faces(images: Tensor, points: Tensor) -> Tensor:
     """
     height, width = images.shape[2:]
     points = points.to(images.device, torch.float64)
-    template = torch.tensor(TEMPLATE, dtype=torch.float64, device=images.device).expand(len(points), 5, 2)
-    forward = similarity(points, template)
-    back = torch.linalg.inv(forward[:, :, :2])
-    axis = torch.arange(CROP, dtype=torch.float64, device=images.device)
-    pixels = torch.stack(torch.meshgrid(axis, axis, indexing='xy'), dim=-1)  # x, y of each pixel of the crop
-    source = ((pixels - forward[:, None, None, :, 2])[..., None, :] @ back[:, None, None].mT)[..., 0, :]
-    corners = torch.tensor([width - 1, height - 1], dtype=torch.float64, device=images.device)
-    grid = (source / corners * 2 - 1).float()
+    forward = similarity(points, points.new_tensor(TEMPLATE).expand(len(points), 5, 2))
+    axis = torch.arange(CROP).to(points)
+    pixels = torch.cartesian_prod(axis, axis).flip(1)  # x, y of each pixel of the crop
+    source = (pixels - forward[:, None, :, 2]) @ torch.linalg.inv(forward[:, :, :2]).mT
+    grid = source / points.new_tensor([width - 1, height - 1]) * 2 - 1
+    grid = grid.float().unflatten(1, (CROP, CROP))
     return F.grid_sample(images.float(), grid, mode='bilinear', padding_mode='zeros', align_corners=True)

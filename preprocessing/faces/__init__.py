@@ -1,1 +1,1 @@
-"""Faces and 468-point face meshes in pictures, with the networks of MediaPipe (data/NOTICE) run by torch."""
+"""Faces and 468-point face meshes in images, with the networks of MediaPipe (data/NOTICE)."""

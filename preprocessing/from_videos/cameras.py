@@ -10,26 +10,26 @@ import dataclasses
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from preprocessing.faces import canonical as packed_canonical
+from preprocessing.faces import canonical
 from preprocessing.from_videos.smoothing import smooth, smooth_rotations
 
 FOCAL, RADIUS = 4.2647, 2.7  # as training.camera has them, whose import would bring torch
 
 # The canonical face in the world of training/camera.py: world = SCALE * canonical + OFFSET.
-# OFFSET [scene units] is what fits the landmarks of an orbit of the released generator, whose cameras are
-# known exactly. SCALE [scene units per cm] then gives 16 clips that were aligned as EG3D does the size that
-# they have: 0.0254 at a distance of 2.7, less by what the face stands nearer (the orbit's own: 0.0240). The
-# point that the cameras of those clips look at, (0, 0.007, 0.156), comes by that to where EG3D has the middle
-# of its 3DMM, (0, 0.006, 0.161). A tilt that was fitted too came out as 0.1 degrees for the clips and as -1.8
-# for the orbit, which is one face, and was left out.
+# OFFSET [scene units] fits the landmarks of an orbit of the released generator, whose cameras are known
+# exactly. SCALE [scene units per cm] is the size of the faces in 16 clips that were aligned as EG3D does:
+# 0.0254 if they were at a distance of 2.7, less because they are nearer (the orbit alone: 0.0240). The point
+# that the cameras of these clips look at is then (0, 0.007, 0.156); EG3D has the middle of its 3DMM at
+# (0, 0.006, 0.161). A fitted tilt was 0.1 degrees for the clips and -1.8 for the orbit, which is one face; it
+# is left out.
 SCALE = 0.0244
 OFFSET = np.array([0.0, 0.018, 0.109])
 
 _STEPS = 30
 _BLOCK = 256  # frames at a time, bounds memory: 0.2 GB, also for a clip of an hour
-_CONVERGED = 1e-6  # largest step, radians and parts of the distance
+_CONVERGED = 1e-6  # largest step, radians and fractions of the distance
 _OUTLIER = 3.0  # residual in units of the frame's own spread at which a point has half its weight
-_LEAST_SPREAD = 1e-5  # picture widths
+_LEAST_SPREAD = 1e-5  # image widths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +41,7 @@ class Cameras:
     residual: float | None  # mean distance of the projected face from the landmarks in pixels at 512
 
 
-def estimate_cameras(
-    landmarks: np.ndarray,
-    size: float,
-    sigma: float = 2.0,
-    *,
-    canonical: np.ndarray | None = None,
-    weights: np.ndarray | None = None,
-) -> Cameras:
+def estimate_cameras(landmarks: np.ndarray, size: float, sigma: float = 2.0) -> Cameras:
     """Estimates the cameras of an aligned clip.
 
     Args:
@@ -56,106 +49,77 @@ def estimate_cameras(
             nearer, [T, 468, 3].
         size: pixels of a side of the crop.
         sigma: width of the smoothing in frames.
-        canonical: face in cm, x right, y up, z towards the viewer, [468, 3]; none = the packed one.
-        weights: how much each point counts, [468]; none = all the same.
     """
-    canonical, weights = canonical_face(canonical, weights)
     points = np.asarray(landmarks, dtype=np.float64) / size
-    rotation, translation = face_pose(points, canonical, weights)
-    off = np.linalg.norm(project(canonical, rotation, translation) - points[..., :2], axis=-1)
+    rotation, translation = face_pose(points)
+    off = np.linalg.norm(project(canonical.points(), rotation, translation) - points[..., :2], axis=-1)
     return Cameras(
         labels=pose_labels(smooth_rotations(rotation, sigma), smooth(translation, sigma)),
         raw_labels=pose_labels(rotation, translation),
-        residual=float(np.average(off, axis=1, weights=weights).mean() * 512),
+        residual=float(off.mean() * 512),
     )
 
 
-def canonical_face(canonical: np.ndarray | None, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Fills in what is not given: the face of the mesh network, and weights that are all the same.
-
-    The network's own Procrustes weights (33 points) tilted the poses of aligned clips by 2 degrees.
-    """
-    if canonical is None:
-        canonical = packed_canonical.points()
-    if weights is None:
-        weights = np.ones(len(canonical))
-    return np.asarray(canonical, dtype=np.float64), np.asarray(weights, dtype=np.float64)
-
-
-def face_pose(
-    points: np.ndarray, canonical: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def face_pose(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Finds the pose of the canonical face before the camera of every frame.
 
     Args:
-        points: landmarks in picture widths, the picture is [0, 1]^2, [T, N, 3].
-        canonical: cm, [N, 3].
-        weights: [N].
+        points: landmarks in image widths, the image is [0, 1]^2, [T, 468, 3].
 
     Returns:
         rotation [T, 3, 3] and translation [T, 3] in cm, camera = rotation @ canonical + translation.
     """
-    used = weights > 0
-    points, canonical, weights = points[:, used], canonical[used], weights[used] / weights.sum()
+    face = canonical.points()
     rotations, translations = np.empty((len(points), 3, 3)), np.empty((len(points), 3))
     for start in range(0, len(points), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        begin = procrustes_pose(points[part], canonical, weights)
-        rotations[part], translations[part] = refine_pose(points[part, :, :2], canonical, weights, *begin)
+        block = slice(start, start + _BLOCK)
+        begin = procrustes_pose(points[block], face)
+        rotations[block], translations[block] = refine_pose(points[block, :, :2], face, *begin)
     return rotations, translations
 
 
-def procrustes_pose(
-    points: np.ndarray, canonical: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Poses the face as if seen from far away: the similarity that best brings it to the 3D landmarks.
+def procrustes_pose(points: np.ndarray, face: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Poses the face [N, 3] as if seen from far away: the similarity that best brings it to points [T, N, 3].
 
-    Arguments and result as of `face_pose`; closed form [Umeyama 1991].
+    Result as of `face_pose`; closed form [Umeyama 1991].
     """
-    mean_c, mean_p = weights @ canonical, np.einsum('n,tni->ti', weights, points)
-    c, p = canonical - mean_c, points - mean_p[:, None]
-    u, values, v = np.linalg.svd(np.einsum('n,tni,nj->tij', weights, p, c))
+    mean_f, mean_p = face.mean(axis=0), points.mean(axis=1)
+    f, p = face - mean_f, points - mean_p[:, None]
+    u, values, v = np.linalg.svd(p.swapaxes(1, 2) @ f)
     sign = np.ones_like(values)
     sign[:, 2] = np.sign(np.linalg.det(u @ v))
     rotation = (u * sign[:, None]) @ v
-    scale = (values * sign).sum(axis=1) / (weights @ (c * c).sum(axis=1))  # picture widths per cm
-    depth = FOCAL / scale
-    middle = np.concatenate([(mean_p[:, :2] - 0.5) / scale[:, None], depth[:, None]], axis=1)
-    return rotation, middle - rotation @ mean_c
+    scale = (values * sign).sum(axis=1) / (f * f).sum()  # image widths per cm
+    middle = np.concatenate([mean_p[:, :2] - 0.5, np.full((len(points), 1), FOCAL)], axis=1) / scale[:, None]
+    return rotation, middle - rotation @ mean_f
 
 
 def refine_pose(
-    points: np.ndarray,
-    canonical: np.ndarray,
-    weights: np.ndarray,
-    rotation: np.ndarray,
-    translation: np.ndarray,
+    points: np.ndarray, face: np.ndarray, rotation: np.ndarray, translation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Minimises the reprojection error of every frame (Levenberg-Marquardt; outliers lose their weight).
 
     Args:
-        points: in picture widths, [T, N, 2].
-        canonical: cm, [N, 3].
-        weights: [N].
+        points: in image widths, [T, N, 2].
+        face: cm, [N, 3].
         rotation: to start from, [T, 3, 3].
         translation: to start from, cm, [T, 3].
     """
     damping = np.full(len(points), 1e-3)
-    residual, jacobian = _linearise(points, canonical, rotation, translation)
+    residual, jacobian = _linearise(points, face, rotation, translation)
     for _ in range(_STEPS):
-        robust = _robust_weights(residual, weights)
-        cost = _cost(residual, robust)
+        weights = _robust_weights(residual)
         rows = jacobian.reshape(len(points), -1, 6)
-        weighted = (robust[:, :, None, None] * jacobian).reshape(rows.shape).swapaxes(1, 2)
-        gradient = (weighted @ residual.reshape(len(points), -1, 1))[..., 0]
+        weighted = (weights[:, :, None, None] * jacobian).reshape(rows.shape).swapaxes(1, 2)
+        gradient = weighted @ residual.reshape(len(points), -1, 1)
         hessian = weighted @ rows
         diagonal = np.einsum('tii->ti', hessian)
         damped = hessian + np.eye(6) * (damping[:, None] * diagonal)[:, None]
-        step = -np.linalg.solve(damped, gradient[..., None])[..., 0]
+        step = -np.linalg.solve(damped, gradient)[..., 0]
         turned = Rotation.from_rotvec(step[:, :3]).as_matrix() @ rotation
         moved = translation + step[:, 3:] * translation[:, 2:]
-        new_residual, new_jacobian = _linearise(points, canonical, turned, moved)
-        better = _cost(new_residual, robust) <= cost
+        new_residual, new_jacobian = _linearise(points, face, turned, moved)
+        better = _cost(new_residual, weights) <= _cost(residual, weights)
         rotation = np.where(better[:, None, None], turned, rotation)
         translation = np.where(better[:, None], moved, translation)
         residual = np.where(better[:, None, None], new_residual, residual)
@@ -166,9 +130,9 @@ def refine_pose(
     return rotation, translation
 
 
-def project(canonical: np.ndarray, rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
-    """Projects the face [N, 3] in poses [T, 3, 3], [T, 3] to picture widths [T, N, 2]."""
-    seen = canonical @ rotation.swapaxes(1, 2) + translation[:, None]
+def project(face: np.ndarray, rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """Projects the face [N, 3] in poses [T, 3, 3], [T, 3] to image widths [T, N, 2]."""
+    seen = face @ rotation.swapaxes(1, 2) + translation[:, None]
     return FOCAL * seen[..., :2] / seen[..., 2:] + 0.5
 
 
@@ -194,13 +158,13 @@ def make_labels(axes: np.ndarray, position: np.ndarray) -> np.ndarray:
 
 
 def _linearise(
-    points: np.ndarray, canonical: np.ndarray, rotation: np.ndarray, translation: np.ndarray
+    points: np.ndarray, face: np.ndarray, rotation: np.ndarray, translation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns residuals [T, N, 2] and their derivatives [T, N, 2, 6].
 
-    The parameters are a small rotation before the present one and a shift in parts of the distance.
+    The parameters are a small rotation after the present one and a shift in fractions of the distance.
     """
-    turned = canonical @ rotation.swapaxes(1, 2)
+    turned = face @ rotation.swapaxes(1, 2)
     a, b, c = np.moveaxis(turned, -1, 0)
     near = FOCAL / (c + translation[:, 2:])
     u, v = near * (a + translation[:, :1]), near * (b + translation[:, 1:2])
@@ -217,8 +181,8 @@ def _cost(residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.einsum('tn,tnk,tnk->t', weights, residual, residual)
 
 
-def _robust_weights(residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the weights [T, N] with those of far points (Cauchy's function of the distance) reduced."""
+def _robust_weights(residual: np.ndarray) -> np.ndarray:
+    """Returns weights [T, N] that are smaller for far points (Cauchy's function of the distance)."""
     distance = np.linalg.norm(residual, axis=-1)
     spread = np.maximum(np.median(distance, axis=1, keepdims=True), _LEAST_SPREAD)
-    return weights / (1 + (distance / (_OUTLIER * spread)) ** 2)
+    return 1 / (1 + (distance / (_OUTLIER * spread)) ** 2)

@@ -1,11 +1,11 @@
-"""Camera labels from the coefficients of Deep3DFaceRecon [Deng et al. 2019], which a user brings as files.
+"""Camera labels from files of coefficients that Deep3DFaceRecon [Deng et al. 2019] wrote for aligned crops.
 
 Its face is turned by R = Rz Ry Rx (Euler angles in radians), shifted by t, and seen from (0, 0, 10) along
--z, y up. As EG3D does, its lengths are multiplied by 0.27 and its origin, the middle of the 3DMM, is put at
-(0, 0.006, 0.161); then the camera is brought to the distance 2.7 from the origin. Run it on aligned crops.
+-z, y up. As in EG3D, its lengths are multiplied by 0.27 and its origin, the middle of the 3DMM, is put at
+(0, 0.006, 0.161); then the camera is brought to the distance 2.7 from the origin.
 
 Tested on numbers made from known cameras. Untested on files that Deep3DFaceRecon itself wrote: its weights
-cannot be had without registration.
+require a registration.
 """
 
 import json
@@ -30,7 +30,7 @@ _DISTANCE = 10.0  # of the camera from the middle of the 3DMM, units of the 3DMM
 _COEFFICIENTS = 257  # identity 80, expression 64, texture 80, angle 3, light 27, translation 3
 _ANGLE, _TRANSLATION = slice(224, 227), slice(254, 257)
 _KINDS = ('.mat', '.npz', '.json')
-_BROKEN = (  # what the three readers raise for files that are none
+_INVALID = (  # what the three readers raise for files that are not of their kind
     *(ValueError, TypeError, KeyError, IndexError, EOFError, NotImplementedError),
     *(zipfile.BadZipFile, zlib.error, scipy.io.matlab.MatReadError),
 )
@@ -48,18 +48,18 @@ def load_coefficients(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         angle in radians [T, 3] and translation [T, 3], float64.
 
     Raises:
-        UserError: if there is no such file or a file holds something else.
+        UserError: if a file is missing or holds something else.
     """
     path = Path(path)
     files = [path]
     if path.is_dir():
         files = sorted((p for p in path.iterdir() if p.suffix in _KINDS), key=lambda p: natural(p.name))
-        if not files:
-            raise UserError(f'{path}: no files of coefficients; expected one {", ".join(_KINDS)} per frame')
+    if not files:
+        raise UserError(f'{path}: no files of coefficients; expected one {", ".join(_KINDS)} per frame')
     angles, translations = zip(*(_read(p) for p in files), strict=True)
-    if path.is_dir() and any(len(a) != 1 for a in angles):
-        name = next(p for p, a in zip(files, angles, strict=True) if len(a) != 1)
-        raise UserError(f'{name}: holds several frames; in a folder each file holds one')
+    for name, angle in zip(files, angles, strict=True):
+        if path.is_dir() and len(angle) != 1:
+            raise UserError(f'{name}: holds {len(angle)} frames; in a folder each file holds one')
     return np.concatenate(angles), np.concatenate(translations)
 
 
@@ -92,20 +92,16 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Reads angle [T, 3] and translation [T, 3] of one file."""
     try:
         content = _open(path)
+        if 'coeff' in content:
+            coefficients = _numbers(content, 'coeff', _COEFFICIENTS)
+            return coefficients[:, _ANGLE], coefficients[:, _TRANSLATION]
+        angle, translation = (_numbers(content, key, 3) for key in ('angle', 'trans'))
+        if len(angle) != len(translation):
+            raise ValueError(f'{len(angle)} angles but {len(translation)} translations')
     except OSError as err:
         raise UserError('cannot read ' + explain_os_error(err, path)) from err
-    except _BROKEN as err:
-        raise UserError(f'{path}: not a readable {path.suffix} file of coefficients ({err})') from err
-    if 'coeff' in content:
-        coefficients = _numbers(content['coeff'], _COEFFICIENTS, path, 'coeff')
-        return coefficients[:, _ANGLE], coefficients[:, _TRANSLATION]
-    missing = [key for key in ('angle', 'trans') if key not in content]
-    if missing:
-        found = ', '.join(sorted(k for k in content if not k.startswith('__'))) or 'nothing'
-        raise UserError(f"{path}: expected 'coeff', or 'angle' and 'trans'; found {found}")
-    angle, translation = (_numbers(content[key], 3, path, key) for key in ('angle', 'trans'))
-    if len(angle) != len(translation):
-        raise UserError(f'{path}: {len(angle)} angles but {len(translation)} translations')
+    except _INVALID as err:
+        raise UserError(f'{path}: not a file of coefficients: {err}') from err
     return angle, translation
 
 
@@ -117,23 +113,17 @@ def _open(path: Path) -> Mapping[str, Any]:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
     if path.suffix == '.json':
-        content = json.loads(path.read_text(encoding='utf-8'))
-        if not isinstance(content, dict):
-            raise ValueError('it holds no object')
-        return content
+        return dict(json.loads(path.read_text(encoding='utf-8')))
     raise ValueError('known are ' + ', '.join(_KINDS))
 
 
-def _numbers(value: Any, width: int, path: Path, key: str) -> np.ndarray:
-    """Checks and returns numbers as float64 [T, width]."""
-    try:
-        numbers = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as err:
-        raise UserError(f'{path}: {key} holds something that is no number') from err
-    if numbers.ndim == 0 or numbers.size == 0 or numbers.shape[-1] != width:
-        raise UserError(
-            f'{path}: {key} has the shape {list(numbers.shape)}, expected [{width}] or [T, {width}]'
-        )
-    if not np.isfinite(numbers).all():
-        raise UserError(f'{path}: {key} holds numbers that are not finite')
+def _numbers(content: Mapping[str, Any], key: str, width: int) -> np.ndarray:
+    """Returns an entry as float64 [T, width]; ValueError if it is not that."""
+    if key not in content:
+        found = ', '.join(sorted(k for k in map(str, content) if not k.startswith('__'))) or 'nothing'
+        raise ValueError(f"expected 'coeff', or 'angle' and 'trans'; found {found}")
+    numbers = np.asarray(content[key], dtype=np.float64)
+    if numbers.size == 0 or numbers.shape[-1:] != (width,) or not np.isfinite(numbers).all():
+        shape = list(numbers.shape)
+        raise ValueError(f'{key} of shape {shape} must be finite numbers of shape [{width}] or [T, {width}]')
     return numbers.reshape(-1, width)

@@ -1,9 +1,9 @@
 """Finds hard cuts in a video.
 
-Two differences between neighbouring frames, neither of which sees a change of brightness: 1 - the correlation
-of small grey pictures, and the distance of histograms of chromaticity. A cut is where their sum stands out
-from the frames around it: heads that turn fast change for several frames in a row, cuts for one. A flash that
-passes within a few frames is no cut. Fades are not looked for.
+Two differences between neighbouring frames, neither of which depends on brightness: 1 - the correlation of
+small grey images, and the distance of histograms of chromaticity. A cut is where their sum stands out from
+the frames around it: heads that turn fast change for several frames in a row, cuts for one. A flash of a few
+frames is not a cut. Fades are not detected.
 """
 
 import collections
@@ -15,10 +15,10 @@ import numpy as np
 
 from dnnlib.video import video_frames
 
-_GRID = 32  # pixels of a side of the small grey picture
-_SAMPLES = 4  # samples per pixel of the small picture and axis
+_GRID = 32  # pixels of a side of the small grey image
+_SAMPLES = 4  # samples per pixel of the small image and axis
 _BINS = 16  # of each of the two chromaticities
-_FLOOR = 0.35  # smallest difference that can be a cut; see tests/test_shots.py for what was measured
+_FLOOR = 0.35  # smallest difference that can be a cut; see tests/preprocessing/from_videos/test_shots.py
 _RATIO = 4.0  # times the difference around it
 _AROUND = 8  # frames before and after
 _FLASH = 3  # frames that a flash lasts at most
@@ -40,7 +40,7 @@ def signature(frame: np.ndarray) -> np.ndarray:
         frame: uint8 RGB [H, W, 3].
 
     Returns:
-        float32 [1024 + 289]: grey picture with mean 0 and norm 1, histogram of chromaticity with sum 1.
+        float32 [1024 + 289]: grey image with mean 0 and norm 1, histogram of chromaticity with sum 1.
     """
     side = _GRID * _SAMPLES
     rows, columns = (((np.arange(side) + 0.5) * n / side).astype(int) for n in frame.shape[:2])
@@ -48,8 +48,8 @@ def signature(frame: np.ndarray) -> np.ndarray:
     blocks = rgb.reshape(_GRID, _SAMPLES, _GRID, _SAMPLES, 3).mean(axis=(1, 3))
     grey = (blocks @ np.array([0.299, 0.587, 0.114], np.float32)).ravel()
     grey = grey - grey.mean()
-    grey /= max(float(np.linalg.norm(grey)), _GRID * 1.0)  # a plain picture stays near 0
-    light = blocks.sum(axis=-1) + 8.0  # dark pixels have no colour to speak of
+    grey /= max(float(np.linalg.norm(grey)), _GRID * 1.0)  # a plain image stays near 0
+    light = blocks.sum(axis=-1) + 8.0  # damps the colour of dark pixels, which is noise
     chroma = [np.clip((blocks[..., i] + 8 / 3) / light, 0, 0.999) for i in (0, 1)]
     place = [_soft(c.ravel() * _BINS) for c in chroma]
     histogram = np.zeros((_BINS + 1, _BINS + 1), np.float32)
@@ -60,7 +60,7 @@ def signature(frame: np.ndarray) -> np.ndarray:
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Compares two signatures: 0 for the same picture, about 1 and more for unrelated ones."""
+    """Compares two signatures: 0 for the same image, about 1 and more for unrelated ones."""
     n = _GRID**2
     scale = max(float(np.linalg.norm(a[:n]) * np.linalg.norm(b[:n])), 1e-6)
     unlike = 1 - float(a[:n] @ b[:n]) / scale if scale > 1e-3 else 0.0
@@ -78,7 +78,7 @@ def split(signatures: Iterable[np.ndarray]) -> list[tuple[int, int]]:
         if step < max(_FLOOR, _RATIO * usual):
             continue
         last = cuts[-1] if cuts else 0
-        back = unlike[i].min()  # the picture before, seen again: a flash began
+        back = unlike[i].min()  # the image before, seen again: a flash began
         begun = min(unlike[k, i - k] for k in range(max(last, i - _FLASH), i + 1))  # or it ended
         if min(back, begun) >= max(_FLOOR, 0.5 * step):
             cuts.append(i + 1)
@@ -107,7 +107,7 @@ def shots_result(path: Path | str) -> dict[str, Any]:
 
 
 def _soft(place: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Shares each value between its two bins, so that small changes of colour stay small."""
+    """Splits each value between its two bins, so that small changes of colour stay small."""
     low = np.floor(place).astype(int)
-    part = (place - low).astype(np.float32)
-    return [(low, 1 - part), (low + 1, part)]
+    fraction = (place - low).astype(np.float32)
+    return [(low, 1 - fraction), (low + 1, fraction)]

@@ -12,8 +12,8 @@ _REACH = 4.0  # half width of the kernel in sigmas
 def smooth(x: np.ndarray, sigma: float) -> np.ndarray:
     """Smooths with a Gaussian over time.
 
-    At the borders the part of the kernel inside is renormalised and a line is fitted under it instead of a
-    constant, without which the ends of a steady motion would lag by 0.8 sigma; inside both are the same.
+    At the borders a line is fitted under the part of the kernel that is inside. A constant would let the ends
+    of a steady motion lag by 0.8 sigma; elsewhere both are the same.
 
     Args:
         x: one value per frame, [T, ...].
@@ -23,8 +23,6 @@ def smooth(x: np.ndarray, sigma: float) -> np.ndarray:
         float64, the shape of x.
     """
     x = np.asarray(x, dtype=np.float64)
-    if sigma < 0:
-        raise ValueError(f'sigma is {sigma}, a width must be 0 or more')
     if sigma == 0 or len(x) < 2:
         return x.copy()
     reach = min(math.ceil(_REACH * sigma), len(x))
@@ -40,7 +38,7 @@ def smooth(x: np.ndarray, sigma: float) -> np.ndarray:
 def smooth_rotations(rotations: np.ndarray, sigma: float) -> np.ndarray:
     """Smooths rotation matrices [T, 3, 3] over time as unit quaternions, whose signs are made to agree.
 
-    Right as long as the rotations within a few sigma are far less than half a turn apart.
+    Valid while the rotations within a few sigma are far less than half a turn apart.
     """
     quaternions = Rotation.from_matrix(rotations).as_quat()
     agree = np.where((quaternions[1:] * quaternions[:-1]).sum(axis=1) < 0, -1.0, 1.0)

@@ -1,13 +1,13 @@
 """One video -> the faces in it, each followed through its shot.
 
-Faces are detected where nothing is followed, when one is lost, and every few frames to find more; in between
-the points of a frame say where to look in the next. What is followed must look like a face, and stay where it
-was: a cut that nobody noticed ends a track. Everything depends on the video alone, frame by frame.
+Faces are detected when none is followed, when one is lost, and every few frames to find more; in between the
+points of a frame say where to look in the next. What is followed must look like a face and stay where it was:
+a cut that stage `shots` missed ends a track. Everything depends on the video alone, frame by frame.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ _TWICE = 0.5  # two tracks whose boxes overlap by more follow the same face
 
 @dataclasses.dataclass(frozen=True)
 class TrackOptions:
-    """What is a track, and which are kept."""
+    """Which faces are tracks, and which tracks are kept."""
 
     min_frames: int = 16  # shorter tracks are rejected; the length of a training clip
-    min_size: float = 0.25  # faces smaller than this part of the largest in the shot (by side) are rejected
-    min_score: float = 0.5  # of the mesh: below, there is no face
-    detect_every: int = 8  # frames between two looks for further faces
+    min_size: float = 0.25  # smallest face that is kept, as a fraction of the largest in the shot (by side)
+    min_score: float = 0.5  # of the mesh, at least; below it is not a face
+    detect_every: int = 8  # frames between two detections
 
 
 @dataclasses.dataclass
@@ -60,7 +60,7 @@ def track_video(
 
     Args:
         path: the video.
-        shots: [first, end) frames of each, in order, not overlapping; frames in none are not looked at.
+        shots: [first, end) frames of each; other frames are skipped.
         mesh: the networks.
         options: defaults if None.
 
@@ -76,19 +76,21 @@ def track_video(
     """
     options = options or TrackOptions()
     followers = [_Follower(shot, mesh, options) for shot in range(len(shots))]
-    for shot, frame, picture in _frames_in_shots(path, shots):
-        followers[shot].step(frame, picture)
+    with contextlib.closing(video_frames(path)) as frames:
+        for i, (image, _) in enumerate(frames):
+            for follower, (first, end) in zip(followers, shots, strict=True):
+                if first <= i < end:
+                    follower.step(i, image)
     arrays: dict[str, np.ndarray] = {}
-    kept: list[dict[str, Any]] = []
+    tracks: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     for shot, follower in enumerate(followers):
-        good, reasons = select(sorted(follower.tracks, key=lambda t: (-t.size(), t.first)), options)
+        kept, reasons = select(sorted(follower.tracks, key=lambda t: (-t.size(), t.first)), options)
         rejected += [{'shot': shot, 'reason': reason} for reason in reasons]
-        for track in good:
-            k = len(kept)
-            arrays[f'landmarks_{k}'] = np.stack(track.points)
-            arrays[f'scores_{k}'] = np.array(track.scores, np.float32)
-            kept.append(
+        for track in kept:
+            arrays[f'landmarks_{len(tracks)}'] = np.stack(track.points)
+            arrays[f'scores_{len(tracks)}'] = np.array(track.scores, np.float32)
+            tracks.append(
                 {
                     'shot': shot,
                     'first': track.first,
@@ -97,7 +99,7 @@ def track_video(
                     'size': round(track.size(), 6),
                 }
             )
-    return arrays, {'tracks': kept, 'rejected': rejected}
+    return arrays, {'tracks': tracks, 'rejected': rejected}
 
 
 def select(tracks: Sequence[Track], options: TrackOptions) -> tuple[list[Track], list[str]]:
@@ -106,23 +108,18 @@ def select(tracks: Sequence[Track], options: TrackOptions) -> tuple[list[Track],
     Returns:
         those kept; and the reasons why others are not.
     """
-    if not tracks:
-        return [], ['no face in any frame']
-    reasons = []
-    long = [t for t in tracks if len(t.points) >= options.min_frames]
+    kept, reasons = [], [] if tracks else ['no face in any frame']
+    largest = max((t.size() for t in tracks if len(t.points) >= options.min_frames), default=0.0)
     for track in tracks:
-        if len(track.points) < options.min_frames:
-            where = f'frames {track.first} to {track.first + len(track.points) - 1}'
+        count, size = len(track.points), track.size()
+        if count < options.min_frames:
+            where = f'frames {track.first} to {track.first + count - 1}'
             reasons.append(f'face only in {where}, fewer than {options.min_frames} frames')
-    kept = []
-    for track in long:
-        if track.size() >= options.min_size * long[0].size():
-            kept.append(track)
+        elif size < options.min_size * largest:
+            limit = f'less than {options.min_size:g} of it'
+            reasons.append(f'face of {size:.0f} pixels beside one of {largest:.0f}, {limit}')
         else:
-            reasons.append(
-                f'face of {track.size():.0f} pixels beside one of {long[0].size():.0f}, '
-                f'less than {options.min_size:g} of it'
-            )
+            kept.append(track)
     return kept, reasons
 
 
@@ -132,26 +129,11 @@ def box_of(points: np.ndarray) -> np.ndarray:
     return np.concatenate([xy.min(axis=0), xy.max(axis=0)])
 
 
-def _frames_in_shots(
-    path: Path | str, shots: Sequence[Sequence[int]]
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yields (shot, frame, picture) of the frames that are in a shot."""
-    shot = 0
-    with contextlib.closing(video_frames(path)) as frames:
-        for i, (picture, _) in enumerate(frames):
-            while shot < len(shots) and i >= shots[shot][1]:
-                shot += 1
-            if shot == len(shots):
-                return
-            if i >= shots[shot][0]:
-                yield shot, i, picture
-
-
 class _Follower:
     """Follows the faces of one shot.
 
     Attributes:
-        tracks: all so far, those that ended, too.
+        tracks: all so far, including those that ended.
     """
 
     def __init__(self, shot: int, mesh: FaceMesh, options: TrackOptions):
@@ -162,49 +144,52 @@ class _Follower:
         self._current: list[Track] = []
         self._frames = 0  # so far
 
-    def step(self, frame: int, picture: np.ndarray) -> None:
+    def step(self, frame: int, image: np.ndarray) -> None:
         """Takes the next frame."""
         followed, self._current = self._current, []
-        points, scores = self._mesh.landmarks(picture, [rect_of_landmarks(t.points[-1]) for t in followed])
+        points, scores = self._mesh.landmarks(image, [rect_of_landmarks(t.points[-1]) for t in followed])
         lost = []
         for track, p, score in zip(followed, points, scores, strict=True):
-            if self._is_face(p, score, picture) and _continues(track, p):
+            if self._is_face(p, score, image) and _continues(track, p):
                 self._add(track, p, score)
             else:
                 lost.append(track)
         due = self._frames % self._options.detect_every == 0
         if lost or due or not self._current:
-            self._look(frame, picture, lost, tiles=not self._current and bool(lost or due))
+            self._detect(frame, image, lost, tiles=not self._current and bool(lost or due))
         self._frames += 1
 
-    def _look(self, frame: int, picture: np.ndarray, lost: list[Track], tiles: bool) -> None:
+    def _detect(self, frame: int, image: np.ndarray, lost: list[Track], tiles: bool) -> None:
         """Detects faces; one where a track was lost continues it, others begin a track."""
-        boxes = np.array([box_of(t.points[-1]) for t in self._current]).reshape(-1, 4)
-        faces = self._mesh.detect(picture[None], tiles)[0]
-        rects = [rect_of_face(f) for f in faces if not (overlap(f.box, boxes) > SAME_FACE).any()]
-        points, _ = self._mesh.landmarks(picture, rects)
-        # once more, from the points as in frames that follow: their rectangles differ from those of detection
-        points, scores = self._mesh.landmarks(picture, [rect_of_landmarks(p) for p in points])
+        faces = self._mesh.detect(image, tiles)
+        rects = [rect_of_face(f) for f in faces if not self._is_followed(f.box, SAME_FACE)]
+        points, _ = self._mesh.landmarks(image, rects)
+        # again, from the points as in frames that follow: their rectangles differ from those of detection
+        points, scores = self._mesh.landmarks(image, [rect_of_landmarks(p) for p in points])
         for p, score in zip(points, scores, strict=True):
-            if self._is_face(p, score, picture):
+            if self._is_face(p, score, image):
                 before = next((t for t in lost if _continues(t, p)), None)
                 track = before or Track(self._shot, frame)
                 if self._add(track, p, score) and before is None:
                     self.tracks.append(track)
                 lost = [t for t in lost if t is not before]
 
-    def _is_face(self, points: np.ndarray, score: float, picture: np.ndarray) -> bool:
-        """Tells whether the network saw a face, more than half of it in the picture."""
-        size = np.array([picture.shape[1], picture.shape[0]])
+    def _is_face(self, points: np.ndarray, score: float, image: np.ndarray) -> bool:
+        """Returns whether the network saw a face whose middle is in the image."""
+        size = np.array(image.shape[1::-1])
         box = box_of(points)
         center, sides = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
         inside = (center >= 0).all() and (center <= size).all() and (sides <= 2 * size.max()).all()
         return bool(score >= self._options.min_score and inside)
 
+    def _is_followed(self, box: np.ndarray, limit: float) -> bool:
+        """Returns whether a track of this frame overlaps a box by more than a limit."""
+        boxes = np.array([box_of(t.points[-1]) for t in self._current]).reshape(-1, 4)
+        return bool((overlap(box, boxes) > limit).any())
+
     def _add(self, track: Track, points: np.ndarray, score: float) -> bool:
         """Adds a frame to a track, unless another has this face already, which ends this one."""
-        boxes = np.array([box_of(t.points[-1]) for t in self._current]).reshape(-1, 4)
-        if (overlap(box_of(points), boxes) > _TWICE).any():
+        if self._is_followed(box_of(points), _TWICE):
             return False
         track.points.append(points)
         track.scores.append(float(score))
@@ -213,5 +198,5 @@ class _Follower:
 
 
 def _continues(track: Track, points: np.ndarray) -> bool:
-    """Tells whether points are where the last ones of a track were, give or take."""
+    """Returns whether points are about where the last ones of a track were."""
     return overlap(box_of(points), box_of(track.points[-1])[None])[0] > _KEPT_PLACE

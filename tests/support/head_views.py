@@ -22,7 +22,7 @@ def orbit(yaw_deg, pitch_deg):
 
 
 def landmarks(labels, noise=0.0, seed=0):
-    """Projects the face: pixels of a picture of SIZE, with noise in pixels, [T, 468, 3]."""
+    """Projects the face: pixels of an image of SIZE, with noise in pixels, [T, 468, 3]."""
     xy, depth = camera.project(torch.tensor(world_face()), torch.tensor(labels)[:, None])
     near = depth.mean(dim=1, keepdim=True)
     points = torch.cat([xy, camera.FOCAL * (depth - near) / near], dim=-1).numpy() * SIZE

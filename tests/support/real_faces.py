@@ -39,7 +39,7 @@ def lite0_file():
 def real_frames(every=16, most=3):
     """Returns some frames of each real clip: {name: (uint8 [T, 3, 512, 512], labels [T, 25])}."""
     if not CLIPS.is_dir():
-        pytest.skip('the real clips are not here')
+        pytest.skip('the real clips are missing')
     table = json.loads((CLIPS / 'cameras.json').read_text())
     result = {}
     for name in sorted(table):
@@ -58,14 +58,14 @@ def real_frames(every=16, most=3):
 
 
 def person(name):
-    """Says who is in a clip."""
+    """Returns who is in a clip."""
     return 'woman' if 'woman' in name else name
 
 
 def trimmed_onnx(path, folder):
-    """Writes a copy of an ONNX file that strict readers take and returns its path.
+    """Writes a copy of an ONNX file that strict readers accept and returns its path.
 
-    Inputs that nothing uses go, and the block size where one scale is for all.
+    Unused inputs are removed, and the block size of layers with one scale.
     """
     onnx = pytest.importorskip('onnx')
     model = onnx.load(path)

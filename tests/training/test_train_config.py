@@ -167,8 +167,8 @@ def test_span_reaches_the_data(data):
         ('--set ema.rampup=0', r'ema\.rampup=0\.0 must be positive'),
         ('--set output.tick_nimg=-1000', r'output\.tick_nimg=-1000 must be at least 1'),
         ('--set batch=0', 'batch=0 must be at least 1'),
-        ('--set total_nimg=-1000', 'total_nimg=-1000 must not be negative'),
-        ('--set seed=-1', 'seed=-1 must not be negative'),
+        ('--set total_nimg=-1000', 'total_nimg=-1000 must be at least 0'),
+        ('--set seed=-1', 'seed=-1 must be at least 0'),
         ('--seed 99999999999999999999', 'must be below'),
     ],
 )

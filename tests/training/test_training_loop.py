@@ -360,7 +360,7 @@ def test_nonfinite_gradients_are_named_left_out_and_stop_the_run(small, tmp_path
         trainer.train()
     named = r'warning: Gmain at 4 clips: gradient not finite in G.mapping_network.embed.weight, '
     printed = capsys.readouterr().out
-    assert named in printed and ' more; this step is left out' in printed
+    assert named in printed and ' more; this step is skipped' in printed
     assert trainer.progress.nonfinite == 3
     after = trainer.networks.G.state_dict()
     assert all(v.isfinite().all() for v in after.values())

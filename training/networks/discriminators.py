@@ -5,7 +5,7 @@ Source: PV3D section 3.3, EG3D.
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,13 @@ from training.networks.synthesis import block_resolutions
 
 _CLAMP = 256.0  # limit of activations, for half precision [EG3D]
 _MAPPING_LAYERS = 8  # of the camera embedding [EG3D]
-_GROUP_SIZE = 4  # samples per minibatch-deviation group [StyleGAN2]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig(BaseConfig):
     """What both discriminators share."""
 
+    group_size: ClassVar[int] = 4  # samples per minibatch-deviation group [StyleGAN2]
     resolution: int = 512  # pixels along a side of the input
     channel_base: int = 32768  # channels = min(channel_base / resolution, channel_max) [EG3D]
     channel_max: int = 512  # [EG3D]
@@ -85,7 +85,7 @@ def minibatch_deviation(x: Tensor) -> Tensor:
         ValueError: if G does not divide N.
     """
     n, _, h, w = x.shape
-    group = min(_GROUP_SIZE, n)
+    group = min(DiscriminatorConfig.group_size, n)
     if n % group:
         raise ValueError(f'a batch of {n} does not divide into groups of {group}: use a multiple of {group}')
     y = x.unflatten(0, (group, n // group))
@@ -110,7 +110,7 @@ class _Discriminator(nn.Module):
         self.mapping = MappingNetwork(0, c_dim, width, _MAPPING_LAYERS) if c_dim else None
 
     def score(self, x: Tensor, c: Tensor) -> Tensor:
-        """Maps pictures [N, in_channels, H, W] and labels [N, c_dim] to logits [N, 1]."""
+        """Maps images [N, in_channels, H, W] and labels [N, c_dim] to logits [N, 1]."""
         for r in self.resolutions:
             x = getattr(self, f'b{r}')(x)
         x = self.b4(x.to(self.b4.fc.weight.dtype))
@@ -121,7 +121,7 @@ class _Discriminator(nn.Module):
 
 
 class ImageDiscriminator(_Discriminator, Configurable):
-    """Judges single frames: the picture, its raw rendering (dual discrimination), the camera."""
+    """Judges single frames: the image, its raw rendering (dual discrimination), the camera."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(DiscriminatorConfig):
@@ -147,7 +147,7 @@ class ImageDiscriminator(_Discriminator, Configurable):
 
 
 class VideoDiscriminator(_Discriminator, Configurable):
-    """Judges pairs of frames: both pictures, the time between them, both cameras."""
+    """Judges pairs of frames: both images, the time between them, both cameras."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(DiscriminatorConfig):

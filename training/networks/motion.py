@@ -16,15 +16,12 @@ MotionKind = Literal['modconv', 'mlp', 'naive', 'shared_code']
 class MotionConfig:
     """Where and how motion enters the synthesis network (PV3D table 2a, 2b)."""
 
-    num_layers: int = (
-        4  # motion layers in the first K blocks (4x4 upwards); early 2, middle 4, late 7 [PV3D 4.3]
-    )
-    kind: MotionKind = (
-        'modconv'  # modconv | mlp: vector per pixel | naive: z_m, t into mapping | shared_code: z_a drives
-    )
-    learned_weight: bool = (
-        False  # multiply each layer's output by a trained scalar, initially 1 [PV3D 4.3 "learned"]
-    )
+    # motion layers in the first K blocks (4x4 upwards); early 2, middle 4, late 7 [PV3D 4.3]
+    num_layers: int = 4
+    # modconv | mlp: vector per pixel | naive: z_m, t into mapping | shared_code: z_a drives
+    kind: MotionKind = 'modconv'
+    # multiply each layer's output by a trained scalar, initially 1 [PV3D 4.3 "learned"]
+    learned_weight: bool = False
     code_dim: int = 512  # width of z_m and of the inner layers [released]
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The PV3D generator: appearance and motion codes, a camera and a time -> a picture with depth.
+"""The PV3D generator: appearance and motion codes, a camera and a time -> an image with depth.
 
 Data flow: mapping -> tri-plane synthesis with motion layers -> volume rendering -> super-resolution. Features
 change from NCHW (convolutions) to channels last (rendering) here and nowhere else. Source: PV3D section 3,
@@ -49,17 +49,15 @@ class Generator(RadianceGenerator, Configurable):
         channel_max: int = 512  # [EG3D]
         plane_resolution: int = 256  # pixels along a side of a plane [EG3D]
         plane_channels: int = 32  # features per plane [EG3D]
-        plane_axes: Literal['xy_xz_yz', 'released'] = (
-            'xy_xz_yz'  # released repeats x-z and has no y-z plane [ours]
-        )
+        # released repeats x-z and has no y-z plane [ours]
+        plane_axes: Literal['xy_xz_yz', 'released'] = 'xy_xz_yz'
         box_warp: float = 1.0  # side of the box that the planes cover, scene units [EG3D]
         feature_channels: int = 32  # rendered features that super-resolution sees [EG3D]
         sr_resolution: int = 128  # rendered features are resized to this; output / 2 or output / 4 [EG3D]
         sr_channels: tuple[int, int] = (256, 128)  # widths of the two super-resolution blocks [EG3D]
         precision: Literal['fp32', 'fp16', 'bf16'] = 'fp16'  # of super-resolution on CUDA [EG3D]
-        camera_condition: CameraCondition = (
-            'mapt'  # which camera the mapping sees: PV3D table 2c; none: table 3c
-        )
+        # which camera the mapping sees: PV3D table 2c; none: table 3c
+        camera_condition: CameraCondition = 'mapt'
         motion: MotionConfig = dataclasses.field(default_factory=MotionConfig)
         renderer: RendererConfig = dataclasses.field(default_factory=RendererConfig)
 

@@ -15,7 +15,7 @@ from support.real_faces import CLIPS
 def clip(name):
     """Frames of a real clip at half size, uint8 [T, 256, 256, 3]."""
     if not CLIPS.is_dir():
-        pytest.skip('the real clips are not here')
+        pytest.skip('the real clips are missing')
     return np.stack([frame[::2, ::2] for frame, _ in video_frames(CLIPS / name)])
 
 
@@ -24,7 +24,7 @@ def clips():
 
 
 def scene(seed, frames=20, speed=0.02, size=64):
-    """A smooth random picture that moves."""
+    """A smooth random image that moves."""
     rng = np.random.default_rng(seed)
     t, y, x = np.mgrid[:frames, :size, :size]
     waves = rng.uniform(-12, 12, (3, 3))
@@ -45,7 +45,7 @@ def test_spliced_scenes():
 
 
 def test_long_videos_do_not_fill_the_memory():
-    """Signatures come and go; a cut is found all the same."""
+    """Few signatures are alive at a time, and cuts are still found."""
     alive, most = weakref.WeakSet(), 0
 
     class Counted(np.ndarray):
@@ -64,7 +64,7 @@ def test_long_videos_do_not_fill_the_memory():
 
 
 def test_single_frames_and_flashes():
-    """Three bright frames within a scene are no cut, the same scene after another is one."""
+    """Three bright frames within a scene are not a cut; the same scene after another is one."""
     flash = scene(0, 3)
     flash[:] = 255
     assert shots(scene(0), flash, scene(0)) == [(0, 43)]
@@ -78,7 +78,7 @@ def test_fast_motion_and_light():
     assert shots(flicker.clip(0, 255).astype(np.uint8)) == [(0, 40)]
 
 
-def test_dark_and_plain_pictures():
+def test_dark_and_plain_images():
     dark = np.random.default_rng(0).integers(0, 4, (20, 64, 64, 3), np.uint8)
     assert shots(dark) == [(0, 20)]
     assert shots(np.zeros((9, 64, 64, 3), np.uint8)) == [(0, 9)]
@@ -94,7 +94,7 @@ def test_other_sizes_and_files(tmp_path):
         find_shots(tmp_path / 'b.mp4')
 
 
-@pytest.mark.skipif(not CLIPS.is_dir(), reason='the real clips are not here')
+@pytest.mark.skipif(not CLIPS.is_dir(), reason='the real clips are missing')
 @pytest.mark.parametrize('name', clips() if CLIPS.is_dir() else [''])
 def test_no_cut_in_real_clips(name):
     """Neither as they are, nor with light that flickers by 10 %, nor at twice the speed."""
@@ -105,7 +105,7 @@ def test_no_cut_in_real_clips(name):
     assert len(shots(frames[::2])) == 1
 
 
-@pytest.mark.skipif(not CLIPS.is_dir(), reason='the real clips are not here')
+@pytest.mark.skipif(not CLIPS.is_dir(), reason='the real clips are missing')
 def test_real_people_spliced():
     """Every two people in a row: a cut where they meet, and only there."""
     names = [name for name in clips() if 'generated48' in name or name == 'woman_16f.mp4']

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dnnlib.video import VideoError, write_video
+from dnnlib.video import write_video
 from preprocessing.faces.mesh import FaceMesh
 from preprocessing.from_videos.tracks import Track, TrackOptions, box_of, select, track_video
 from support.synthetic_faces import SIZE, head, scene
@@ -27,7 +27,7 @@ def track(networks, tmp_path):
     return run
 
 
-def picture(seed=4, size=SIZE):
+def image(seed=4, size=SIZE):
     return np.array(Image.fromarray(head(seed)[0]).resize((size, size), Image.LANCZOS))
 
 
@@ -40,7 +40,7 @@ EMPTY = scene([])
 
 def test_a_face_that_moves_is_followed(track):
     places = [(20 + 5 * i, 10 + 3 * i) for i in range(FRAMES)]
-    frames = [scene([(picture(), *place)]) for place in places]
+    frames = [scene([(image(), *place)]) for place in places]
     arrays, found = track(frames)
     assert spans(found) == [(0, 0, FRAMES)] and found['rejected'] == []
     points, scores = arrays['landmarks_0'], arrays['scores_0']
@@ -56,7 +56,7 @@ def test_a_face_that_moves_is_followed(track):
 
 
 def test_a_frame_without_a_face_ends_a_track(track):
-    with_face = scene([(picture(), 100, 50)])
+    with_face = scene([(image(), 100, 50)])
     frames = [with_face] * 20 + [EMPTY] + [with_face] * 5
     _, found = track(frames)
     assert spans(found) == [(0, 0, 20)]
@@ -65,8 +65,8 @@ def test_a_frame_without_a_face_ends_a_track(track):
     assert spans(track(frames, min_frames=5)[1]) == [(0, 0, 20), (0, 21, 5)]
 
 
-def test_shots_are_followed_each_for_itself(track):
-    here, there = scene([(picture(), 30, 50)]), scene([(picture(5), 60, 40)])
+def test_each_shot_is_followed_alone(track):
+    here, there = scene([(image(), 30, 50)]), scene([(image(5), 60, 40)])
     frames = [here] * 18 + [there] * 20 + [EMPTY] * 3
     arrays, found = track(frames, [[0, 18], [20, 38], [38, 41], [90, 99]])
     assert spans(found) == [(0, 0, 18), (1, 20, 18)]
@@ -75,14 +75,14 @@ def test_shots_are_followed_each_for_itself(track):
     assert sorted(arrays) == ['landmarks_0', 'landmarks_1', 'scores_0', 'scores_1']
 
 
-def test_a_cut_that_nobody_noticed_ends_a_track(track):
-    frames = [scene([(picture(), 0, 0)])] * 17 + [scene([(picture(5), 190, 90)])] * 19
+def test_a_missed_cut_ends_a_track(track):
+    frames = [scene([(image(), 0, 0)])] * 17 + [scene([(image(5), 190, 90)])] * 19
     assert sorted(spans(track(frames)[1])) == [(0, 0, 17), (0, 17, 19)]
 
 
 def test_several_faces(track):
-    """The largest comes first; others count if they are not too small beside it, also if they come later."""
-    large, small = (picture(4), 0, 50), (picture(5, 110), 250, 90)
+    """The largest comes first; others count if they are not too small beside it, even if they come later."""
+    large, small = (image(4), 0, 50), (image(5, 110), 250, 90)
     frames = [scene([large])] * 5 + [scene([large, small])] * 30
     arrays, found = track(frames, min_size=0.4)
     (first, second), sizes = spans(found), [t['size'] for t in found['tracks']]
@@ -95,14 +95,8 @@ def test_several_faces(track):
 
 
 def test_a_small_face_in_a_large_frame(track):
-    frames = [scene([(picture(4, 130), 700 + i, 400)], 720, 1280) for i in range(16)]
+    frames = [scene([(image(4, 130), 700 + i, 400)], 720, 1280) for i in range(16)]
     assert spans(track(frames)[1]) == [(0, 0, 16)]
-
-
-def test_a_video_that_cannot_be_decoded(networks, tmp_path):
-    (tmp_path / 'a.mp4').write_bytes(b'no video')
-    with pytest.raises(VideoError):
-        track_video(tmp_path / 'a.mp4', [[0, 10]], networks)
 
 
 def test_selection():
