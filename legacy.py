@@ -1,16 +1,15 @@
 """Converts checkpoints of the released PV3D and of EG3D, and back. `python legacy.py --help` explains."""
 
 import os
-from pathlib import Path
 
 from dnnlib.cli import one_sentence
 
 import click
 
 from dnnlib.util import UserError
-from interop.convert import Foreign, build_networks, describe, is_foreign, open_foreign
-from interop.export import export_released, save_optimizers
-from torch_utils.checkpoint import read_snapshot, save_snapshot, training_state_path
+from interop.convert import build_networks, describe, is_foreign, open_foreign
+from interop.export import export_released
+from torch_utils.checkpoint import read_snapshot, save_snapshot
 
 _EPILOG = """
 \b
@@ -27,7 +26,7 @@ Examples:
   # back: .ckpt the whole layout, .pth the bare model
   python legacy.py --source network-snapshot.pkl --dest pv3d.pth --to released
 
-Nothing in a source is executed: it is read by an interpreter that builds tensors and containers only.
+Nothing in a source is executed: the reader builds tensors and containers only.
 gen_videos.py, calc_metrics.py and train.py --resume also open such files by themselves.
 """
 
@@ -54,33 +53,30 @@ gen_videos.py, calc_metrics.py and train.py --resume also open such files by the
     metavar='PATH=VALUE',
     help='Generator option that shapes do not tell, e.g. renderer.resolution=128.',
 )
-@click.option(
-    '--optimizer', is_flag=True, help='Also write the Adam moments, as training-state-*.pt beside --dest.'
-)
-def main(source: str, dest: str | None, layout: str, overrides: tuple[str, ...], optimizer: bool) -> None:
+def main(source: str, dest: str | None, layout: str, overrides: tuple[str, ...]) -> None:
     """Turns checkpoints of the released PV3D and of EG3D into snapshots, without running their code."""
     with one_sentence('this file needs a machine with more'):
         if dest is not None and os.path.realpath(dest) == os.path.realpath(source):
             raise UserError(f'--dest {dest} is the source itself, which would be lost; name another file')
         if layout == 'released':
-            if overrides or optimizer or dest is None:
-                raise UserError('--to released needs --dest, and takes neither --set nor --optimizer')
+            if overrides or dest is None:
+                raise UserError('--to released needs --dest, and does not take --set')
             snapshot = open_foreign(source).snapshot if is_foreign(source) else read_snapshot(source)
             say(export_released(snapshot, dest))
         else:
-            convert(source, dest, overrides, optimizer)
+            convert(source, dest, overrides)
         if dest is not None:
             click.echo(dest)
 
 
-def convert(source: str, dest: str | None, overrides: tuple[str, ...], optimizer: bool) -> None:
+def convert(source: str, dest: str | None, overrides: tuple[str, ...]) -> None:
     """Opens a foreign checkpoint, says what it is, and writes it as a snapshot of ours."""
     for text in overrides:
         if '=' not in text:
             raise UserError(f'--set {text} must be PATH=VALUE, for example --set renderer.resolution=128')
     changes = [(path.strip(), value.strip()) for path, _, value in (o.partition('=') for o in overrides)]
     if not is_foreign(source):
-        if dest is not None or overrides or optimizer:
+        if dest is not None or overrides:
             raise UserError(
                 f'{source} is a snapshot of ours already; copy it, or export it with --to released'
             )
@@ -92,8 +88,6 @@ def convert(source: str, dest: str | None, overrides: tuple[str, ...], optimizer
     if dest is None:
         return
     networks = build_networks(foreign.snapshot)
-    if optimizer:
-        write_optimizers(foreign, Path(dest))
     save_snapshot(dest, networks, foreign.snapshot.meta)
 
 
@@ -104,15 +98,6 @@ def describe_own(source: str) -> None:
     told = {'preset': 'cfg', 'clips seen': 'cur_nimg', 'schedules at': 'schedule_nimg', 'data': 'dataset'}
     say([f'{word}: {snapshot.meta[key]}' for word, key in told.items() if key in snapshot.meta])
     say(describe(snapshot))
-
-
-def write_optimizers(foreign: Foreign, dest: Path) -> None:
-    """Writes the training state beside the snapshot, under the number that both must have to be found."""
-    path = training_state_path(dest.parent, foreign.snapshot.meta['cur_nimg'])
-    expected = path.name.replace('training-state', 'network-snapshot').replace('.pt', '.pkl')
-    if dest.name != expected:
-        raise UserError(f'--optimizer: a run finds the two files by their names; write --dest {expected}')
-    say([*save_optimizers(foreign, path), str(path)])
 
 
 def say(lines: list[str]) -> None:

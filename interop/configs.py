@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dnnlib.util import ConfigError
 from training.camera import LABEL_DIM
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
 from training.networks.motion import MotionConfig
@@ -11,66 +12,59 @@ from training.networks.pv3d import Generator
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# output -> size that super-resolution works on: shapes do not tell it [EG3D has no others]
+# output -> size that super-resolution works on, which shapes do not show [EG3D has no others]
 _SR_RESOLUTION = {512: 128, 256: 128, 128: 64}
-
-
-class ShapeError(ValueError):
-    """Shapes that are of none of our networks; the message says which."""
 
 
 def generator_config(shapes: Shapes, sr_resolution: int | None = None) -> Generator.Config:
     """Returns the config of a generator with these tensors, by our names; motion layers may be missing.
 
-    What shapes do not tell (span, box_warp, sampling of rays) has its default; the plane axes are the
+    What shapes do not show (span, box_warp, sampling of rays) has its default; the plane axes are the
     released ones.
 
     Args:
         shapes: name -> shape of all parameters and buffers.
-        sr_resolution: what features are resized to before super-resolution; None = as EG3D has it.
+        sr_resolution: size that features are resized to before super-resolution; None = as in EG3D.
 
     Raises:
-        ShapeError: if a tensor is missing that the config is read off, or has an impossible shape.
+        ConfigError: if a tensor that the config is read off is missing, or has an impossible shape.
     """
-    at = _reader(shapes)
-    channels = _channels(shapes, r'^synthesis\.b(\d+)\.conv1\.bias$')
+    channels = _channels(shapes, r'^synthesis\.b(\d{1,4})\.conv1\.bias$')
     base, most = _widths(channels)
-    w_dim, label = at('mapping_network.embed.weight', 2)
+    w_dim, label = _shape(shapes, 'mapping_network.embed.weight', 2)
     if label != LABEL_DIM:
-        raise ShapeError(f'its cameras have {label} numbers, not {LABEL_DIM}')
-    layers = [n for n in shapes if re.fullmatch(r'mapping_network\.fc\d+\.weight', n)]
-    resolution = at('superresolution.block1.conv1.noise_const', 2)[0]
+        raise ConfigError(f'its cameras have {label} numbers, not {LABEL_DIM}')
+    resolution = _shape(shapes, 'superresolution.block1.conv1.noise_const', 2)[0]
     if sr_resolution is None and resolution not in _SR_RESOLUTION:
-        raise ShapeError(
-            f'pictures of {resolution} pixels are none of {sorted(_SR_RESOLUTION)}; '
-            'say what super-resolution works on: --set sr_resolution=...'
+        raise ConfigError(
+            f'for {resolution} pixels, give the input size of super-resolution: --set sr_resolution=...'
         )
     return Generator.Config(
         resolution=resolution,
-        z_dim=at('mapping_network.fc0.weight', 2)[1] - w_dim,
+        z_dim=_shape(shapes, 'mapping_network.fc0.weight', 2)[1] - w_dim,
         w_dim=w_dim,
-        mapping_layers=len(layers),
+        mapping_layers=len([n for n in shapes if re.fullmatch(r'mapping_network\.fc\d+\.weight', n)]),
         channel_base=base,
         channel_max=most,
         plane_resolution=max(channels),
-        plane_channels=at('synthesis.b4.torgb.bias', 1)[0] // 3,
+        plane_channels=_shape(shapes, 'synthesis.b4.torgb.bias', 1)[0] // 3,
         plane_axes='released',
-        feature_channels=at('decoder.out.bias', 1)[0] - 1,
+        feature_channels=_shape(shapes, 'decoder.out.bias', 1)[0] - 1,
         sr_resolution=sr_resolution or _SR_RESOLUTION[resolution],
-        sr_channels=tuple(at(f'superresolution.block{i}.conv1.bias', 1)[0] for i in (0, 1)),
+        sr_channels=tuple(_shape(shapes, f'superresolution.block{i}.conv1.bias', 1)[0] for i in (0, 1)),
         motion=_motion_config(shapes, sorted(channels)),
     )
 
 
 def image_discriminator_config(shapes: Shapes) -> ImageDiscriminator.Config:
-    """Returns the config of an image discriminator with these tensors, or raises ShapeError."""
+    """Returns the config of an image discriminator with these tensors; errors as above."""
     return ImageDiscriminator.Config(**_discriminator_fields(shapes))
 
 
 def video_discriminator_config(shapes: Shapes) -> VideoDiscriminator.Config:
-    """Returns the config of a video discriminator with these tensors, or raises ShapeError."""
+    """Returns the config of a video discriminator with these tensors; errors as above."""
     fields = _discriminator_fields(shapes)
-    inputs = _reader(shapes)(f'b{fields["resolution"]}.fromrgb.weight', 4)[1]
+    inputs = _shape(shapes, f'b{fields["resolution"]}.fromrgb.weight', 4)[1]
     return VideoDiscriminator.Config(
         **fields, delta_t=inputs == 7, camera=any(n.startswith('mapping.') for n in shapes)
     )
@@ -80,22 +74,23 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     'G': generator_config,
     'D_image': image_discriminator_config,
     'D_video': video_discriminator_config,
+    'G_ema': generator_config,
 }
 
 
 def _motion_config(shapes: Shapes, resolutions: list[int]) -> MotionConfig:
-    at = _reader(shapes)
     moving = [r for r in resolutions if any(n.startswith(f'synthesis.b{r}.motion.') for n in shapes)]
     if moving != resolutions[: len(moving)]:
-        raise ShapeError(f'its motion layers are in the blocks {moving}, not in the first ones')
+        raise ConfigError(f'its motion layers are in the blocks {moving}, not in the first ones')
     if not moving:
         return MotionConfig(num_layers=0)
-    return MotionConfig(num_layers=len(moving), code_dim=at('synthesis.b4.motion.head.weight', 2)[1])
+    code_dim = _shape(shapes, 'synthesis.b4.motion.head.weight', 2)[1]
+    return MotionConfig(num_layers=len(moving), code_dim=code_dim)
 
 
 def _discriminator_fields(shapes: Shapes) -> dict[str, int]:
-    channels = _channels(shapes, r'^b(\d+)\.conv0\.bias$')
-    channels[4] = _reader(shapes)('b4.conv.bias', 1)[0]
+    channels = _channels(shapes, r'^b(\d{1,4})\.conv0\.bias$')
+    channels[4] = _shape(shapes, 'b4.conv.bias', 1)[0]
     base, most = _widths(channels)
     return {'resolution': max(channels), 'channel_base': base, 'channel_max': most}
 
@@ -106,7 +101,7 @@ def _channels(shapes: Shapes, pattern: str) -> dict[int, int]:
     channels = {int(m[1]): shape[0] for m, shape in found if m and len(shape) == 1 and shape[0] > 0}
     expected = [4 * 2**i for i in range(len(channels))]
     if len(channels) < 2 or not set(channels) <= {*expected, expected[-1] * 2}:
-        raise ShapeError(f'it has the blocks {sorted(channels)[:12]}, not those of 4, 8, 16, ...')
+        raise ConfigError(f'it has the blocks {sorted(channels)[:12]}, not those of 4, 8, 16, ...')
     return channels
 
 
@@ -115,14 +110,11 @@ def _widths(channels: dict[int, int]) -> tuple[int, int]:
     base, most = max(c * r for r, c in channels.items()), max(channels.values())
     odd = [f'{c} at {r}' for r, c in sorted(channels.items()) if c != min(base // r, most)]
     if odd:
-        raise ShapeError(f'its widths follow no rule min(base / resolution, max): {", ".join(odd)}')
+        raise ConfigError(f'its channels are not min(base / resolution, max): {", ".join(odd)}')
     return base, most
 
 
-def _reader(shapes: Shapes) -> Callable[[str, int], tuple[int, ...]]:
-    def at(name: str, axes: int) -> tuple[int, ...]:
-        if len(shapes.get(name, ())) != axes:
-            raise ShapeError(f'it lacks {name}, or has it with a shape that tells nothing')
-        return shapes[name]
-
-    return at
+def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
+    if len(shapes.get(name, ())) != axes:
+        raise ConfigError(f'{name} is missing, or does not have {axes} axes')
+    return shapes[name]

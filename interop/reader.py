@@ -1,16 +1,19 @@
-"""Opens checkpoints of other programs without running their code: torch.save files and plain pickles.
+"""Reads checkpoints of other programs without running their code: torch.save files and plain pickles.
 
-The restricted reader (`pickle_reader`) builds tensors, numpy values and containers. Objects of the few
-packages that such files mention become inert placeholders; any other name is refused. Source of the formats:
-the files that torch and numpy write.
+The standard unpickler does the reading, but nothing of a file is ever looked up, imported or called: a class
+or function that it names stays a `Name`. Calls of the names in `_BUILDERS` make tensors, numbers and
+containers; every other call makes an inert `Placeholder`. Limits keep a small hostile file from taking long
+or much memory. Source of the formats: the files that torch and numpy write.
 """
 
+import dataclasses
 import io
 import math
+import pickle
+import pickletools
 import re
-import sys
 import zipfile
-from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.util import CheckpointError, explain_os_error
-from interop.pickle_reader import Budget, Name, Placeholder, RefusedError, read_pickle
+from dnnlib.util import CheckpointError
 from torch_utils.checkpoint import check_zip
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of what torch.save wrote before it wrote zips
-_MAX_AXES = 16  # of tensors and arrays
-_MAX_NUMBER = 2**40  # in a shape
-_ITEM_BYTES = 64  # a generous guess of what an entry of a container takes
-_NUMPY_TYPE = re.compile(r'^[<=|]?([biufc]\d{1,2}|\?|[SU]\d{1,9})$')
-
+_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the files that torch.save wrote before it wrote zips
+_MAX_OPCODES = 300_000  # in all pickles of a file; the released PV3D and EG3D need about 60 thousand
+_MAX_BITS = 64  # of an integer; many longer ones can have the same hash, which makes dictionaries slow
+_MAX_NAME = 128  # characters of a module, class or function: the rest is cut off
+_MAX_LENGTH = 16  # axes of a tensor; parts of a tuple that is a key
+_REFUSED = b'\x82\x83\x84\x92\x97\x98io'  # extensions, calls by keyword, buffers, old instances
+_NUMBER = re.compile(r'b1|[iu][1248]|f[248]')  # numpy's types of plain numbers
 _DTYPES = {
     'FloatStorage': torch.float32,
     'DoubleStorage': torch.float64,
@@ -41,31 +44,37 @@ _DTYPES = {
     'UntypedStorage': torch.uint8,
     'BoolStorage': torch.bool,
 }
-_STORAGES = {
-    **{f'torch.{name}': dtype for name, dtype in _DTYPES.items()},
-    'torch.storage.UntypedStorage': torch.uint8,
-}
 
-# packages whose objects become placeholders; torch.nn.modules: unnamed parts of EG3D's networks
-_FOREIGN = ('omegaconf', 'dnnlib', 'torch_utils', 'training', 'torch.nn.modules')
-# mentioned as values by configs; never called
-_MENTIONED = {
-    *('typing.Any', 'torch.float32', 'torch.float16', 'torch.bfloat16', 'torch.float64', 'torch.int64'),
-    *(f'{m}.{n}' for m in ('builtins', '__builtin__') for n in ('int', 'float', 'str', 'bool', 'bytes')),
-    *(f'{m}.{n}' for m in ('builtins', '__builtin__') for n in ('dict', 'list', 'tuple')),
-    *('__builtin__.long', '__builtin__.unicode'),  # int and str, as torch.save names them
-}
+Load = Callable[[str, torch.dtype, int], Tensor]  # key, type and number of elements of a storage -> [numel]
+_RefusedError = pickle.UnpicklingError  # its message names what is wrong with 'it', the file
+
+
+class Name(str):
+    """A class or function that a file names, as `module.name`; never looked up."""
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Placeholder:
+    """Stands for a foreign object: holds the arguments and the state that it was given, and does nothing."""
+
+    name: Name
+    args: tuple[Any, ...]
+    state: Any = None
+
+    def append(self, element: Any) -> None:
+        """Drops an element of a foreign list."""
 
 
 def read_foreign(path: str | Path) -> Any:
     """Reads a checkpoint of another program; nothing in it is executed.
 
     Returns:
-        the tree in the file: containers, numbers, texts, numpy values and CPU tensors, and a `Placeholder`
-        for every object of a foreign class.
+        the tree in the file: containers, numbers, texts and CPU tensors, and a `Placeholder` for every other
+        object. Branches may be shared, deep, or contain themselves: never print or compare them unchecked.
 
     Raises:
-        CheckpointError: if the file is missing, damaged, or asks for more than plain data.
+        CheckpointError: if the file is corrupted, or asks for too much memory or time.
+        OSError: if it cannot be opened.
     """
     path = Path(path)
     try:
@@ -74,257 +83,216 @@ def read_foreign(path: str | Path) -> Any:
         if is_zip:
             check_zip(path, 'checkpoint')
             return _read_zip(path)
-        return read_bytes(path.read_bytes())
-    except OSError as err:
-        raise CheckpointError('cannot read ' + explain_os_error(err, path)) from err
-    except RefusedError as err:
-        raise CheckpointError(f'{path}: refused, {err}; nothing in it was executed') from err
+        data = path.read_bytes()
+        return _read_stream(io.BytesIO(data), _Budget(len(data)))
+    except (OSError, CheckpointError):  # the latter of a corrupted zip
+        raise
+    except Exception as err:  # corrupted bytes make an unpickler raise nearly anything
+        reason = ascii(''.join(str(err).splitlines()[:1])[:100])[1:-1]
+        if not isinstance(err, _RefusedError):
+            reason = f'it cannot be read as plain data ({type(err).__name__}: {reason})'
+        raise CheckpointError(f'{path}: refused, {reason}; nothing in it was executed') from err
 
 
-def read_bytes(data: bytes) -> Any:
-    """Reads a plain pickle, or what torch.save wrote before it wrote zips.
+class _Budget:
+    """What is left of the work and memory that a file may cost, shared by the pickles inside it."""
 
-    Raises:
-        RefusedError: if the data are damaged, or ask for more than plain data.
-    """
-    return _read_stream(data, Budget(len(data)), nested=False)
+    def __init__(self, file_bytes: int) -> None:
+        self.opcodes = _MAX_OPCODES
+        self.bytes = 8 * file_bytes + 2**20  # tensors may share a storage
+
+    def spend(self, count: int) -> None:
+        """Counts `count` bytes of storages, tensors or copies."""
+        self.bytes -= count
+        if self.bytes < 0:
+            raise _RefusedError('it declares more data than a file of its size can hold')
+
+    def copied(self, items: Any, item_bytes: int = 1) -> Any:
+        """Counts a copy of `items`, and returns these."""
+        self.spend(item_bytes * len(items))
+        return items
 
 
 def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
-        names = set(archive.namelist())
-        roots = [name.removesuffix('data.pkl') for name in names if re.fullmatch(r'[^/]+/data\.pkl', name)]
-        if len(roots) != 1:
-            raise RefusedError('it is a zip, but not one that torch.save wrote (no data.pkl)')
-        root = roots[0]
-        if f'{root}byteorder' in names and archive.read(f'{root}byteorder').strip() != b'little':
-            raise RefusedError('it was written on a big-endian machine, which is not supported')
-        budget = Budget(path.stat().st_size)
+        names = archive.namelist()
+        root = next(name.removesuffix('data.pkl') for name in names if name.endswith('/data.pkl'))
+        _check_order(f'{root}byteorder' not in names or archive.read(f'{root}byteorder').strip() == b'little')
 
-        def load(key: str) -> bytes:
-            if f'{root}data/{key}' not in names:
-                raise RefusedError('it lacks the data of a tensor')
-            return archive.read(f'{root}data/{key}')
+        def load(key: str, dtype: torch.dtype, numel: int) -> Tensor:
+            return _flat(archive.read(f'{root}data/{key}'), dtype, numel)
 
-        vocabulary = _Plain(budget, nested=True)
-        vocabulary.storages = _Storages(load, budget)
-        return read_pickle(io.BytesIO(archive.read(f'{root}data.pkl')), vocabulary, budget)
+        return _read_pickle(io.BytesIO(archive.read(f'{root}data.pkl')), _Budget(path.stat().st_size), load)
 
 
-def _read_stream(data: bytes, budget: Budget, nested: bool) -> Any:
-    """Reads bytes that are no zip; `nested`: they come out of another pickle and may hold no third."""
-    stream = io.BytesIO(data)
-    first = read_pickle(stream, _Plain(budget, nested), budget)
+def _read_stream(stream: io.BytesIO, budget: _Budget) -> Any:
+    """Reads a plain pickle, or the five pickles and the storages that torch.save wrote before zips."""
+    first = _read_pickle(stream, budget)
     if type(first) is not int or first != _MAGIC:
         return first
-    read_pickle(stream, _Plain(budget, nested), budget)  # version of the protocol
-    system = read_pickle(stream, _Plain(budget, nested), budget)
-    if not isinstance(system, dict) or system.get('little_endian') is not True:
-        raise RefusedError('it was written on a big-endian machine, which is not supported')
-    vocabulary = _Plain(budget, nested)
-    vocabulary.storages = _Storages(None, budget)
-    value = read_pickle(stream, vocabulary, budget)
-    keys = read_pickle(stream, _Plain(budget, nested), budget)
-    vocabulary.storages.fill(keys, stream)
+    _read_pickle(stream, budget)  # version of the format
+    _check_order(_read_pickle(stream, budget)['little_endian'] is True)
+    storages: dict[str, Tensor] = {}
+
+    def load(key: str, dtype: torch.dtype, numel: int) -> Tensor:
+        storages[key] = torch.empty(numel, dtype=dtype)
+        return storages[key]
+
+    value = _read_pickle(stream, budget, load)
+    for key in _hashable(_read_pickle(stream, budget)):
+        storage, numel = storages.pop(key), int.from_bytes(stream.read(8), 'little')
+        storage.copy_(_flat(stream.read(storage.nbytes), storage.dtype, numel))
+    if storages:
+        raise _RefusedError('it is truncated (the data of a storage are missing)')
     return value
 
 
-class _Storages:
-    """The flat tensors [numel] behind the tensors of one torch.save file, by their keys.
-
-    Args of the constructor: how to load the bytes of a key; None when they follow after the pickle.
-    """
-
-    def __init__(self, load: Any, budget: Budget) -> None:
-        self.load, self.budget = load, budget
-        self.found: dict[str, Tensor] = {}
-
-    def fetch(self, reference: Any) -> Tensor:
-        """Returns the storage that a persistent reference ('storage', type, key, location, numel) means."""
-        if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != 'storage':
-            raise RefusedError('it is damaged (a reference to no storage)')
-        _, kind, key, _, numel, *view = reference
-        dtype = _STORAGES.get(str(kind)) if isinstance(kind, Name) else None
-        if dtype is None or not isinstance(key, str) or type(numel) is not int or numel < 0:
-            raise RefusedError('it has a storage of an unknown type')
-        if any(part is not None for part in view):
-            raise RefusedError('it has a part of a storage, as only very old versions of torch wrote')
-        if key not in self.found:
-            self.budget.spend(numel * dtype.itemsize)
-            self.found[key] = (
-                torch.empty(numel, dtype=dtype) if self.load is None else _flat(self.load(key), dtype, numel)
-            )
-        storage = self.found[key]
-        if storage.dtype != dtype or len(storage) != numel:
-            raise RefusedError('it is damaged (two references to one storage differ)')
-        return storage
-
-    def fill(self, keys: Any, stream: io.BytesIO) -> None:
-        """Reads the bytes that follow a pickle: for each key the number of elements, and these."""
-        if not isinstance(keys, list) or not all(isinstance(key, str) and key in self.found for key in keys):
-            raise RefusedError('it is damaged (its storages are not those that it lists)')
-        if len(keys) != len(self.found):
-            raise RefusedError('it is damaged (the data of a storage are missing)')
-        for key in keys:
-            storage = self.found[key]
-            count = int.from_bytes(stream.read(8), 'little')
-            if count != len(storage):
-                raise RefusedError('it is damaged (a storage of another size)')
-            storage.copy_(_flat(stream.read(count * storage.dtype.itemsize), storage.dtype, count))
+def _check_order(little_endian: bool) -> None:
+    if not little_endian:
+        raise _RefusedError('it was written on a big-endian machine, which is not supported')
 
 
 def _flat(data: bytes, dtype: torch.dtype, numel: int) -> Tensor:
     if len(data) != numel * dtype.itemsize:
-        raise RefusedError('it is cut short, or declares other sizes than it has')
-    if sys.byteorder != 'little':
-        raise RefusedError('it cannot be read on a big-endian machine')
+        raise _RefusedError('it is truncated, or declares other sizes than it has')
     return torch.frombuffer(bytearray(data), dtype=dtype) if numel else torch.empty(0, dtype=dtype)
 
 
-class _Plain:
-    """The vocabulary of checkpoints: what names, calls and references in their pickles may mean."""
-
-    def __init__(self, budget: Budget, nested: bool) -> None:
-        self.budget = budget
-        self.storages: _Storages | None = None
-        self.calls = {
-            'torch._utils._rebuild_tensor_v2': self._tensor,
-            'torch._utils._rebuild_parameter': lambda data, *_: _checked(data, Tensor),
-            'torch._utils._rebuild_parameter_with_state': lambda data, *_: _checked(data, Tensor),
-            'torch.Size': self._tuple,
-            'torch.device': lambda *args: ':'.join(map(str, self._tuple(args))),
-            'torch.serialization._get_layout': lambda name: _checked(name, str),
-            'collections.OrderedDict': self._ordered,
-            'collections.defaultdict': lambda *_: {},  # of omegaconf; what makes its defaults is of no use
-            'dnnlib.util.EasyDict': lambda *args: dict(self._ordered(*args)),
-            '_codecs.encode': self._encode,
-            'numpy.dtype': _numpy_type,
-            'numpy.ndarray': lambda *_: None,
-        }
-        for core in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-            self.calls[f'{core}.scalar'] = _numpy_scalar
-            self.calls[f'{core}._reconstruct'] = lambda *_: np.empty(0, np.uint8)
-        for core in ('numpy.core.numeric', 'numpy._core.numeric'):
-            self.calls[f'{core}._frombuffer'] = self._array
-        for builtins in ('builtins', '__builtin__'):
-            self.calls[f'{builtins}.set'] = lambda *args: set(self._tuple(*args))
-        if not nested:
-            self.calls['torch.storage._load_from_bytes'] = self._load_from_bytes
-
-    def find(self, name: Name) -> Name:
-        """Lets known names pass, as names."""
-        text = str(name)
-        known = text in self.calls or text in _MENTIONED or text in _STORAGES
-        if not known and not any(text.startswith(f'{package}.') for package in _FOREIGN):
-            raise RefusedError(f'it asks for {text}, which is not plain data')
-        return name
-
-    def call(self, function: Any, args: tuple[Any, ...]) -> Any:
-        """Builds what a known function builds; a placeholder for a foreign class."""
-        if not isinstance(function, Name):
-            raise RefusedError(f'it calls a {type(function).__name__}')
-        text = str(function)
-        if text in self.calls:
-            return self.calls[text](*args)
-        if text in _MENTIONED or text in _STORAGES:
-            raise RefusedError(f'it calls {text}, which is not plain data')
-        return Placeholder(function, args)
-
-    def restore(self, thing: Any, state: Any) -> None:
-        """Puts a state into a placeholder or a numpy array; attributes of plain containers are left out."""
-        if isinstance(thing, Placeholder):
-            thing.state = state
-        elif isinstance(thing, np.ndarray):
-            self._fill_array(thing, state)
-        elif isinstance(thing, np.dtype):
-            if not isinstance(state, tuple) or state[1:2] not in [('<',), ('|',), ('=',)]:
-                raise RefusedError('it has numbers in an unknown byte order')
-        elif not isinstance(thing, (OrderedDict, dict)):
-            raise RefusedError(f'it is damaged (a state for a {type(thing).__name__})')
-
-    def fetch(self, reference: Any) -> Any:
-        """Returns the storage that a reference means."""
-        if self.storages is None:
-            raise RefusedError('it refers to data that are not in it')
-        return self.storages.fetch(reference)
-
-    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-        """Makes a tensor of a storage, which is a flat tensor here."""
-        numbers = (offset, *_checked(size, tuple), *_checked(stride, tuple))
-        whole = all(type(n) is int and 0 <= n <= _MAX_NUMBER for n in numbers)
-        if not isinstance(storage, Tensor) or storage.ndim != 1 or not whole or len(size) != len(stride):
-            raise RefusedError('it is damaged (a tensor with an impossible shape)')
-        numel, last = math.prod(size), offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        if len(size) > _MAX_AXES or numel > len(storage) or (numel and last >= len(storage)):
-            raise RefusedError(
-                f'it has a tensor of shape {list(size)[:_MAX_AXES]} without the numbers for it'
-            )
-        self.budget.spend(numel * storage.dtype.itemsize)
-        return storage.as_strided(size, stride, offset) if numel else storage.new_empty(size)
-
-    def _load_from_bytes(self, data: Any) -> Any:
-        """A storage inside a plain pickle: a torch.save file of its own, as bytes."""
-        self.budget.spend(len(_checked(data, bytes)))
-        return _checked(_read_stream(data, self.budget, nested=True), Tensor)
-
-    def _tuple(self, values: Any = ()) -> tuple[Any, ...]:
-        if not isinstance(values, (tuple, list)) or not all(isinstance(v, (int, float, str)) for v in values):
-            raise RefusedError('it is damaged (a set or size of what is no number or text)')
-        self.budget.spend(_ITEM_BYTES * len(values))
-        return tuple(values)
-
-    def _ordered(self, items: Any = ()) -> OrderedDict[Any, Any]:
-        pairs = list(items.items()) if isinstance(items, dict) else items
-        self.budget.spend(_ITEM_BYTES * len(_checked(pairs, (tuple, list))))
-        if not all(
-            isinstance(p, (tuple, list)) and len(p) == 2 and isinstance(p[0], (str, int)) for p in pairs
-        ):
-            raise RefusedError('it is damaged (a dictionary of what are no pairs)')
-        return OrderedDict((k, v) for k, v in pairs)
-
-    def _encode(self, text: Any, encoding: Any) -> bytes:
-        """Bytes, as protocol 2 writes them."""
-        if encoding != 'latin1':
-            raise RefusedError('it has bytes in an unknown encoding')
-        self.budget.spend(len(_checked(text, str)))
-        return text.encode('latin1')
-
-    def _array(self, data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-        """A numpy array as protocol 5 writes it."""
-        array = np.empty(0, np.uint8)
-        self._fill_array(array, (1, shape, dtype, order == 'F', bytes(_checked(data, (bytes, bytearray)))))
-        return array
-
-    def _fill_array(self, array: np.ndarray, state: Any) -> None:
-        """Gives an empty array its shape and numbers, from (version, shape, type, is_fortran, bytes)."""
-        if not isinstance(state, tuple) or len(state) != 5 or array.size:
-            raise RefusedError('it is damaged (a state of no numpy array)')
-        _, shape, dtype, fortran, data = state
-        whole = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
-        if (
-            not whole
-            or len(shape) > _MAX_AXES
-            or not isinstance(dtype, np.dtype)
-            or not isinstance(data, bytes)
-        ):
-            raise RefusedError('it is damaged (a state of no numpy array)')
-        if len(data) != math.prod(shape) * dtype.itemsize:
-            raise RefusedError(f'it has a numpy array of shape {list(shape)} without the numbers for it')
-        self.budget.spend(len(data))
-        array.__setstate__((1, shape, dtype, bool(fortran), data))
-
-
-def _checked(value: Any, kind: Any) -> Any:
-    if not isinstance(value, kind):
-        raise RefusedError(f'it is damaged (a {type(value).__name__} in a wrong place)')
+def _read_pickle(stream: io.BytesIO, budget: _Budget, load: Load | None = None) -> Any:
+    """Looks through one pickle, then reads it, and leaves the stream behind its end."""
+    start = stream.tell()
+    for _, argument, _ in pickletools.genops(stream):  # also checks that the bytes of each argument exist
+        budget.opcodes -= 1
+        long = isinstance(argument, int) and argument.bit_length() > _MAX_BITS and argument != _MAGIC
+        if budget.opcodes < 0 or long:
+            raise _RefusedError(f'it has more than {_MAX_OPCODES} instructions, or too long a number')
+    end = stream.tell()
+    stream.seek(start)
+    value = _Unpickler(stream, budget, load).load()
+    stream.seek(end)
     return value
 
 
-def _numpy_type(text: Any, *_: Any) -> np.dtype:
-    if not isinstance(text, str) or not _NUMPY_TYPE.match(text):
-        raise RefusedError(f'it has numpy values of the type {ascii(text)[:40]}')
-    return np.dtype(text)
+class _Unpickler(pickle._Unpickler):
+    """The standard unpickler in Python; that in C has fixed instructions, and trusts numbers about memory.
+
+    Replaced are the instructions that call, look up, hash, or change anything but a list.
+    """
+
+    def __init__(self, stream: io.BytesIO, budget: _Budget, load: Load | None) -> None:
+        super().__init__(stream, encoding='latin1')
+        self.budget, self.load_storage = budget, load
+        self.storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Name:
+        """Returns the name of a class or function, whatever that is."""
+        return Name(f'{module[:_MAX_NAME]}.{name[:_MAX_NAME]}')
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        """Returns the storage that a reference ('storage', type, key, location, numel) means, as [numel]."""
+        _, kind, key, _, numel, *view = pid[:6]
+        known = isinstance(kind, Name) and type(key) is str and type(numel) is int and not any(view)
+        if not known or self.load_storage is None:
+            raise _RefusedError('it refers to data of an unknown kind')
+        dtype = _DTYPES[kind.rpartition('.')[2]]
+        if key not in self.storages:
+            self.budget.spend(numel * dtype.itemsize)
+            self.storages[key] = self.load_storage(key, dtype, numel)
+        return self.storages[key].view(dtype)
+
+    def _call(self) -> None:
+        args, name = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, Name) or not isinstance(args, tuple):
+            raise _RefusedError('it calls what is not a function')
+        build = _BUILDERS.get(name)
+        self.append(build(self.budget, *args) if build else Placeholder(name, args))
+
+    def _set_state(self) -> None:
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Placeholder):  # attributes of anything else are of no use
+            self.stack[-1].state = state
+
+    def _dict(self) -> None:
+        self.metastack[-1].append({})  # below the mark
+        self._update()
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._update([key, value])
+
+    def _update(self, items: list[Any] | None = None) -> None:
+        items, target = self.pop_mark() if items is None else items, self.stack[-1]
+        if isinstance(target, set):
+            target.update(_hashable(items))
+        elif not isinstance(target, Placeholder):
+            dict.update(target, zip(_hashable(items[::2]), items[1::2], strict=True))
+
+    def _refuse(self) -> None:
+        raise _RefusedError('it has an instruction that no such file needs')
+
+    dispatch = {
+        **pickle._Unpickler.dispatch,
+        **dict.fromkeys(_REFUSED, _refuse),
+        **dict.fromkeys(pickle.REDUCE + pickle.NEWOBJ, _call),
+        **dict.fromkeys(pickle.SETITEMS + pickle.ADDITEMS, _update),
+        pickle.SETITEM[0]: _set_item,
+        pickle.DICT[0]: _dict,
+        pickle.FROZENSET[0]: lambda self: self.append(frozenset(_hashable(self.pop_mark()))),
+        pickle.BUILD[0]: _set_state,
+    }
 
 
-def _numpy_scalar(dtype: Any, data: Any) -> np.generic:
-    return np.frombuffer(_checked(data, bytes), _checked(dtype, np.dtype), count=1)[0]
+def _hashable(keys: Any) -> Any:
+    """Lets plain keys pass; hashes of other tuples could overflow the stack, take long, or collide."""
+    for key in keys:
+        texts = isinstance(key, tuple) and len(key) <= _MAX_LENGTH and all(isinstance(k, str) for k in key)
+        if not texts and not isinstance(key, (str, bytes, int, float, type(None), Placeholder)):
+            raise _RefusedError(f'it uses a {type(key).__name__} as the key of a dictionary or set')
+    return keys
+
+
+def _tensor(budget: _Budget, storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+    """Makes a tensor of a storage, which is a flat tensor here."""
+    fits = type(size) is type(stride) is tuple and len(size) == len(stride) <= _MAX_LENGTH
+    if fits and all(type(n) is int and n >= 0 for n in (offset, *size, *stride)) and storage.ndim == 1:
+        numel = math.prod(size)
+        last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        if numel == 0:
+            return storage.new_empty(size)
+        if max(numel, last + 1) <= len(storage):
+            budget.spend(numel * storage.itemsize)
+            return storage.as_strided(size, stride, offset)
+    raise _RefusedError('it has a tensor of a shape that its storage cannot hold')
+
+
+def _number(_: _Budget, dtype: Placeholder, data: bytes) -> Any:
+    """Turns a scalar of numpy into a number; those that are not numbers stay as they are."""
+    kind = dtype.args[0]
+    if isinstance(kind, str) and _NUMBER.fullmatch(kind) and dtype.state[1] != '>':
+        return np.frombuffer(data, f'<{kind}', count=1)[0].item()
+    return Placeholder(Name('numpy.generic'), (dtype, data))
+
+
+def _set(budget: _Budget, elements: Any = ()) -> set[Any]:
+    return set(_hashable(budget.copied(elements, item_bytes=64)))
+
+
+# The names that mean something: what a call of each builds, given the budget and the arguments of the call.
+_BUILDERS: dict[str, Callable[..., Any]] = {
+    'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_parameter': lambda _, tensor, *__: tensor,
+    'torch._utils._rebuild_parameter_with_state': lambda _, tensor, *__: tensor,
+    'torch.Size': lambda _, size: size,
+    # a storage inside a plain pickle: a torch.save file of its own, as bytes
+    'torch.storage._load_from_bytes': lambda budget, data: _read_stream(
+        io.BytesIO(budget.copied(data)), budget
+    ),
+    'collections.OrderedDict': lambda *_: {},
+    'collections.defaultdict': lambda *_: {},
+    'dnnlib.util.EasyDict': lambda *_: {},
+    'builtins.set': _set,
+    '__builtin__.set': _set,
+    '_codecs.encode': lambda budget, text, _: budget.copied(text).encode('latin1'),  # bytes, in protocol 2
+    'numpy.core.multiarray.scalar': _number,
+    'numpy._core.multiarray.scalar': _number,
+}

@@ -31,13 +31,16 @@ def start_from(path: str, modules: dict[str, nn.Module]) -> int:
         UserError: if the file cannot be used, or does not fit.
     """
     snapshot = open_snapshot(path)
-    if snapshot.meta.get('source_format') == EG3D:
+    static = snapshot.meta.get('source_format') == EG3D
+    if static:
         dist.print0('\n'.join(warm_start(snapshot, modules)))
-        _warn_of_differences(snapshot, modules, besides='motion.')
     else:
         for name, module in modules.items():
             load_weights(snapshot, name, module)
-        _warn_of_differences(snapshot, modules, besides=())
+    then, now = flatten(snapshot.networks['G']['config']), flatten(to_dict(modules['G'].config))
+    for name in sorted(n for n in now if now[n] != then.get(n, now[n])):
+        if not (static and name.startswith('motion.')):
+            dist.print0(f'warning: trained with generator.{name}={then[name]}, this run has {now[name]}')
     seen = snapshot.meta.get('schedule_nimg', 0)
     if not isinstance(seen, int) or seen < 0:
         raise CheckpointError(f'{snapshot.path}: its schedule_nimg={seen!r} is not a number of clips')
@@ -45,18 +48,8 @@ def start_from(path: str, modules: dict[str, nn.Module]) -> int:
     return seen
 
 
-def _warn_of_differences(
-    snapshot: Snapshot, modules: Mapping[str, nn.Module], besides: str | tuple[str, ...]
-) -> None:
-    """Names options of G that differ from those its weights were trained with, but for some prefixes."""
-    then, now = flatten(snapshot.networks['G']['config']), flatten(to_dict(modules['G'].config))
-    differ = (n for n in now if now[n] != then.get(n, now[n]) and not n.startswith(besides))
-    for name in sorted(differ):
-        dist.print0(f'warning: trained with generator.{name}={then[name]}, this run has {now[name]}')
-
-
 @torch.no_grad()
-def warm_start(snapshot: Snapshot, modules: dict[str, nn.Module]) -> list[str]:
+def warm_start(snapshot: Snapshot, modules: Mapping[str, nn.Module]) -> list[str]:
     """Copies every tensor of a converted EG3D that fits; motion layers contribute 0 at first.
 
     Each motion layer keeps its random weights behind a trained weight of 0, so that the first frames equal
@@ -68,46 +61,40 @@ def warm_start(snapshot: Snapshot, modules: dict[str, nn.Module]) -> list[str]:
         modules: those of the run, by their names in a snapshot; changed in place.
 
     Returns:
-        lines that say what was copied, initialised and dropped.
+        lines for people: what was copied, initialised and dropped.
 
     Raises:
         UserError: if the motion layers have no such weight.
     """
-    lines = ['to_image_raw begins as what EG3D does: image_raw = the first three features']
+    lines = ['to_image_raw begins as in EG3D: image_raw = the first three features']
     for name, module in modules.items():
         origin = name if name in snapshot.networks else 'D_image'
-        source = snapshot.networks[origin]['state']
-        lines.append(_copy(name, module, origin, source))
+        lines.append(f'{name}: {_copy(module, origin, snapshot.networks[origin]["state"])}')
     for name in ('G', 'G_ema'):
-        gains = [n for n, _ in modules[name].named_parameters() if n.endswith('.motion.weight')]
-        moving = any('.motion.' in n for n, _ in modules[name].named_parameters())
-        if moving and not gains:
+        motion = {n: p for n, p in modules[name].named_parameters() if '.motion.' in n}
+        gains = [p for n, p in motion.items() if n.endswith('.motion.weight')]
+        if motion and not gains:
             raise UserError(
                 f'{snapshot.path}: EG3D has no motion, which can only grow from nothing with '
                 'generator.motion.learned_weight=true; leave the other value out'
             )
         for gain in gains:
-            modules[name].get_parameter(gain).zero_()
+            gain.zero_()
     return lines
 
 
-def _copy(name: str, module: nn.Module, origin: str, source: dict[str, Tensor]) -> str:
+def _copy(module: nn.Module, origin: str, source: Mapping[str, Tensor]) -> str:
     own = module.state_dict()
     fits = [n for n, t in own.items() if n in source and source[n].shape == t.shape]
-    for tensor in fits:
-        own[tensor].copy_(source[tensor])
-    fresh = [n for n in own if n not in fits]
-    dropped = [n for n in source if n not in fits]
-    return (
-        f'{name}: {len(fits)} tensors copied from {origin}; {_named(fresh)} initialised anew; '
-        f'{_named(dropped)} dropped'
-    )
+    for name in fits:
+        own[name].copy_(source[name])
+    new, dropped = ([n for n in names if n not in fits] for names in (own, source))
+    return f'{len(fits)} tensors copied from {origin}; {_named(new)} initialised; {_named(dropped)} dropped'
 
 
 def _named(names: list[str]) -> str:
     """Names tensors, those of motion layers by their number."""
-    motion = [n for n in names if '.motion.' in n]
-    rest = [n for n in names if n not in motion]
-    parts = [f'{len(motion)} of motion layers'] if motion else []
+    rest = [n for n in names if '.motion.' not in n]
+    parts = [f'{len(names) - len(rest)} of motion layers'] if len(rest) < len(names) else []
     parts += rest[:_MAX_NAMED] + ([f'{len(rest) - _MAX_NAMED} more'] if len(rest) > _MAX_NAMED else [])
     return ', '.join(parts) or 'none'

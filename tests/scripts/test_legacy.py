@@ -12,19 +12,17 @@ from interop import configs
 from interop.convert import EG3D, PV3D, open_foreign, open_snapshot, trained_with
 from interop.names import PREFIXES, filter_names, from_released
 from support import tiny
-from support.foreign_files import G_CONFIG, released_model, released_state, run, save_ckpt, save_eg3d
+from support.foreign_files import G_CONFIG, released_model, run, save_ckpt, save_eg3d
 from support.golden_reference import agrees, find, load
 from support.small_runs import cli
 from torch_utils import checkpoint
-from training.batching import make_phases
-from training.config import tiny as tiny_config
-from training.loss import Networks
 from training.networks.motion import MotionConfig
 from training.networks.pv3d import Generator
 from training.networks.registry import NETWORKS
+from training.presets import tiny as tiny_config
 
 RAYS = ['renderer.resolution=8', 'renderer.depth_samples=6', 'renderer.importance_samples=6']
-OVERRIDES = [tuple(text.split('=')) for text in RAYS]
+SET_RAYS = [word for option in RAYS for word in ('--set', option)]
 
 
 @pytest.fixture
@@ -41,7 +39,7 @@ def eg3d(tmp_path):
 
 
 @pytest.fixture
-def small_pictures(monkeypatch):
+def small_images(monkeypatch):
     monkeypatch.setitem(configs._SR_RESOLUTION, 32, 16)
 
 
@@ -87,11 +85,10 @@ def test_released_shapes_give_the_released_config(network):
 @pytest.mark.parametrize('suffix', ['ckpt', 'pth'])
 def test_round_trip_is_identical(tmp_path, networks, ckpt, suffix):
     model = released_model(networks)
-    source = ckpt
-    if suffix == 'pth':
-        source = tmp_path / 'a.pth'
-        torch.save(model, source)
-    done = run('--source', source, '--dest', tmp_path / 'b.pkl', *sum((['--set', r] for r in RAYS), []))
+    torch.save(model, tmp_path / 'a.pth')
+    done = run(
+        '--source', ckpt if suffix == 'ckpt' else tmp_path / 'a.pth', '--dest', tmp_path / 'b.pkl', *SET_RAYS
+    )
     assert done.exit_code == 0, done.output
     back = run('--source', tmp_path / 'b.pkl', '--dest', tmp_path / f'c.{suffix}', '--to', 'released')
     assert back.exit_code == 0 and 'codes of 512 numbers, not 16' in back.output
@@ -102,24 +99,22 @@ def test_round_trip_is_identical(tmp_path, networks, ckpt, suffix):
     assert found.keys() == model.keys()
     assert all(torch.equal(found[n], t) and found[n].dtype == t.dtype for n, t in model.items())
     again = open_snapshot(tmp_path / f'c.{suffix}').networks
-    assert {k: v['state'].keys() for k, v in again.items()} == {
-        k: m.state_dict().keys() for k, m in networks.items()
-    }
+    assert all(again[k]['state'].keys() == m.state_dict().keys() for k, m in networks.items())
     if suffix == 'ckpt':  # our own exports also keep how rays are sampled
         assert from_dict(Generator.Config, again['G']['config']) == G_CONFIG
 
 
 def test_summary_and_meta(tmp_path, ckpt, networks):
-    done = run('--source', ckpt, '--dest', tmp_path / 'b.pkl', *sum((['--set', r] for r in RAYS), []))
+    done = run('--source', ckpt, '--dest', tmp_path / 'b.pkl', *SET_RAYS)
     for text in (PV3D, 'num_updates 30', 'num_samples 480', 'plane_axes=released', '8x8 rays of 6 + 6'):
         assert text in done.output, done.output
     snapshot = checkpoint.read_snapshot(tmp_path / 'b.pkl')
     assert [snapshot.meta[k] for k in ('cur_nimg', 'kimg', 'cfg')] == [480, 0.48, 'pv3d-released']
     assert snapshot.networks['G_ema']['config'] == to_dict(G_CONFIG)
-    built = checkpoint.build_network(snapshot, 'G_ema', NETWORKS['G_ema'])
-    with torch.no_grad():
-        for ours, theirs in zip(built(*tiny.codes(2)), networks['G_ema'].eval()(*tiny.codes(2)), strict=True):
-            assert torch.equal(ours, theirs)
+    assert all(
+        torch.equal(t, snapshot.networks['G_ema']['state'][n])
+        for n, t in networks['G_ema'].state_dict().items()
+    )
     assert trained_with(tmp_path / 'b.pkl') == trained_with(ckpt) == [('generator.plane_axes', 'released')]
     assert run('--source', tmp_path / 'b.pkl', '--dest', tmp_path / 'c.pkl').output.startswith('Error: ')
     assert run('--source', tmp_path / 'b.pkl', '--set', 'span=4').output.startswith('Error: ')
@@ -127,108 +122,53 @@ def test_summary_and_meta(tmp_path, ckpt, networks):
     assert own.exit_code == 0 and 'clips seen: 480' in own.output and '8x8 rays of 6 + 6' in own.output
 
 
-def drop(model):
-    del model['generator_ema.decoder.net.0.bias']
+# what happens to a released model, and the message
+MISFITS = {
+    'missing': (
+        {'generator_ema.decoder.net.0.bias': None},
+        'G_ema does not fit: missing: decoder.net.0.bias',
+    ),
+    'unexpected': ({'generator_ema.extra.weight': torch.zeros(2)}, 'does not fit: unexpected: extra.weight'),
+    'misshapen': (
+        {'generator_ema.superresolution.block1.torgb.bias': torch.zeros(7)},
+        'misshapen: superresolution.block1.torgb.bias [7] instead of [3]',
+    ),
+    'filter': (
+        {'img_discriminator.b8.conv1.resample_filter': torch.ones(4, 4) / 16},
+        'D_image does not fit: no low-pass filter [1, 3, 3, 1]: b8.conv1.resample_filter',
+    ),
+    'width': ({'vid_discriminator.b32.conv0.bias': torch.zeros(5)}, 'its channels are not min(base / resolu'),
+    'integers': (
+        {'generator_ema.to_img_raw.bias': torch.zeros(3).int()},
+        'not floating-point: to_img_raw.bias',
+    ),
+    'stranger': ({'deform_field.weight': torch.zeros(1)}, 'unexpected in the model: deform_field.weight'),
+    'scalar': (
+        {'generator.decoder.net.2.bias': torch.tensor(1.0)},
+        'decoder.out.bias is missing, or does not',
+    ),
+    'infinite': (
+        {'generator.to_img_raw.bias': torch.full([3], torch.inf)},
+        'non-finite values: to_image_raw.bias',
+    ),
+    'block': (
+        {f'generator.backbone.synthesis.b{"9" * 5000}.conv1.bias': torch.zeros(1)},
+        'unexpected: backb',
+    ),
+}
 
 
-def add(model):
-    model['generator_ema.extra.weight'] = torch.zeros(2)
-
-
-def reshape(model):
-    model['generator_ema.superresolution.block1.torgb.bias'] = torch.zeros(7)
-
-
-def refilter(model):
-    model['img_discriminator.b8.conv1.resample_filter'] = torch.ones(4, 4) / 16
-
-
-def odd_width(model):
-    model['vid_discriminator.b32.conv0.bias'] = torch.zeros(5)
-
-
-def number(model):
-    model['generator_ema.to_img_raw.bias'] = torch.zeros(3, dtype=torch.int64)
-
-
-def stranger(model):
-    model['deform_field.weight'] = torch.zeros(1)
-
-
-def scalars(model):
-    model['generator.decoder.net.2.bias'] = torch.tensor(1.0)
-
-
-def infinite(model):
-    model['generator.to_img_raw.bias'] = torch.full([3], torch.inf)
-
-
-@pytest.mark.parametrize(
-    ('spoil', 'message'),
-    [
-        (drop, 'G_ema does not fit: missing: decoder.net.0.bias'),
-        (add, 'G_ema does not fit: unexpected: extra.weight'),
-        (reshape, 'misshapen: superresolution.block1.torgb.bias [7] instead of [3]'),
-        (refilter, 'D_image does not fit: no low-pass filter [1, 3, 3, 1]: b8.conv1.resample_filter'),
-        (odd_width, 'its widths follow no rule min(base / resolution, max)'),
-        (number, 'not floating-point: to_img_raw.bias'),
-        (stranger, 'unexpected in the model: deform_field.weight'),
-        (scalars, 'it lacks decoder.out.bias, or has it with a shape'),
-        (infinite, 'G has values that are not finite: to_image_raw.bias'),
-        (dict.clear, "no known format: 'model' with generator., "),
-    ],
-)
-def test_what_does_not_fit_is_listed(tmp_path, networks, spoil, message):
-    model = released_model(networks)
-    spoil(model)
+@pytest.mark.parametrize('kind', MISFITS)
+def test_what_does_not_fit_is_listed(tmp_path, networks, kind):
+    changes, message = MISFITS[kind]
+    model = {name: t for name, t in {**released_model(networks), **changes}.items() if t is not None}
     torch.save(model, tmp_path / 'a.pth')
     done = run('--source', tmp_path / 'a.pth', '--dest', tmp_path / 'b.pkl')
     assert done.exit_code == 1 and message in done.output, done.output
     assert not (tmp_path / 'b.pkl').exists() and 'Traceback' not in done.output
 
 
-def adam_state(state):
-    """Returns a state of Adam for the parameters in a released state, in its order."""
-    parameters = [t for n, t in state.items() if not n.endswith(('noise_const', 'w_avg', 'resample_filter'))]
-    kept = [i for i in range(len(parameters)) if i % 7]  # some never got a gradient
-    moments = {
-        i: {'step': 3, 'exp_avg': parameters[i] + 1, 'exp_avg_sq': parameters[i].square()} for i in kept
-    }
-    return {
-        'state': moments,
-        'param_groups': [{'lr': 0.002, 'eps': 1e-8, 'params': list(range(len(parameters)))}],
-    }
-
-
-def test_optimizer_moments_come_along(tmp_path, networks):
-    model = dict(sorted(released_model(networks).items(), key=lambda item: item[0][::-1]))  # another order
-    names = {'G': 'generator', 'D_image': 'img_discriminator', 'D_video': 'vid_discriminator'}
-    states = {
-        there: {n: t for n, t in model.items() if n.startswith(f'{there}.')} for there in names.values()
-    }
-    save_ckpt(tmp_path / 'a.ckpt', model, {there: adam_state(s) for there, s in states.items()})
-    wrong = run('--source', tmp_path / 'a.ckpt', '--dest', tmp_path / 'b.pkl', '--optimizer')
-    assert 'write --dest network-snapshot-000000480.pkl' in wrong.output
-    dest = tmp_path / 'network-snapshot-000000480.pkl'
-    done = run('--source', tmp_path / 'a.ckpt', '--dest', dest, '--optimizer')
-    assert done.exit_code == 0, done.output
-    assert checkpoint.latest_checkpoint(tmp_path, print)[2] == 480
-    state = checkpoint.load_training_state(tmp_path / 'training-state-000000480.pt')
-    assert (state['progress']['cur_nimg'], state['progress']['batch_idx']) == (480, 30)
-    three = Networks(*(networks[n] for n in names))
-    for phase in make_phases(tiny_config('x'), three, tiny_config('x').loss.build()):
-        if phase.interval == 1:
-            phase.optimizer.load_state_dict(state['optimizers'][phase.name])
-            found = phase.optimizer.state
-            assert 0.8 < len(found) / len(phase.params) < 0.9
-            for parameter, moments in found.items():
-                assert torch.equal(moments['exp_avg'], parameter + 1)
-                assert torch.equal(moments['exp_avg_sq'], parameter.detach().square())
-                assert moments['step'] == 3
-            assert phase.optimizer.param_groups[0]['betas'][0] == 0.0
-
-
-def test_eg3d_converts_without_running_its_source(tmp_path, eg3d, small_pictures):
+def test_eg3d_converts_without_running_its_source(tmp_path, eg3d, small_images):
     path, G, D = eg3d
     foreign = open_foreign(path)
     assert foreign.kind == EG3D and list(foreign.snapshot.networks) == ['G', 'D_image', 'G_ema']
@@ -250,29 +190,27 @@ def test_eg3d_converts_without_running_its_source(tmp_path, eg3d, small_pictures
     assert refused.exit_code == 1 and 'motion.num_layers=0' in refused.output
 
 
-def test_warm_start(data, tmp_path, eg3d, small_pictures):
-    """train.py goes on from EG3D: its first frames are the static ones at any time, and then it learns."""
+@pytest.fixture
+def train(data, tmp_path):
+    """Runs train.py in a folder, and returns what it printed and the files of the run by their names."""
+
+    def train(*args):
+        command = ['--outdir', tmp_path / 'runs', '--data', data, '--cfg', 'tiny', '--device', 'cpu']
+        done = cli(*command, '--batch', 2, '--set', 'output.image_ticks=0', *args)
+        return done, {p.name: p for p in (tmp_path / 'runs').glob('*/*.pkl')}
+
+    return train
+
+
+def test_warm_start(train, eg3d, small_images):
+    """train.py continues from EG3D: its first frames are the static ones at any time, and then it learns."""
     path, _, _ = eg3d
-    command = [
-        '--outdir',
-        tmp_path / 'runs',
-        '--data',
-        data,
-        '--cfg',
-        'tiny',
-        '--batch',
-        2,
-        '--device',
-        'cpu',
-    ]
-    command += ['--set', 'output.image_ticks=0', '--resume', path]
-    done = cli(*command, '--kimg', 0)
+    done, files = train('--resume', path, '--kimg', 0)
     assert done.code == 0, done.err
     assert 'warning: trained with' not in done.out
-    assert 'tensors copied from D_image' in done.out and 'of motion layers initialised anew' in done.out
-    assert 'b32.fromrgb.weight, mapping.embed.weight initialised anew' in done.out
-    (run_dir,) = (tmp_path / 'runs').iterdir()
-    first = checkpoint.read_snapshot(run_dir / 'network-snapshot-000000000.pkl')
+    assert 'tensors copied from D_image' in done.out and 'of motion layers initialised' in done.out
+    assert 'b32.fromrgb.weight, mapping.embed.weight initialised' in done.out
+    first = checkpoint.read_snapshot(files['network-snapshot-000000000.pkl'])
     static = checkpoint.build_network(open_snapshot(path), 'G_ema', NETWORKS['G_ema'])
     z_a, z_m, _, c = tiny.codes(3)
     for name in ('G', 'G_ema'):
@@ -284,83 +222,49 @@ def test_warm_start(data, tmp_path, eg3d, small_pictures):
                 assert torch.equal(ours, theirs)
     d_video, d_image = (first.networks[n]['state'] for n in ('D_video', 'D_image'))
     assert torch.equal(d_video['b16.conv0.weight'], d_image['b16.conv0.weight'])
-    assert cli(*command, '--kimg', 0.016).code == 0
-    last = checkpoint.build_network(
-        checkpoint.read_snapshot(run_dir / 'network-snapshot-000000016.pkl'), 'G', Generator
-    )
-    moved = [last(z_a, z_m, torch.full([3], t), c).image for t in (0.0, 1.0)]
-    tiny.differs(*moved)
+    done, files = train('--resume', path, '--kimg', 0.016)
+    snapshot = checkpoint.read_snapshot(files['network-snapshot-000000016.pkl'])
+    last = checkpoint.build_network(snapshot, 'G', NETWORKS['G'])
+    tiny.differs(*(last(z_a, z_m, torch.full([3], t), c).image for t in (0.0, 1.0)))
     for name, parameter in last.named_parameters():
         if '.motion.' in name and 'noise_strength' not in name:  # gradients reach all of the motion layers
             assert not torch.equal(parameter, first.networks['G']['state'][name]), name
+    done, _ = train('--resume', path, '--kimg', 0, '--set', 'generator.motion.learned_weight=false')
+    assert done.code == 1 and 'generator.motion.learned_weight=true' in done.err
 
 
-def test_training_goes_on_from_the_released_pv3d(data, tmp_path, small_pictures):
+def test_training_continues_from_the_released_pv3d(train, tmp_path, small_images):
     config = tiny_config('x')
-    networks = {
-        'G': tiny.build(dataclasses.replace(config.generator, plane_axes='released')),
-        'D_image': tiny.build(config.d_image, 1),
-        'D_video': tiny.build(config.d_video, 2),
-    }
-    networks['G_ema'] = tiny.build(networks['G'].config, 3)
-    model = released_model(networks)
-    optimizers = {
-        p[:-1]: adam_state({n: t for n, t in model.items() if n.startswith(p)}) for p in list(PREFIXES)[:3]
-    }
-    save_ckpt(tmp_path / 'a.ckpt', model, optimizers)
-    command = ['--outdir', tmp_path / 'runs', '--data', data, '--cfg', 'tiny', '--device', 'cpu']
-    command += ['--set', 'output.image_ticks=0', '--resume', tmp_path / 'a.ckpt']
-    done = cli(*command, '--kimg', 0)
-    assert done.code == 0 and 'schedules go on at 480 clips' in done.out, done.err
-    assert 'generator.renderer.depth_samples=48, this run has 6' in done.out  # what shapes do not tell
-    (run_dir,) = (tmp_path / 'runs').iterdir()
-    snapshot = checkpoint.read_snapshot(run_dir / 'network-snapshot-000000000.pkl')
+    G = dataclasses.replace(config.generator, plane_axes='released')
+    networks = {'G': tiny.build(G), 'D_image': tiny.build(config.d_image, 1)}
+    networks |= {'D_video': tiny.build(config.d_video, 2), 'G_ema': tiny.build(G, 3)}
+    save_ckpt(tmp_path / 'a.ckpt', released_model(networks))
+    done, files = train('--kimg', 0, '--resume', tmp_path / 'a.ckpt')
+    assert done.code == 0 and 'schedules continue at 480 clips' in done.out, done.err
+    assert 'generator.renderer.depth_samples=48, this run has 6' in done.out  # what shapes do not show
+    snapshot = checkpoint.read_snapshot(files['network-snapshot-000000000.pkl'])
     assert snapshot.networks['G']['config']['plane_axes'] == 'released'
     for name, network in networks.items():
         state = snapshot.networks[name]['state']
         assert all(torch.equal(state[n], t) for n, t in network.state_dict().items()), name
-    dest = run_dir / 'network-snapshot-000000480.pkl'  # with its moments, the same run goes on from there
-    converted = run('--source', tmp_path / 'a.ckpt', '--dest', dest, '--optimizer')
-    assert converted.exit_code == 0, converted.output
-    done = cli(*command, '--kimg', 0.484)
-    assert done.code == 0 and f'continuing {run_dir} at 480 clips' in done.out, done.err
-    state = checkpoint.load_training_state(run_dir / 'training-state-000000484.pt')
-    steps = {float(m['step']) for m in state['optimizers']['Gmain']['state'].values()}
-    assert steps == {4.0, 3.0, 1.0}  # 3: never gets a gradient (noise that is off); 1: had no moments
 
 
-@pytest.mark.parametrize('damage', ['missing', 'text', 'empty', 'other'])
-def test_files_that_are_none_of_these(tmp_path, damage):
+@pytest.mark.parametrize('kind', ['missing', 'text', 'empty', 'other', 'no model'])
+def test_files_that_are_none_of_these(tmp_path, kind):
     path = tmp_path / 'a.ckpt'
-    if damage == 'other':
-        torch.save([1], path)
-    elif damage != 'missing':
-        path.write_bytes(b'hello' if damage == 'text' else b'')
+    if kind in ('other', 'no model'):
+        torch.save([1] if kind == 'other' else {'model': {}}, path)
+    elif kind != 'missing':
+        path.write_bytes(b'hello' if kind == 'text' else b'')
     done = run('--source', path, '--dest', tmp_path / 'b.pkl')
     assert done.exit_code == 1 and done.output.startswith('Error: ') and str(path) in done.output
     assert done.output.count('\n') == 1 and not (tmp_path / 'b.pkl').exists()
-    assert 'damaged' not in done.output and 'legacy.py' not in done.output  # which is what was asked
 
 
-def test_warm_start_needs_the_weight(data, tmp_path, eg3d, small_pictures):
-    command = ['--outdir', tmp_path / 'runs', '--data', data, '--cfg', 'tiny', '--device', 'cpu', '--kimg', 0]
-    done = cli(*command, '--resume', eg3d[0], '--set', 'generator.motion.learned_weight=false')
-    assert done.code == 1 and 'generator.motion.learned_weight=true' in done.err
-
-
-def test_video_of_a_foreign_checkpoint(tmp_path, eg3d, small_pictures):
+def test_video_of_a_foreign_checkpoint(tmp_path, eg3d, small_images):
     import gen_videos
 
     args = ['--network', eg3d[0], '--seeds', 0, '--outdir', tmp_path / 'out', '--frames', 2, '--no-sheet']
     done = CliRunner().invoke(gen_videos.main, [*map(str, args), '--device', 'cpu'])
     assert done.exit_code == 0, done.output
     assert [p.name for p in (tmp_path / 'out').iterdir()] == ['seed0000.mp4']
-
-
-def test_networks_that_the_released_layout_cannot_hold(tmp_path, networks):
-    odd = {**networks, 'G': tiny.build(dataclasses.replace(G_CONFIG, plane_axes='xy_xz_yz'))}
-    checkpoint.save_snapshot(tmp_path / 'a.pkl', odd, {})
-    done = run('--source', tmp_path / 'a.pkl', '--dest', tmp_path / 'b.pth', '--to', 'released')
-    assert done.exit_code == 1 and 'cannot have plane_axes=xy_xz_yz' in done.output
-    assert released_state('G', networks['G']).keys() == released_state('G', networks['G_ema']).keys()
-    assert not (tmp_path / 'b.pth').exists()

@@ -1,12 +1,12 @@
 """Writes checkpoints as the released PV3D and EG3D lay them out, from our networks."""
 
-import contextlib
 import dataclasses
 import pickle
 import sys
 import types
 import typing
 from collections import OrderedDict, defaultdict
+from unittest import mock
 
 import torch
 from click.testing import CliRunner
@@ -55,31 +55,8 @@ def released_model(networks):
     """Returns the state of the released model; networks: by our names in a snapshot."""
     model = {'pl_mean': torch.zeros([])}
     for prefix, name in PREFIXES.items():
-        table = 'G' if name == 'G_ema' else name
-        model |= {prefix + n: t for n, t in released_state(table, networks[name]).items()}
+        model |= {prefix + n: t for n, t in released_state(name, networks[name]).items()}
     return model
-
-
-@contextlib.contextmanager
-def pretended(**classes):
-    """Makes classes importable for pickling only: `omegaconf.listconfig.ListConfig` is ListConfig=..."""
-    before = dict(sys.modules)
-    missing = []
-    try:
-        for cls in classes.values():
-            parts = cls.__module__.split('.')
-            for i in range(len(parts)):
-                name = '.'.join(parts[: i + 1])
-                sys.modules.setdefault(name, types.ModuleType(name))
-            module = sys.modules[cls.__module__]
-            missing.append((module, cls.__name__))
-            setattr(module, cls.__name__, cls)
-        yield
-    finally:
-        for module, name in missing:
-            delattr(module, name)
-        for name in set(sys.modules) - set(before):
-            del sys.modules[name]
 
 
 def foreign_class(module, name, *bases):
@@ -101,26 +78,23 @@ def list_config(values):
         node = AnyNode()
         node.__dict__ |= {'_val': value, '_parent': whole}
         nodes.append(node)
-    metadata = ContainerMetadata()  # its cache is what plain `weights_only` loading stumbles over, too
+    metadata = ContainerMetadata()  # its cache makes `weights_only` loading refuse it, too
     metadata.__dict__ |= {'ref_type': typing.Any, 'object_type': list, 'element_type': typing.Any}
     metadata.__dict__ |= {'optional': True, 'flags': None, 'resolver_cache': defaultdict(dict)}
     whole.__dict__ |= {'_content': nodes, '_parent': None, '_metadata': metadata}
     return whole
 
 
-def save_ckpt(path, model, optimizer=None, **changes):
-    """Writes a .ckpt of the released layout; every optimizer has betas of omegaconf."""
-    optimizer = optimizer or {}
-    for state in optimizer.values():
-        for group in state['param_groups']:
-            group['betas'] = list_config([0.0, 0.99])
+def save_ckpt(path, model, **changes):
+    """Writes a .ckpt of the released layout, whose optimizers have betas of omegaconf."""
+    optimizer = {'state': {}, 'param_groups': [{'lr': 0.002, 'betas': list_config([0.0, 0.99])}]}
     content = {
-        **{'model': model, 'optimizer': optimizer, 'best_iteration': 0, 'current_iteration': 30},
-        **{'current_epoch': 1, 'num_updates': 30, 'num_samples': 480, 'best_update': 0},
-        **{'best_metric_value': 1.5, 'fp16_scaler': {}, 'config': {'training': {'seed': -1}}},
-        **{'git/branch': 'main', **changes},
+        **{'model': model, 'optimizer': {'generator': optimizer}, 'best_iteration': 0},
+        **{'current_iteration': 30, 'current_epoch': 1, 'num_updates': 30, 'num_samples': 480},
+        **{'best_update': 0, 'best_metric_value': 1.5, 'fp16_scaler': {}, 'git/branch': 'main'},
+        **{'config': {'training': {'seed': -1}}, **changes},
     }
-    with pretended(a=ListConfig, b=AnyNode, c=ContainerMetadata):
+    with pretended():
         torch.save(content, path)
 
 
@@ -130,6 +104,16 @@ def _called(meta):
 
 _called.__module__, _called.__qualname__ = 'torch_utils.persistence', '_reconstruct_persistent_obj'
 _called.__name__ = '_reconstruct_persistent_obj'
+
+
+def pretended(*classes):
+    """Makes foreign classes importable while the context lasts, for pickling only."""
+    classes = (ListConfig, ContainerMetadata, AnyNode, EasyDict, _called, *classes)
+    names = {cls.__module__ for cls in classes} | {cls.__module__.split('.')[0] for cls in classes}
+    modules = {name: types.ModuleType(name) for name in names}
+    for cls in classes:
+        setattr(modules[cls.__module__], cls.__name__, cls)
+    return mock.patch.dict(sys.modules, modules)
 
 
 class Persistent:
@@ -166,12 +150,12 @@ def module_tree(name, state, source, **attributes):
 
 
 def save_eg3d(path, G, D, source, protocol=4, **rendering):
-    """Writes EG3D's pickle: the generator without motion and raw picture, the image discriminator."""
+    """Writes EG3D's pickle: the generator without motion and raw image, the image discriminator."""
     attributes = {'rendering_kwargs': {**RENDERING, **rendering}, 'neural_rendering_resolution': 8}
     state = {n: t for n, t in released_state('G', G, with_raw=False).items() if 'motion_time_fuser' not in n}
     state['dataset_label_std'] = torch.ones(25)
     trees = {name: module_tree('TriPlaneGenerator', state, source, **attributes) for name in ('G', 'G_ema')}
     trees['D'] = module_tree('DualDiscriminator', released_state('D_image', D), source)
     content = {'training_set_kwargs': EasyDict(path='x.zip', resolution=128), 'augment_pipe': None, **trees}
-    with pretended(a=EasyDict, b=_called):
+    with pretended():
         path.write_bytes(pickle.dumps(content, protocol=protocol))
