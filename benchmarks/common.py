@@ -25,7 +25,7 @@ def _name(device: str) -> str:
 
 
 def reset_peak(device: str) -> int:
-    """Forgets the peak of memory so far and returns the bytes in use now."""
+    """Discards the peak of memory so far and returns the bytes in use now."""
     if device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -45,7 +45,7 @@ def _status(name: str) -> int:
     for line in path.read_text().splitlines() if path.exists() else []:
         if line.startswith(name):
             return int(line.split()[1]) * 1024
-    raise click.ClickException(f'/proc/self/status has no {name}: memory is measured on Linux alone')
+    raise click.ClickException(f'/proc/self/status has no {name}: memory is measured only on Linux')
 
 
 def synchronize(device: str) -> None:

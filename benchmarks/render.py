@@ -64,7 +64,7 @@ class Scene:
                 samples = self.config.depth_samples + self.config.importance_samples
                 integrator = fused_field(planes, self.decoder.weights(), spec, samples)
                 if integrator is None:
-                    raise click.ClickException('there are no kernels: see python -m benchmarks.doctor')
+                    raise click.ClickException('no kernels: see python -m benchmarks.doctor')
             out = render_rays(field, *self.rays, self.config, None, integrator)
             if self.sizes.backward:
                 loss = out.features.square().mean() + out.depth.mean() + out.opacity.mean()
@@ -116,9 +116,9 @@ def measure(sizes: Sizes, repeats: int, threads: int) -> dict[str, float]:
 @click.command(context_settings={'show_default': True})
 @click.option('--device', type=click.Choice(['cpu', 'cuda']), default='cpu')
 @click.option('--frames', type=click.IntRange(1), default=1)
-@click.option('--rays', type=click.IntRange(2), default=64, help='along a side of the picture')
+@click.option('--rays', type=click.IntRange(2), default=64, help='along a side of the image')
 @click.option('--samples', type=click.IntRange(4), default=48, help='coarse per ray, and as many fine ones')
-@click.option('--channels', type=click.IntRange(1), default=32, help='of planes and of the picture')
+@click.option('--channels', type=click.IntRange(1), default=32, help='of planes and of the image')
 @click.option('--planes', type=click.IntRange(2), default=256, help='pixels along a side of a plane')
 @click.option('--repeats', type=click.IntRange(1), default=3)
 @click.option('--threads', type=click.IntRange(1), default=1)

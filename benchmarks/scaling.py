@@ -74,7 +74,7 @@ def draw(curves: dict[str, tuple[list[float], list[float]]], title: str, file: s
 @click.command()
 @click.option('--device', type=click.Choice(['cpu', 'cuda']), default='cpu', show_default=True)
 @click.option('--repeats', type=click.IntRange(1), default=3, show_default=True)
-@click.option('--plot', type=click.Path(dir_okay=False), help='picture to write')
+@click.option('--plot', type=click.Path(dir_okay=False), help='image to write')
 @click.option('--json', 'file', type=click.Path(dir_okay=False), help='where to write the figures')
 def main(device: str, repeats: int, plot: str | None, file: str | None) -> None:
     """Measures how cost grows."""

@@ -43,7 +43,7 @@ def build_config(cfg: str, data: str, batch: int, precision: str) -> TrainConfig
 
 
 class Bench:
-    """A trainer on random pictures, and its parts to time."""
+    """A trainer on random images, and its parts to time."""
 
     def __init__(self, cfg: str, batch: int, device: str, precision: str, folder: str) -> None:
         resolution = PRESETS['pv3d-128' if cfg == 'golden-small' else cfg]('').generator.resolution
@@ -67,7 +67,7 @@ class Bench:
             G(z_a.to(c.device), z_m.to(c.device), t, c)
 
     def parts(self) -> dict[str, tuple[float, Callable[[], object]]]:
-        """What is timed, by name: its share in an iteration, and how to run it."""
+        """What is timed, by name: its frequency in an iteration, and how to run it."""
         trainer = self.trainer
         found = {'generator forward': (0.0, self.generate)}
         for phase in trainer.phases:
@@ -78,7 +78,7 @@ class Bench:
     def measure(self, run: Callable[[], object], memory: bool = False) -> tuple[float, int]:
         """Returns the seconds that `run` takes and the peak of memory in bytes.
 
-        Times of a call that looks at memory do not count: it has to clear its pages anew.
+        The time of a call that measures memory does not count, because its pages have to be cleared again.
         """
         if memory:
             common.reset_peak(self.device)
@@ -120,9 +120,9 @@ def compare(bench: Bench, ways: list[str], repeats: int) -> dict[str, dict[str, 
                 if turn > 0:  # the first one warms up, and counts for memory alone
                     best['seconds'] = seconds if turn == 1 else min(best['seconds'], seconds)
     for parts in found.values():
-        shares = {name: share for name, (share, _) in bench.parts().items()}
+        frequencies = {name: frequency for name, (frequency, _) in bench.parts().items()}
         parts['iteration'] = {
-            'seconds': sum(shares[name] * part['seconds'] for name, part in parts.items()),
+            'seconds': sum(frequencies[name] * part['seconds'] for name, part in parts.items()),
             'peak_bytes': max(part['peak_bytes'] for part in parts.values()),
         }
     return found
@@ -134,14 +134,14 @@ def profile(bench: Bench) -> None:
     activities += [torch.profiler.ProfilerActivity.CUDA] if bench.device == 'cuda' else []
     time_of = 'self_device_time_total' if bench.device == 'cuda' else 'self_cpu_time_total'
     os.environ[kernels.ENVIRONMENT] = 'auto'
-    for name, (share, run) in bench.parts().items():
+    for name, (frequency, run) in bench.parts().items():
         with torch.profiler.profile(activities=activities) as profiler:
             run()
             common.synchronize(bench.device)
         events = sorted(profiler.key_averages(), key=lambda e: getattr(e, time_of), reverse=True)
         total = sum(getattr(e, time_of) for e in events)
         top = ', '.join(f'{e.key} {getattr(e, time_of) / total:.0%}' for e in events[:_SHOWN])
-        click.echo(f'{name} ({share:.3g} an iteration): {top}')
+        click.echo(f'{name} ({frequency:.3g} an iteration): {top}')
 
 
 def _show(found: dict[str, dict[str, dict[str, float]]]) -> None:
@@ -154,36 +154,27 @@ def _show(found: dict[str, dict[str, dict[str, float]]]) -> None:
         click.echo(line)
 
 
-@click.command()
-@click.option('--cfg', type=click.Choice(_CONFIGS), default='pv3d-128', show_default=True)
-@click.option('--batch', type=click.IntRange(1), default=1, show_default=True, help='clips')
-@click.option('--device', type=click.Choice(['cpu', 'cuda']), default='cpu', show_default=True)
-@click.option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), default='fp32', show_default=True)
-@click.option('--repeats', type=click.IntRange(1), default=1, show_default=True)
+@click.command(context_settings={'show_default': True})
+@click.option('--cfg', type=click.Choice(_CONFIGS), default='pv3d-128')
+@click.option('--batch', type=click.IntRange(1), default=1, help='clips')
+@click.option('--device', type=click.Choice(['cpu', 'cuda']), default='cpu')
+@click.option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), default='fp32')
+@click.option('--repeats', type=click.IntRange(1), default=1)
 @click.option('--reference/--no-reference', default=True, help='plain PyTorch as well')
 @click.option('--profile', 'profiling', is_flag=True, help='which operators the time goes into')
 @click.option('--json', 'file', type=click.Path(dir_okay=False), help='where to write the figures')
-def main(
-    cfg: str,
-    batch: int,
-    device: str,
-    precision: str,
-    repeats: int,
-    reference: bool,
-    profiling: bool,
-    file: str | None,
-) -> None:
+def main(repeats: int, reference: bool, profiling: bool, file: str | None, **options: str | int) -> None:
     """Times a training iteration; OMP_NUM_THREADS=1 uses one thread, and so on."""
     misc.set_float32_precision()
     misc.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(cfg, batch, device, precision, folder)
+        bench = Bench(**options, folder=folder)
         found = compare(bench, ['auto', 'ref'] if reference else ['auto'], repeats)
         if profiling:
             profile(bench)
     _show(found)
-    report = common.machine(device) | {'cfg': cfg, 'batch': batch, 'precision': precision}
-    common.write_report(file, report | {'ways': found})
+    del options['device']
+    common.write_report(file, common.machine(bench.device) | options | {'ways': found})
 
 
 if __name__ == '__main__':

@@ -29,7 +29,7 @@ from interop.names import (
     to_released,
 )
 from interop.reader import read_foreign
-from torch_utils.checkpoint import VERSIONS, Snapshot, read_snapshot
+from torch_utils.checkpoint import FORMATS, Snapshot, read_snapshot
 from torch_utils.ops.upfirdn2d import make_filter
 from training.networks.pv3d import Generator
 from training.networks.registry import NETWORKS
@@ -67,7 +67,7 @@ class Foreign:
 def is_foreign(path: str | Path) -> bool:
     """Tells whether a file is a pickle, or a torch.save zip that is not one of ours."""
     head = _pickle_head(path)[:256]
-    return bool(head) and not any(ours.encode() in head for ours in VERSIONS)  # our header comes first
+    return bool(head) and not any(ours.encode() in head for ours in FORMATS)  # our header comes first
 
 
 def _pickle_head(path: str | Path) -> bytes:

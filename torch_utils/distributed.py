@@ -17,7 +17,7 @@ from dnnlib.util import UserError
 
 T = TypeVar('T')
 
-# Long, since the leader alone writes pictures and measures metrics; torchrun notices a dead rank by itself.
+# Long, because only the leader writes images and measures metrics; torchrun notices a dead rank by itself.
 _TIMEOUT = timedelta(hours=1)
 
 
@@ -25,7 +25,7 @@ def init(device_type: str, device_index: int | None = None) -> None:
     """Joins the process group that torchrun describes in the environment; does nothing for one process.
 
     Args:
-        device_type: 'cuda' (NCCL, one GPU per process, made the current device) or 'cpu' (gloo).
+        device_type: 'cuda' (NCCL, one GPU per process, made the current device), or 'cpu' (gloo).
         device_index: the GPU of the only process; None = that of the number of this process.
 
     Raises:
@@ -36,17 +36,13 @@ def init(device_type: str, device_index: int | None = None) -> None:
     processes = int(os.environ.get('WORLD_SIZE', '1'))
     if device_index is not None and processes > 1:
         raise UserError(
-            f'--device {device_type}:{device_index} is one device for {processes} processes; '
-            f'use --device {device_type}, which gives each its own'
+            f'--device {device_type}:{device_index} is for one process; use --device {device_type}'
         )
     if device_index is None:
         device_index = int(os.environ.get('LOCAL_RANK', '0'))
     if device_type == 'cuda':
         if device_index >= torch.cuda.device_count():
-            raise UserError(
-                f'this machine has {torch.cuda.device_count()} usable GPUs, and process {device_index} needs '
-                'one of its own; start torchrun with a smaller --nproc_per_node'
-            )
+            raise UserError(f'no GPU {device_index} here; start torchrun with a smaller --nproc_per_node')
         torch.cuda.set_device(device_index)
     if processes > 1 and not dist.is_initialized():
         device = torch.device('cuda', device_index) if device_type == 'cuda' else None
@@ -90,7 +86,7 @@ def local_rank() -> int:
 
 
 def is_leader() -> bool:
-    """Tells whether this process writes files and prints."""
+    """Returns whether this process writes files and prints."""
     return rank() == 0
 
 
@@ -122,12 +118,8 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Tells every process whether any of them said True; used to stop all when one got a signal."""
-    if not dist.is_initialized():
-        return bool(flag)
-    count = torch.tensor(int(flag), device=communication_device())
-    dist.all_reduce(count)
-    return bool(count.item())
+    """Returns to every process whether `flag` is True on any; used to stop all when one got a signal."""
+    return all_reduce_sum(torch.tensor(int(flag))).item() > 0
 
 
 def broadcast_object(value: T) -> T:
@@ -164,7 +156,7 @@ def all_reduce_gradients(params: Sequence[nn.Parameter]) -> None:
     """Replaces the gradients by their mean over all processes, in one reduction of one flat float32 buffer.
 
     A gradient that is None here and not elsewhere counts as zero and is made; one that is None everywhere
-    stays None, as with one process, since optimizers skip such parameters. All processes must pass the same
+    stays None, as with one process, because optimizers skip such parameters. All processes must pass the same
     list.
     """
     if not dist.is_initialized() or not params:
@@ -174,9 +166,7 @@ def all_reduce_gradients(params: Sequence[nn.Parameter]) -> None:
     sizes = [p.numel() for p in params]
     flat = torch.zeros(sum(sizes) + len(params), device=device)
     pieces = flat[: sum(sizes)].split(sizes)
-    present = flat[
-        sum(sizes) :
-    ]  # [number of parameters]; after the sum: how many processes have this gradient
+    present = flat[sum(sizes) :]  # one a parameter; after the sum: how many processes have this gradient
     for i, param in enumerate(params):
         if param.grad is not None:
             pieces[i].view_as(param).copy_(param.grad)
@@ -184,9 +174,7 @@ def all_reduce_gradients(params: Sequence[nn.Parameter]) -> None:
     present[absent] = 0
     dist.all_reduce(flat)
     flat /= world_size()
-    found = (
-        present.tolist() if absent else []
-    )  # read back, which synchronises, only when something is absent here
+    found = present.tolist() if absent else []  # waits for the device, hence only if something is absent here
     for i, param in enumerate(params):
         if param.grad is None and found[i] > 0:
             param.grad = torch.zeros_like(param)

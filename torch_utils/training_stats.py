@@ -40,7 +40,7 @@ class Collector:
         )
 
     def collect(self) -> dict[str, Moments]:
-        """Returns the moments by name, over all processes, and starts anew. Every process must call it."""
+        """Returns the moments by name over all processes and forgets them. Every process must call it."""
         names = sorted(set().union(*dist.gather_objects(list(self._sums))))
         if not names:
             return {}

@@ -1,13 +1,14 @@
 """What a training run will need, before it runs: memory, arithmetic, and a guess of the time.
 
 The real loss runs on fake tensors, which have a shape and a device but no data; a meter counts what every
-operation would compute, move and keep. Only the speed of the device is measured, for about a second.
-Not counted: workspaces of convolution libraries, the interpreter, data loading, pictures and snapshots,
-communication. test_estimate.py compares memory and time with those of a step on a CPU; no GPU was compared.
+operation would compute (by the formulas of torch's FLOP counter), move and keep. Only the speed of the device
+is measured. Not counted: workspaces of convolution libraries, the interpreter, data loading, images and
+snapshots, communication. The test compares the memory with that of a step on a CPU; no GPU was compared.
 """
 
 import dataclasses
 import json
+import statistics
 import time
 import weakref
 from collections import Counter
@@ -18,19 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from dnnlib.config import to_dict
 from dnnlib.util import format_count, format_time
 from torch_utils.misc import module_summary, parameter_count
 from training.camera import LABEL_DIM
-from training.config import TrainConfig
-from training.loss import FakeBatch, Networks, Phase, PV3DLoss, RealBatch
+from training.config import TrainConfig, network_configs
+from training.loss import FakeBatch, Loss, Networks, Phase, RealBatch
 
 _LATE_NIMG = 10**12  # after all schedules have ended
 _ADAM_PASSES = 7  # parameters, gradients and two moments are read; all but the gradients are written
 _EMA_PASSES = 3  # two are read, one is written
-_RENDER_PASSES = {'triplane_render': 1, 'triplane_render_grad': 3}  # through the decoder, in our kernels
+_MEASURE_SEC = 0.2  # for each number of a device
 
 # How much slower an average operation (gather, softplus, sum, ...) moves its bytes than the product that
 # measure_device times. The first is fitted to configurations of 32x32 to 512x512 on CPU, the second a guess.
@@ -38,37 +40,23 @@ _MOVE_COST = {'cpu': 3.5, 'cuda': 1.5}
 _CALL_COST = {'cpu': 14, 'cuda': 4.5}  # of Python and autograd around an operation, likewise
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class Work:
-    """What a piece of training computes and moves; pieces add up."""
+    """What a piece of training computes and moves."""
 
-    flops: dict[torch.dtype, float] = dataclasses.field(default_factory=dict)  # of convolutions and matmuls
+    flops: Counter[torch.dtype] = dataclasses.field(default_factory=Counter)  # of convolutions and matmuls
     moved_bytes: float = 0.0  # read and written by all operations
     calls: float = 0.0  # operations that compute something
-
-    def __add__(self, other: 'Work') -> 'Work':
-        flops = {k: self.flops.get(k, 0) + other.flops.get(k, 0) for k in {**self.flops, **other.flops}}
-        moved = self.moved_bytes + other.moved_bytes
-        return Work(flops=flops, moved_bytes=moved, calls=self.calls + other.calls)
-
-    def __mul__(self, factor: float) -> 'Work':
-        flops = {k: v * factor for k, v in self.flops.items()}
-        return Work(flops=flops, moved_bytes=self.moved_bytes * factor, calls=self.calls * factor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepEstimate:
-    """One iteration of one process; phases that do not run every time are counted with their share."""
+    """One iteration of one process; a phase that does not run every time counts with its frequency."""
 
     work: Work
     network_bytes: int  # parameters and buffers of all networks, EMA included
     optimizer_bytes: int  # two moments per parameter
     activation_bytes: int  # most that activations and gradients take at once
-
-    @property
-    def memory_bytes(self) -> int:
-        """Most that tensors take at once."""
-        return self.network_bytes + self.optimizer_bytes + self.activation_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,13 +83,15 @@ def describe_run(config: TrainConfig, device: torch.device, world_size: int) -> 
     batch_gpu, rounds = config.split_batch(world_size)
     sec_per_kimg = measure_device(device).seconds(step.work) * 1000 / config.batch
     total_kimg = config.total_nimg / 1000
-    gib = {n: getattr(step, f'{n}_bytes') / 2**30 for n in ('memory', 'network', 'optimizer', 'activation')}
+    gib = {n: getattr(step, f'{n}_bytes') / 2**30 for n in ('network', 'optimizer', 'activation')}
+    cpu = f'CPU, {torch.get_num_threads()} threads'
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu
     lines = [
         f'options: {json.dumps(to_dict(config), indent=2)}',
         *_network_tables(config),
         '',
-        f'estimate for {world_size} x {_device_name(device)}, each {rounds} x {batch_gpu} clips a step:',
-        f'  memory  about {gib["memory"]:.2f} GiB: networks {gib["network"]:.2f}, optimizers '
+        f'estimate for {world_size} x {name}, each {rounds} x {batch_gpu} clips a step:',
+        f'  memory  about {sum(gib.values()):.2f} GiB: networks {gib["network"]:.2f}, optimizers '
         f'{gib["optimizer"]:.2f}, activations and gradients {gib["activation"]:.2f}',
         f'  work    {format_count(sum(step.work.flops.values()))}FLOP a step, '
         f'{step.work.moved_bytes / 2**30:.0f} GiB read and written',
@@ -120,30 +110,26 @@ def estimate_step(
     Args:
         config: of the run; schedules are taken as they are after their fades.
         world_size: processes that share the batch.
-        device: a CPU, or a CUDA device that is there (half precision is in force on CUDA alone).
-
-    Raises:
-        ValueError: if the batch does not divide.
+        device: a CPU, or a CUDA device that exists (half precision is in force only on CUDA).
     """
     batch_gpu, rounds = config.split_batch(world_size)
-    intervals: dict[Phase, int] = {'Gmain': 1, 'Dmain': 1, 'Dreg': config.d_reg_interval}
-    if config.loss.density_weight:
-        intervals['Greg'] = config.g_reg_interval
-    work, peaks = Work(), []
+    intervals = {'Gmain': 1, 'Greg': config.g_reg_interval, 'Dmain': 1, 'Dreg': config.d_reg_interval}
+    loss, work, peaks = config.loss.build(), Work(), []
     with FakeTensorMode(), torch.device(device):
         networks = _build_networks(config)
         g, d = parameter_count(networks.G), sum(parameter_count(n) for n in networks[1:] if n is not None)
         buffers = [sum(b.numel() for b in n.buffers()) for n in networks if n is not None]
-        real, fake = _batches(networks.G, batch_gpu)
-        for phase, interval in intervals.items():
+        frames = 2 if loss.frames == 'pair' else networks.G.config.span
+        real, fake = _batches(networks.G, batch_gpu, frames)
+        for phase, interval in ((p, i) for p, i in intervals.items() if loss.has(p)):
             trained, idle = (g, d) if phase[0] == 'G' else (d, g)
-            with _Meter() as meter:
-                _run_phase(config.loss.build(), phase, networks, real, fake)
-            work += meter.work() * (rounds / interval)
-            work += Work(moved_bytes=4.0 * _ADAM_PASSES * trained / interval)
+            with _Meter(work, rounds / interval) as meter:
+                _run_phase(loss, phase, networks, real, fake)
+            work.moved_bytes += 4 * _ADAM_PASSES * trained / interval
             peaks.append(meter.peak_bytes + 4 * idle)  # the others keep their gradients until their turn
+    work.moved_bytes += 4 * _EMA_PASSES * g
     return StepEstimate(
-        work=work + Work(moved_bytes=4.0 * _EMA_PASSES * g),
+        work=work,
         network_bytes=4 * (2 * g + d + sum(buffers) + buffers[0]),
         optimizer_bytes=8 * (g + d),
         activation_bytes=max(peaks),
@@ -164,44 +150,57 @@ def measure_device(device: torch.device | str = 'cpu') -> DeviceSpeed:
             torch.nn.functional.conv2d(x, weight, padding=1).backward(x.detach())
 
         work = 3 * 2 * 9 * channels * x.numel()  # forward, gradient of x, gradient of the weight
-        flops[dtype] = work / _time(convolve, device)
+        flops[dtype] = work / _median_sec(convolve, device)
     large = torch.ones(2**26 if cuda else 2**22, device=device)
     tiny = torch.ones(1, device=device)
     return DeviceSpeed(
         kind=device.type,
         flops=flops,
-        moved_bytes=2 * 4 * large.numel() / _time(lambda: large * 2, device),
-        call_sec=_time(lambda: [tiny * 2 for _ in range(1000)], device) / 1000,
+        moved_bytes=2 * 4 * large.numel() / _median_sec(lambda: large * 2, device),
+        call_sec=_median_sec(lambda: [tiny * 2 for _ in range(1000)], device) / 1000,
+    )
+
+
+def _median_sec(function: Callable[[], Any], device: torch.device) -> float:
+    times = []
+    while len(times) < 3 or sum(times) < _MEASURE_SEC:
+        start = time.perf_counter()
+        function()
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])  # two warm up
+
+
+for _name, _passes in {'triplane_render': 1, 'triplane_render_grad': 3}.items():  # through the decoder
+    register_flop_formula(getattr(torch.ops.pv3d, _name), get_raw=True)(
+        lambda planes, params, o, d, depths, *_, passes=_passes, **__: (
+            2 * passes * params.numel() * depths.numel()
+        )
     )
 
 
 class _Meter(TorchDispatchMode):
-    """Counts the work of operations, and the bytes of the tensors that they make while these are alive."""
+    """Adds up the work of operations, and the bytes of the tensors that they make while these are alive."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: Work, weight: float = 1.0) -> None:
         super().__init__()
         self.peak_bytes = 0
-        self._flops: Counter[torch.dtype] = Counter()
-        self._moved_bytes = self._calls = self._alive_bytes = 0
+        self._work, self._weight = work, weight
         self._alive: dict[int, int] = {}  # id of a storage -> its bytes
-
-    def work(self) -> Work:
-        return Work(flops=dict(self._flops), moved_bytes=self._moved_bytes, calls=self._calls)
+        self._alive_bytes = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        made = list(_tensors(out))
+        read, made = ([x for x in tree_leaves(tree) if isinstance(x, Tensor)] for tree in (args, out))
         if func.namespace in ('aten', 'pv3d') and not func.is_view and made:
-            self._calls += 1
-            self._moved_bytes += sum(t.numel() * t.element_size() for t in (*made, *_tensors(args)))
-            count = flop_registry.get(func.overloadpacket)
-            if count is not None:
-                self._flops[made[0].dtype] += count(*args, **kwargs, out_val=out)
-            elif func._opname in _RENDER_PASSES:
-                self._flops[made[0].dtype] += _RENDER_PASSES[func._opname] * _decoder_flops(*args[1:5])
+            self._work.calls += self._weight
+            self._work.moved_bytes += self._weight * sum(t.numel() * t.element_size() for t in made + read)
+            if count := flop_registry.get(func.overloadpacket):
+                self._work.flops[made[0].dtype] += self._weight * count(*args, **kwargs, out_val=out)
         for tensor in made:
             self._keep(tensor.untyped_storage())
         return out
@@ -218,35 +217,18 @@ class _Meter(TorchDispatchMode):
         self._alive_bytes -= self._alive.pop(key)
 
 
-def _decoder_flops(params: Tensor, origins: Tensor, directions: Tensor, depths: Tensor) -> int:
-    """Returns the arithmetic of the decoder, whose parameters lie in a vector, at all samples of rays."""
-    return 2 * params.numel() * depths.numel()
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-
-
 def _build_networks(config: TrainConfig) -> Networks:
-    return Networks(
-        config.generator.build(),
-        config.d_image.build() if config.loss.image_weight > 0 else None,
-        config.d_video.build() if config.loss.video_weight > 0 else None,
-    )
+    return Networks(*(None if c is None else c.build() for c in network_configs(config)))
 
 
-def _batches(G: nn.Module, n: int) -> tuple[RealBatch, FakeBatch]:
+def _batches(G: nn.Module, n: int, frames: int = 2) -> tuple[RealBatch, FakeBatch]:
     size = G.config.resolution
-    t, c = torch.empty(n, 2), torch.empty(n, 2, LABEL_DIM)
-    real = RealBatch(torch.empty(n, 2, 3, size, size), t, c)
+    t, c = torch.empty(n, frames), torch.empty(n, frames, LABEL_DIM)
+    real = RealBatch(torch.empty(n, frames, 3, size, size), t, c)
     return real, FakeBatch(torch.empty(n, G.z_dim), torch.empty(n, G.motion_dim), t, c, c, torch.empty(n))
 
 
-def _run_phase(loss: PV3DLoss, phase: Phase, networks: Networks, real: RealBatch, fake: FakeBatch) -> None:
+def _run_phase(loss: Loss, phase: Phase, networks: Networks, real: RealBatch, fake: FakeBatch) -> None:
     """Forward and backward of a phase, as in the training loop."""
     for network in networks:
         if network is not None:
@@ -261,36 +243,9 @@ def _network_tables(config: TrainConfig) -> Iterator[str]:
     with torch.device('meta'):
         networks = _build_networks(config)
         real, fake = _batches(networks.G, 1)
-        frame = real.frames[:, 0]
-        c = real.c[:, 0]
-        inputs = {
-            'G': (fake.z_a, fake.z_m, fake.t[:, 0], c),
-            'D_image': (frame, frame, c),
-            'D_video': (networks.D_video and networks.D_video.pair_input(real.frames, real.t), real.c),
-        }
-        for name, network in networks._asdict().items():
+        frame, c = real.frames[:, 0], real.c[:, 0]
+        pair = networks.D_video and networks.D_video.pair_input(real.frames, real.t)
+        inputs = [(fake.z_a, fake.z_m, fake.t[:, 0], c), (frame, frame, c), (pair, real.c)]
+        for (name, network), given in zip(networks._asdict().items(), inputs, strict=True):
             if network is not None:
-                yield f'\n{name}\n{module_summary(network, inputs[name])}'
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == 'cuda':
-        return torch.cuda.get_device_name(device)
-    return f'CPU, {torch.get_num_threads()} threads'
-
-
-def _time(function: Callable[[], Any], device: torch.device, budget_sec: float = 0.2) -> float:
-    """Returns the median time of a call in seconds, after two calls for warming up."""
-
-    def call() -> float:
-        start = time.perf_counter()
-        function()
-        if device.type == 'cuda':
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    call(), call()
-    times = [call()]
-    while sum(times) < budget_sec:
-        times.append(call())
-    return sorted(times)[len(times) // 2]
+                yield f'\n{name}\n{module_summary(network, given)}'

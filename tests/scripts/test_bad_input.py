@@ -276,14 +276,11 @@ def bad_snapshot(path, snapshot, kind):
     [
         ('missing', 'cannot read {}: no such file or folder'),
         ('folder', 'cannot read {}: it is a folder, not a file'),
-        ('cut short', '{}: cut short or damaged'),
-        ('damaged', '{}: damaged (wrong checksum of'),
-        (
-            'newer',
-            '{}: written by a newer version of this code (file version 99, known up to 1); update the code',
-        ),
-        ('options', '{}: G was saved with options that Generator cannot have'),
-        ('large', '{}: G was saved with options that Generator cannot have'),
+        ('cut short', '{}: cut short or corrupted'),
+        ('damaged', '{}: cut short or corrupted (wrong checksum of'),
+        ('newer', '{}: file version 99 is not known'),
+        ('options', '{}: G was saved with options'),
+        ('large', '{}: G was saved with options'),
         ('other format', '{}: no known format: '),
         ('hostile zip', '{}: refused, not the plain data of a PV3D snapshot (it wants to call'),
         ('hostile pickle', '{}: refused, it asks for posix.system, which is not plain data'),
@@ -302,7 +299,7 @@ def test_bad_snapshot(data, snapshot, tmp_path, kind, message):
 def test_snapshot_of_other_networks(data, snapshot, tmp_path):
     (tmp_path / 'runs').mkdir()
     args = ['--data', data, '--resume', snapshot, '--set', 'generator.channel_max=8']
-    assert f'{snapshot}: G does not fit this run' in refused(tmp_path / 'runs', *args)
+    assert f'{snapshot}: G does not fit' in refused(tmp_path / 'runs', *args)
 
 
 def test_outdir_is_a_file(data, tmp_path):

@@ -3,118 +3,94 @@
 import pytest
 import torch
 
-from benchmarks import doctor
-from torch_utils.ops import kernels as custom_ops
-
-CASES = [*(c.name for c in doctor.cases(8, 'cpu')), 'tri-plane rendering']
+from benchmarks import doctor, ops
+from torch_utils.ops import kernels
 
 
-def case(name, size=12):
-    (found,) = [c for c in [*doctor.cases(size, 'cpu'), doctor.renderer(size, 'cpu')] if c.name == name]
+def case(name, size, dtype):
+    (found,) = [c for c in ops.cases(ops.Sizes(2, 64, size, dtype, last=True), 'cpu') if c.name == name]
     return found
 
 
 @pytest.fixture
-def kernels():
-    if not custom_ops.has_kernels(torch.zeros(1), 'auto'):
-        pytest.skip('no kernels: there is no C++ compiler')
+def built():
+    if not kernels.has_kernels(torch.zeros(1), 'auto'):
+        pytest.skip('no kernels: no C++ compiler')
 
 
-@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize('name', CASES)
-def test_kernels_agree_in_double_precision(name, layout, kernels):
-    found = doctor.errors(case(name), 'cpu', torch.float64, layout)
-    assert len(found) == (2 if name == 'tri-plane rendering' else 3)
-    assert max(found) < 1e-11
-
-
-def test_variants_are_those_that_kernels_know():
-    names = [v.name for v in doctor.variants(case('bias_act'), 'cuda')]
-    assert names == [text for t in ('float32', 'float16', 'bfloat16') for text in (t, f'{t}, channels last')]
-    for name, device in (('bias_act', 'cpu'), ('tri-plane rendering', 'cuda')):
-        assert {v.dtype for v in doctor.variants(case(name), device)} == {torch.float32}
-
-
-@pytest.mark.parametrize('name', CASES)
-def test_inputs_have_the_layout_and_the_type_of_the_variant(name):
-    for variant in doctor.variants(case(name), 'cuda'):
-        first, *small = doctor._inputs(case(name), 'cpu', variant.dtype, variant.layout)
-        assert first.dtype == variant.dtype and first.is_contiguous(memory_format=variant.layout)
-        assert {x.dtype for x in small} <= {torch.float32}
+def test_operators_are_called_as_the_networks_call_them(built):
+    found = doctor.examples(2, 12, 'cpu', 'fp16')  # which on a CPU is float32
+    assert {c.name for c in found} == {*doctor._FEATURE_OPS, *doctor._FLOAT32_OPS}
+    for example in found:
+        x = example.inputs[0]
+        assert x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
+        assert doctor.implementation(example) == 'kernel'
 
 
 @pytest.fixture
-def half_kernels(kernels, monkeypatch):
+def half_kernels(built, monkeypatch):
     """What kernels of a GPU do with half precision: they compute in float32 and store the rounded results."""
-    call = custom_ops.call
+    call = kernels.call
 
     def rounding(name, x, *args):
-        halves = {id(a): a for a in args if isinstance(a, torch.Tensor) and a.dtype in doctor._HALF}
+        halves = {id(a): a for a in args if isinstance(a, torch.Tensor) and a.dtype.itemsize == 2}
         wide = {key: a.float() for key, a in halves.items()}
         call(name, wide.get(id(x), x), *(wide.get(id(a), a) for a in args))
         for key, a in halves.items():
             a.data.copy_(wide[key])
 
-    monkeypatch.setattr(custom_ops, 'call', rounding)
-    monkeypatch.setattr(custom_ops, '_HOST_TYPES', tuple(custom_ops._TYPES))
+    monkeypatch.setattr(kernels, 'call', rounding)
+    monkeypatch.setattr(kernels, '_HOST_TYPES', tuple(kernels._TYPES))
 
 
-@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('name', CASES[:-1])
-def test_half_precision_keeps_well_inside_its_tolerance(name, dtype, layout, half_kernels):
-    found = doctor.errors(case(name, 16), 'cpu', dtype, layout)
+@pytest.mark.parametrize('name', doctor._FEATURE_OPS)
+def test_half_precision_keeps_well_inside_its_tolerance(name, dtype, half_kernels):
+    found = doctor.errors(case(name, 16, dtype))
     assert min(found) > 0 and max(found) < doctor._TOLERANCE[dtype] / 2
 
 
 @pytest.fixture
-def brief(monkeypatch, kernels):
+def brief(monkeypatch, built):
     """Small measurements."""
-    cases, renderer = doctor.cases, doctor.renderer
-    monkeypatch.setattr(doctor, 'cases', lambda size, device: cases(8, device))
-    monkeypatch.setattr(doctor, 'renderer', lambda size, device: renderer(8, device))
-    monkeypatch.setattr(doctor, '_SECONDS', 0)
+    examples = doctor.examples
+    monkeypatch.setattr(doctor, 'examples', lambda n, size, *args: examples(1, 8, *args))
+    monkeypatch.setattr(doctor, '_REPEATS', 1)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
 
 
-def test_help_examines_nothing(capsys):
-    with pytest.raises(SystemExit) as end:
-        doctor.main.main(['-h'], prog_name='doctor')
-    page = capsys.readouterr().out
-    assert not end.value.code and page.startswith('Usage: doctor') and 'value' not in page
-
-
-def test_page(brief, capsys):
+def test_page(brief, capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         doctor.main.main([])
-    assert end.value.code == 0
     page = capsys.readouterr().out
-    assert page.endswith('\nhealthy\n') and all(f'\n  {name}\n' in page for name in CASES)
-    assert page.count('float32, channels last') == len(CASES)
+    assert end.value.code == 0 and page.endswith('\nhealthy\n')
+    assert page.count('float32, channels last') == page.count('   kernel, ') == 6
+    monkeypatch.setenv(kernels.ENVIRONMENT, 'ref')
+    assert doctor.report() == 0 and 'PV3D_OPS=ref is set' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name', ['bias_act', 'bias_act_grad', 'upfirdn2d', 'triplane_render'])
 def test_a_wrong_kernel_is_noticed(brief, capsys, monkeypatch, name):
-    call = custom_ops.call
+    call = kernels.call
 
     def bend(kernel, x, *args):
         call(kernel, x, *args)
         if kernel == name:
             [a for a in args if isinstance(a, torch.Tensor)][-1].mul_(2)
 
-    monkeypatch.setattr(custom_ops, 'call', bend)
+    monkeypatch.setattr(kernels, 'call', bend)
     assert doctor.report() == 1
     page = capsys.readouterr().out
     assert 'WRONG' in page and 'not healthy' in page
 
 
-def test_without_a_compiler_it_says_why(monkeypatch, tmp_path, capsys):
+def test_without_a_compiler_it_explains(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv('CXX', str(tmp_path / 'no-such-compiler'))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    custom_ops.load.cache_clear()
+    kernels.load.cache_clear()
     try:
         assert doctor.report() == 1
     finally:
-        custom_ops.load.cache_clear()
+        kernels.load.cache_clear()
     page = capsys.readouterr().out
-    assert 'cpu  built by nothing: ' in page and 'no-such-compiler' in page and 'install g++' in page
+    assert 'cpu  cannot be built' in page and 'no-such-compiler' in page and 'install g++' in page

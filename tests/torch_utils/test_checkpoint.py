@@ -37,20 +37,6 @@ class Net(nn.Module, Configurable):
         return self.norm(self.body(x))
 
 
-class Wider(nn.Module, Configurable):
-    """Has Net's config, but other parameters."""
-
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(Net.Config):
-        pass
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.body = nn.Linear(5, config.width)
-        self.extra = nn.Linear(1, 1)
-
-
 class Evil:
     """Runs a command when it is unpickled."""
 
@@ -74,22 +60,19 @@ def refused(path, message, read=read_snapshot):
     assert str(path) in str(err.value) and '\n' not in str(err.value)
 
 
+def kinds(cls):
+    return Kinds({'net': cls}, 'net')
+
+
 def test_round_trip(tmp_path):
     path = tmp_path / 'a.pkl'
-    net = save_one(
-        path, seed=np.int64(3), loss=np.float32(0.5), data=Path('x/y.zip'), sizes=(1, 2), flag=np.True_
-    )
+    meta = {'seed': np.int64(3), 'loss': np.float32(0.5), 'data': Path('x/y.zip'), 'sizes': (1, 2)}
+    net = save_one(path, **meta, flag=np.True_)
     snapshot = read_snapshot(path)
     assert snapshot.path == path and list(snapshot.networks) == ['G', 'G_ema']
-    assert snapshot.meta == {
-        'kimg': 1,
-        'seed': 3,
-        'loss': 0.5,
-        'data': 'x/y.zip',
-        'sizes': [1, 2],
-        'flag': True,
-    }
-    back = build_network(snapshot, 'G_ema', Kinds({'net': Net}, 'net'))
+    plain = {'seed': 3, 'loss': 0.5, 'data': 'x/y.zip', 'sizes': [1, 2], 'flag': True}
+    assert snapshot.meta == {'kimg': 1, **plain}
+    back = build_network(snapshot, 'G_ema', kinds(Net))
     assert back.config == net.config and not back.training
     assert not any(p.requires_grad for p in back.parameters())
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
@@ -104,7 +87,6 @@ def test_file_is_the_documented_dictionary(tmp_path):
     entry = content['networks']['G']
     assert entry['config'] == {'width': 6, 'scales': [1.0, 0.5]}
     assert entry['state'].keys() == net.state_dict().keys()
-    assert all(v.device.type == 'cpu' and v.is_contiguous() for v in entry['state'].values())
 
 
 def test_half_precision_halves_the_file_and_keeps_the_type_of_the_module(tmp_path):
@@ -116,17 +98,12 @@ def test_half_precision_halves_the_file_and_keeps_the_type_of_the_module(tmp_pat
     snapshot = read_snapshot(tmp_path / 'half.pkl')
     assert snapshot.networks['G']['state']['body.weight'].dtype == torch.float16
     assert snapshot.networks['G']['state']['norm.num_batches_tracked'].dtype == torch.int64
-    back = build_network(snapshot, 'G', Kinds({'net': Net}, 'net'))
+    back = build_network(snapshot, 'G', kinds(Net))
     assert back.body.weight.dtype == torch.float32
     torch.testing.assert_close(back.body.weight, net.body.weight.data, rtol=1e-3, atol=1e-6)
-
-
-def test_half_precision_refuses_what_overflows(tmp_path):
-    net = Net(Net.Config())
     net.norm.running_var.fill_(1e5)
     with pytest.raises(ValueError, match=r'G\.norm\.running_var has values that torch\.float16 cannot hold'):
         save_snapshot(tmp_path / 'a.pkl', {'G': net}, {}, dtype=torch.float16)
-    assert os.listdir(tmp_path) == []
 
 
 def test_a_slice_is_stored_without_its_whole_storage(tmp_path):
@@ -141,20 +118,17 @@ def test_build_network_explains(tmp_path):
     save_one(tmp_path / 'a.pkl')
     snapshot = read_snapshot(tmp_path / 'a.pkl')
     with pytest.raises(CheckpointError, match="no network 'D' in this snapshot; it has G, G_ema"):
-        build_network(snapshot, 'D', Kinds({'net': Net}, 'net'))
+        build_network(snapshot, 'D', kinds(Net))
+    state = snapshot.networks['G']['state']
+    state |= {'body.weight': state['body.weight'].t(), 'extra': state.pop('norm.weight')}
     with pytest.raises(CheckpointError) as err:
-        build_network(snapshot, 'G', Kinds({'net': Wider}, 'net'))
-    for part in (
-        'does not fit Wider',
-        'missing: extra.weight, extra.bias',
-        'unexpected: norm.weight',
-        'and 1 more',
-    ):
+        build_network(snapshot, 'G', kinds(Net))
+    for part in ('a.pkl: G does not fit', 'Missing', 'norm.weight', 'Unexpected', 'extra', 'body.weight'):
         assert part in str(err.value)
-    assert 'misshapen: body.weight [6, 4] instead of [6, 5]' in str(err.value)
+    assert len(str(err.value)) < 600 and '\n' not in str(err.value)
     snapshot.networks['G']['config']['depth'] = 3
-    with pytest.raises(CheckpointError, match='options that it cannot have here .*unknown option depth'):
-        build_network(snapshot, 'G', Kinds({'net': Net}, 'net'))
+    with pytest.raises(CheckpointError, match='unknown option depth'):
+        build_network(snapshot, 'G', kinds(Net))
 
 
 def test_missing_files_and_folders(tmp_path):
@@ -170,9 +144,9 @@ def test_every_truncation_is_named(tmp_path):
     whole = path.read_bytes()
     for size in [*range(2, len(whole), len(whole) // 40), len(whole) - 1]:
         path.write_bytes(whole[:size])
-        refused(path, 'cut short or damaged .*use an older file')
+        refused(path, 'cut short or corrupted')
     path.write_bytes(b'')
-    refused(path, r'not a PV3D snapshot \(empty\)')
+    refused(path, 'empty')
 
 
 def test_every_flipped_byte_of_a_tensor_is_named(tmp_path):
@@ -182,27 +156,25 @@ def test_every_flipped_byte_of_a_tensor_is_named(tmp_path):
     weights = read_snapshot(path).networks['G']['state']['body.weight'].numpy().tobytes()
     start = whole.index(weights)
     for offset in (0, 1, len(weights) - 1):
-        damaged = bytearray(whole)
-        damaged[start + offset] ^= 1
-        path.write_bytes(damaged)
-        refused(path, 'damaged .wrong checksum of')
+        corrupted = bytearray(whole)
+        corrupted[start + offset] ^= 1
+        path.write_bytes(corrupted)
+        refused(path, 'corrupted .wrong checksum of')
 
 
 def test_other_formats_are_refused(tmp_path):
     path = tmp_path / 'a.pkl'
-    path.write_bytes(b'\x89PNG....')
-    refused(path, r'not a PV3D snapshot \(not even a zip\)')
-    torch.save({'format': 'other', 'version': 1}, path)
-    refused(path, "its format is 'other'.*another file")
-    torch.save(torch.zeros(3), path)
-    refused(path, 'its format is None')
+    for data, found in ((b'\x89PNG....', 'not a zip'), (b'<!DOCTYPE html>', 'a web page')):
+        path.write_bytes(data)
+        refused(path, f'not a PV3D snapshot .{found}')
+    for content, found in (({'format': 'other', 'version': 1}, "'other'"), (torch.zeros(3), 'None')):
+        torch.save(content, path)
+        refused(path, f'its format is {found}')
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('dataset.json', '{}')
-    refused(path, 'not a PV3D snapshot but another zip .with dataset.json.; use another file')
-    path.write_bytes(b'<!DOCTYPE html>')
-    refused(path, 'not a PV3D snapshot .perhaps a web page.')
+    refused(path, 'another zip .with dataset.json')
     save_training_state(path, {'a': 1})
-    refused(path, "not a PV3D snapshot .its format is 'pv3d-training-state'.; pass the matching file")
+    refused(path, "its format is 'pv3d-training-state'")
     save_one(path)
     refused(path, 'not a PV3D training state', load_training_state)
 
@@ -219,13 +191,13 @@ def test_other_formats_are_refused(tmp_path):
 )
 def test_incomplete_snapshots_are_refused(tmp_path, content):
     torch.save({'format': 'pv3d-snapshot', 'version': 1, **content}, tmp_path / 'a.pkl')
-    refused(tmp_path / 'a.pkl', 'lacks its meta data or networks')
+    refused(tmp_path / 'a.pkl', 'parts of the PV3D snapshot are missing')
 
 
 def test_a_bare_pickle_is_not_opened(tmp_path):
     path, marker = tmp_path / 'a.pkl', tmp_path / 'ran'
     path.write_bytes(pickle.dumps(Evil(marker)))
-    refused(path, r'a Python pickle, which could run code\), so it was not opened')
+    refused(path, 'a Python pickle, which could run code')
     refused(path, 'a Python pickle', load_training_state)
     assert not marker.exists()
     pickle.loads(path.read_bytes())
@@ -239,7 +211,7 @@ def test_a_hostile_pickle_in_a_proper_zip_does_not_run(tmp_path, read):
     content = torch.load(path, weights_only=True)
     content['meta']['secret'] = Evil(marker)
     torch.save(content, path)
-    refused(path, r'wants to call \w+\.system\); use another', read)
+    refused(path, r'wants to call \w+\.system', read)
     assert not marker.exists()
     torch.load(path, weights_only=False)
     assert marker.exists()
@@ -249,38 +221,15 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
     path = tmp_path / 'a.pkl'
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('archive/data.pkl', bytes(10**7))
-    refused(path, 'would unpack to 10000000 bytes')
+    refused(path, '10000000 bytes')
 
 
-def test_a_newer_version_is_refused(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setitem(checkpoint.VERSIONS, checkpoint.SNAPSHOT, 3)
-        save_one(tmp_path / 'a.pkl')
-    refused(tmp_path / 'a.pkl', r'newer version .*\(file version 3, known up to 1\); update the code')
-    for version in (None, '1', 0, True):
-        torch.save({'format': 'pv3d-snapshot', 'version': version}, tmp_path / 'a.pkl')
-        refused(tmp_path / 'a.pkl', 'is not a number')
-
-
-def test_older_versions_are_upgraded_step_by_step(tmp_path, monkeypatch):
+@pytest.mark.parametrize('version', [None, '1', 0, 3])
+def test_an_unknown_version_is_refused(tmp_path, monkeypatch, version):
+    monkeypatch.setattr(checkpoint, 'VERSION', version)
     save_one(tmp_path / 'a.pkl')
-
-    def rename(content):
-        networks = {{'G': 'generator'}.get(n, n): v for n, v in content['networks'].items()}
-        return {**content, 'networks': networks}
-
-    def count(content):
-        return {**content, 'meta': {**content['meta'], 'networks': len(content['networks'])}}
-
-    monkeypatch.setitem(checkpoint.VERSIONS, checkpoint.SNAPSHOT, 3)
-    monkeypatch.setattr(checkpoint, 'UPGRADES', {checkpoint.SNAPSHOT: {1: rename, 2: count}})
-    snapshot = read_snapshot(tmp_path / 'a.pkl')
-    assert list(snapshot.networks) == ['generator', 'G_ema'] and snapshot.meta == {'kimg': 1, 'networks': 2}
-
-
-def test_every_older_version_has_its_upgrade():
-    for name, version in checkpoint.VERSIONS.items():
-        assert sorted(checkpoint.UPGRADES[name]) == list(range(1, version))
+    monkeypatch.undo()
+    refused(tmp_path / 'a.pkl', f'version {version!r}.*update the code')
 
 
 def test_training_state_continues_an_optimizer(tmp_path):
@@ -307,13 +256,10 @@ def test_training_state_continues_an_optimizer(tmp_path):
     assert nimg == 8 and type(nimg) is int
 
 
-def test_training_state_refuses_other_objects(tmp_path):
-    with pytest.raises(TypeError, match=r"pv3d-training-state\['state'\]\['list'\]\[1\] is a object"):
-        save_training_state(tmp_path / 'a.pt', {'list': [1, object()]})
-    assert os.listdir(tmp_path) == []
-
-
-def test_numpy_arrays_become_tensors(tmp_path):
+def test_training_state_holds_plain_values(tmp_path):
     save_training_state(tmp_path / 'a.pt', {'x': np.arange(3), 'y': np.str_('z')})
     state = load_training_state(tmp_path / 'a.pt')
     assert state['x'].tolist() == [0, 1, 2] and type(state['y']) is str
+    with pytest.raises(TypeError, match=r"\['state'\]\['list'\]\[1\] is a object"):
+        save_training_state(tmp_path / 'b.pt', {'list': [1, object()]})
+    assert os.listdir(tmp_path) == ['a.pt']

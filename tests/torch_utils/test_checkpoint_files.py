@@ -1,4 +1,4 @@
-"""Checkpoints of a run folder: full disks, kills, broken files, the newest valid pair."""
+"""Checkpoints of a run folder: full disks, kills, corrupted files, the newest valid pair."""
 
 import dataclasses
 import errno
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dnnlib.config import BaseConfig, Configurable
-from dnnlib.util import UserError
+from dnnlib.util import CheckpointError, UserError
 from support.paths import ROOT
 from torch_utils.checkpoint import (
     latest_checkpoint,
@@ -88,7 +88,7 @@ def test_latest_checkpoint_is_the_newest_pair(tmp_path):
     assert warnings == []
 
 
-def test_broken_checkpoints_are_named_and_passed_over(tmp_path):
+def test_corrupted_checkpoints_are_named_and_skipped(tmp_path):
     for number in (1, 2, 3, 4):
         write_pair(tmp_path, number)
     os.truncate(snapshot_path(tmp_path, 4), 1000)
@@ -96,17 +96,38 @@ def test_broken_checkpoints_are_named_and_passed_over(tmp_path):
     save_one(snapshot_path(tmp_path, 5))
     warnings = []
     assert latest_checkpoint(tmp_path, warnings.append)[2] == 2
-    assert len(warnings) == 3
-    assert 'network-snapshot-000000005.pkl: passed over, since its training state is missing' in warnings[0]
-    assert 'network-snapshot-000000004.pkl: cut short' in warnings[1]
-    assert 'training-state-000000003.pt: cut short' in warnings[2]
+    names = (
+        'network-snapshot-000000005.pkl',
+        'network-snapshot-000000004.pkl',
+        'training-state-000000003.pt',
+    )
+    assert all(name in warning for name, warning in zip(names, warnings, strict=True))
 
 
-def test_no_valid_pair(tmp_path):
+def cannot_continue(folder, match):
+    with pytest.raises(CheckpointError, match=match) as err:
+        latest_checkpoint(folder, lambda _: None)
+    assert str(folder) in str(err.value) and '--fresh' in str(err.value)
+    return str(err.value)
+
+
+@pytest.mark.parametrize('kind', ['missing', 'corrupted'])
+def test_snapshots_without_a_training_state_are_not_overlooked(tmp_path, kind):
+    """The run would begin again from nothing, and its weights be lost from sight."""
+    for number in (1, 2, 3):
+        save_one(snapshot_path(tmp_path, number))
+        if kind == 'corrupted':
+            training_state_path(tmp_path, number).write_bytes(b'PK')
+    os.truncate(snapshot_path(tmp_path, 3), 1000)
+    cannot_continue(tmp_path, f'--resume {snapshot_path(tmp_path, 2)}')
+
+
+@pytest.mark.parametrize('kind', ['missing', 'corrupted'])
+def test_training_states_without_a_snapshot_are_not_overlooked(tmp_path, kind):
     save_training_state(training_state_path(tmp_path, 3), {})
-    warnings = []
-    assert latest_checkpoint(tmp_path, warnings.append) is None
-    assert 'network snapshot is missing' in warnings[0]
+    if kind == 'corrupted':
+        snapshot_path(tmp_path, 3).write_bytes(b'PK')
+    assert '--resume' not in cannot_continue(tmp_path, 'cannot be continued')
 
 
 def test_a_kill_while_saving_costs_only_that_checkpoint(tmp_path):
@@ -135,5 +156,3 @@ def test_prune_keeps_snapshots(tmp_path):
     states = sorted(p.name for p in tmp_path.glob('training-state-*'))
     assert states == ['training-state-000000010.pt', 'training-state-000000100.pt']
     assert len(list(tmp_path.glob('network-snapshot-*'))) == 3
-    with pytest.raises(ValueError, match='keep=0'):
-        prune_training_states(tmp_path, keep=0)

@@ -123,14 +123,10 @@ def test_two_broadcast_parameters_and_buffers(two):
     assert all(v in (5, [5, 5]) for v in two[1]['broadcast'].values()) and len(two[1]['broadcast']) == 5
 
 
-def test_two_sum_and_vote(two):
+def test_two_exchange(two):
     for rank, seen in enumerate(two):
         assert seen['sum'] == [2, 1] and seen['unchanged'] == [1, rank]
         assert seen['any'] == [True, False, True]
-
-
-def test_two_exchange_objects(two):
-    for seen in two:
         assert seen['object'] == {'path': 'from 0'} and seen['gathered'] == [0, 1]
 
 
@@ -165,13 +161,13 @@ def test_one_process_needs_no_group(monkeypatch, capsys):
 
 
 def test_init_refuses(monkeypatch):
-    with pytest.raises(UserError, match="device 'tpu' must be 'cuda' or 'cpu'"):
+    with pytest.raises(UserError, match="'tpu'"):
         dist.init('tpu')
     monkeypatch.setenv('LOCAL_RANK', '99')
-    with pytest.raises(UserError, match='usable GPUs, and process 99 needs one of its own'):
+    with pytest.raises(UserError, match='--nproc_per_node'):
         dist.init('cuda')
     monkeypatch.setenv('WORLD_SIZE', '2')
-    with pytest.raises(UserError, match='--device cuda:1 is one device for 2 processes; use --device cuda,'):
+    with pytest.raises(UserError, match='--device cuda:1'):
         dist.init('cuda', 1)
 
 

@@ -42,69 +42,56 @@ print((peak() - before) * 1024)
 """
 
 
-def measure(function) -> estimate._Meter:
+def measure(function, *shapes, **options):
+    """Returns the meter of function(*tensors) and what it counted."""
+    work = Work()
     with estimate.FakeTensorMode():
-        arguments = function.__defaults__ or ()
-        made = [a() for a in arguments]
-        with estimate._Meter() as meter:
-            function(*made)
-    return meter
+        tensors = [torch.empty(shape, **options) for shape in shapes]
+        with estimate._Meter(work) as meter:
+            function(*tensors)
+    return meter, work
 
 
 def test_meter_counts_arithmetic_and_bytes():
     """A convolution and a matrix product against their closed forms."""
-
-    def conv(x=lambda: torch.empty(2, 3, 16, 16), w=lambda: torch.empty(5, 3, 3, 3)):
-        nn.functional.conv2d(x, w, padding=1)
-
-    work = measure(conv).work()
+    _, work = measure(lambda x, w: nn.functional.conv2d(x, w, padding=1), (2, 3, 16, 16), (5, 3, 3, 3))
     assert work.flops == {torch.float32: 2 * 2 * 5 * 16 * 16 * 3 * 9}
     assert work.moved_bytes == 4 * (2 * 3 * 16 * 16 + 5 * 3 * 9 + 2 * 5 * 16 * 16)
     assert work.calls == 1
-
-    def product(a=lambda: torch.empty(7, 11, dtype=torch.float16)):
-        a @ a.t()  # the transposition is a view: no work
-
-    work = measure(product).work()
-    assert work.flops == {torch.float16: 2 * 7 * 11 * 7}
-    assert work.calls == 1
+    _, work = measure(
+        lambda a: a @ a.t(), (7, 11), dtype=torch.float16
+    )  # the transposition is a view: no work
+    assert work.flops == {torch.float16: 2 * 7 * 11 * 7} and work.calls == 1
 
 
 def test_meter_counts_our_kernels():
     """They are opaque to PyTorch's table; the decoder multiplies each parameter once a sample."""
-    sizes, rays = (7 * 64 + 64 + 4 * 64 + 4,), (2, 5, 3)
+    params, shapes = 7 * 64 + 64 + 4 * 64 + 4, ((2, 5, 3), (2, 5, 3), (2, 5, 6))
 
-    def render(p=lambda: torch.empty(2, 3, 7, 8, 8), w=lambda: torch.empty(sizes)):
-        inputs = p, w, torch.empty(rays), torch.empty(rays), torch.empty(2, 5, 6)
-        torch.ops.pv3d.triplane_render(*inputs, 3, 0, 1.0, 0.0, 0.0)
+    def render(*inputs):
+        features, weights = torch.ops.pv3d.triplane_render(*inputs, 3, 0, 1.0, 0.0, 0.0)
+        torch.ops.pv3d.triplane_render_grad(*inputs, features, weights, 0, 1.0, 0.0, 0.0)
 
-    work = measure(render).work()
-    assert work.flops == {torch.float32: 2 * sizes[0] * 2 * 5 * 6}
-    assert work.calls == 4 and work.moved_bytes > 4 * 2 * 3 * 7 * 8 * 8
+    _, work = measure(render, (2, 3, 7, 8, 8), (params,), *shapes)
+    assert work.flops == {torch.float32: (1 + 3) * 2 * params * 2 * 5 * 6}
+    assert work.calls == 2 and work.moved_bytes > 4 * 2 * 3 * 7 * 8 * 8
 
 
 def test_meter_finds_the_peak():
     """Freed tensors do not count; tensors that backward needs do, until it has used them."""
 
-    def freed(x=lambda: torch.empty(1000)):
+    def freed(x):
         for _ in range(5):
-            x = x * 2  # the old one goes when the new one is there
+            x = x * 2  # the old one is freed when the new one is made
 
-    assert measure(freed).peak_bytes == 2 * 4000
+    assert measure(freed, 1000)[0].peak_bytes == 2 * 4000
 
-    def kept(x=lambda: torch.empty(1000, requires_grad=True)):
-        y = x
+    def kept(x):
         for _ in range(5):
-            y = y.exp()  # keeps its result
-        y.sum()
+            x = x.exp()  # keeps its result
+        x.sum()
 
-    assert measure(kept).peak_bytes == 5 * 4000 + 4
-
-
-def test_work_adds_up():
-    a = Work(flops={torch.float32: 1.0}, moved_bytes=2, calls=3)
-    b = Work(flops={torch.float32: 4.0, torch.float16: 5.0}, moved_bytes=6, calls=7)
-    assert a + b * 2 == Work(flops={torch.float32: 9.0, torch.float16: 10.0}, moved_bytes=14, calls=17)
+    assert measure(kept, 1000, requires_grad=True)[0].peak_bytes == 5 * 4000 + 4
 
 
 def test_scales_with_the_batch():
@@ -127,9 +114,8 @@ def test_large_preset_takes_no_memory():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     text = describe_run(PRESETS['pv3d-voxceleb']('none.zip'), torch.device('cpu'), 8)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
-    assert (
-        '44320383' in text and '31359744' in text and '31372608' in text
-    )  # parameters of the released networks
+    for parameters in ('44320383', '31359744', '31372608'):  # of the released networks
+        assert parameters in text
     assert 'for 8 x CPU' in text and '1 x 2 clips' in text
 
 
@@ -137,14 +123,8 @@ def test_large_preset_takes_no_memory():
 def test_agrees_with_a_real_step():
     """The memory of the demo preset, within a factor 2."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')}  # no memory held ahead
-    done = subprocess.run(
-        [sys.executable, '-c', REAL_STEP],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command, options = [sys.executable, '-c', REAL_STEP], {'cwd': ROOT, 'text': True, 'check': True}
+    done = subprocess.run(command, env=environment, capture_output=True, **options)
     step = estimate_step(dataclasses.replace(PRESETS['demo']('none.zip'), batch=4))
     assert 0.5 < step.activation_bytes / int(done.stdout) < 2
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dnnlib.config import override
-from dnnlib.util import UserError
+from dnnlib.util import CheckpointError, UserError
 from support.small_runs import CPU, assert_same, batch_of, everything, new_trainer, stop_at, train
 from torch_utils import checkpoint
 from training.batching import PHASES, fake_batch, make_phases
@@ -81,18 +81,20 @@ def test_every_number_that_trains_moves(small, uninterrupted, tmp_path):
     assert len([n for n in still if 'noise_strength' in n]) == 8  # four layers, in G and in G_ema
 
 
-def test_files_of_a_broken_checkpoint_are_named_and_passed_over(small, uninterrupted, tmp_path, capsys):
+def test_corrupted_files_are_named_and_skipped(small, uninterrupted, tmp_path, capsys):
     config = dataclasses.replace(small, output=OutputConfig(tick_nimg=4, snapshot_ticks=1, image_ticks=0))
     train(config, tmp_path, until=12)
     snapshot, state = (tmp_path / 'network-snapshot-000000012.pkl', tmp_path / 'training-state-000000008.pt')
-    for path in (snapshot, state):
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    snapshot.write_bytes(snapshot.read_bytes()[: snapshot.stat().st_size // 2])
     capsys.readouterr()
     trainer = Trainer(config, tmp_path, CPU)
-    printed = capsys.readouterr().out
-    assert f'passed over: {snapshot}: cut short or damaged' in printed
-    assert f'passed over: {state}: cut short or damaged' in printed
-    assert trainer.progress.cur_nimg == 0  # two training states are kept
+    assert f'skipped: {snapshot}: cut short' in capsys.readouterr().out
+    assert trainer.progress.cur_nimg == 8
+    whole = state.read_bytes()
+    state.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match='--resume .*network-snapshot-000000008.pkl.*--fresh'):
+        Trainer(config, tmp_path, CPU)  # it does not begin again from nothing
+    state.write_bytes(whole)
     assert_same(everything(train(config, tmp_path)), uninterrupted)
 
 
@@ -153,7 +155,7 @@ def test_snapshot_that_does_not_fit(small, tmp_path):
     path = tmp_path / 'a.pkl'
     checkpoint.save_snapshot(path, source.modules(), {})
     wider = override(small, 'generator.channel_max', '32')
-    with pytest.raises(UserError, match=r'a\.pkl: G does not fit this run: .*synthesis') as err:
+    with pytest.raises(UserError, match=r'a\.pkl: G does not fit: .*synthesis') as err:
         new_trainer(dataclasses.replace(wider, resume=str(path)), tmp_path)
     assert '\n' not in str(err.value)
     checkpoint.save_snapshot(path, {'G_ema': source.G_ema}, {})

@@ -77,7 +77,7 @@ def bias_act(
 
 
 def _regular(x: Tensor, bias: Tensor | None, modulation: Modulation) -> bool:
-    """Tells whether all operands have the shapes of the contract; the reference also broadcasts others."""
+    """Returns whether all operands have the shapes of the contract; the reference also broadcasts others."""
     scale, noise, strength = modulation
     shapes = (
         bias is None or bias.shape == x.shape[1:2],
@@ -135,18 +135,11 @@ class _BiasAct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        scale: Tensor | None,
-        noise: Tensor | None,
-        strength: Tensor | None,
-        bias: Tensor | None,
-        numbers: tuple[float, float, float],
-    ) -> Tensor:
-        y = torch.ops.pv3d.bias_act(x, scale, noise, strength, bias, *numbers)
+    def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
+        *small, numbers = args  # scale, noise, strength, bias; slope, gain, limit
+        y = torch.ops.pv3d.bias_act(x, *small, *numbers)
         kept = x if x.dtype in _HALF and ctx.needs_input_grad[1] else None
-        ctx.save_for_backward(y, kept, scale, noise, strength, bias)
+        ctx.save_for_backward(y, kept, *small)
         ctx.numbers = numbers
         return y
 
@@ -186,19 +179,12 @@ class _Backward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        dy: Tensor,
-        y: Tensor,
-        x: Tensor | None,
-        scale: Tensor | None,
-        noise: Tensor | None,
-        numbers: tuple[float, float, float],
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, dy: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        *others, numbers = args  # y, x, scale, noise; slope, gain, limit
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(dy, y, x, scale, noise)
+        ctx.save_for_backward(dy, *others)
         ctx.numbers = numbers
-        return torch.ops.pv3d.bias_act_backward(dy, y, x, scale, noise, *numbers)
+        return torch.ops.pv3d.bias_act_backward(dy, *others, *numbers)
 
     @staticmethod
     def backward(ctx: Any, g_dx: Tensor | None, g_sums: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -233,26 +219,18 @@ def _layout(x: Tensor) -> tuple[int, ...]:
 
 def _pack(*tensors: Tensor | None) -> list[Tensor | None]:
     """Brings tensors into the layout of the first, and small ones into theirs."""
-    layout = kernels.memory_format(tensors[0])
+    first, plain = tensors[0], torch.contiguous_format
+    layout = kernels.memory_format(first)
     return [
-        t
-        if t is None
-        else t.contiguous(memory_format=layout if t.shape == tensors[0].shape else torch.contiguous_format)
+        None if t is None else t.contiguous(memory_format=layout if t.shape == first.shape else plain)
         for t in tensors
     ]
 
 
-def _forward_kernel(
-    x: Tensor,
-    scale: Tensor | None,
-    noise: Tensor | None,
-    strength: Tensor | None,
-    bias: Tensor | None,
-    *numbers: float,
-) -> Tensor:
-    x, *small = _pack(x, scale, noise, strength, bias)
+def _forward_kernel(x: Tensor, *args: Any) -> Tensor:
+    (x, *small), numbers = _pack(x, *args[:4]), args[4:]
     out = torch.empty_like(x)
-    noise_n = 0 if noise is None else len(noise)
+    noise_n = 0 if small[1] is None else len(small[1])
     kernels.call('bias_act', x, x, None, *small, out, *_layout(x), noise_n, *numbers)
     return out
 
@@ -264,17 +242,15 @@ def _derivative_kernel(dy: Tensor, y: Tensor, *numbers: float) -> Tensor:
     return out
 
 
-def _backward_kernel(
-    dy: Tensor, y: Tensor, x: Tensor | None, scale: Tensor | None, noise: Tensor | None, *numbers: float
-) -> tuple[Tensor, Tensor]:
-    y, dy, x, *small = _pack(y, dy, x, scale, noise)
+def _backward_kernel(dy: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    (y, dy, x, *small), numbers = _pack(y, dy, *args[:3]), args[3:]  # small: scale, noise
     n, c, pixels, last = _layout(y)
     part = _PART_LAST if last else _PART
     parts = -(-pixels // part)
     wide = torch.float64 if y.dtype == torch.float64 else torch.float32
     sums = y.new_empty((n, parts, c, 3) if last else (n, c, parts, 3), dtype=wide)
     dx = torch.empty_like(y)
-    noise_n = 0 if noise is None else len(noise)
+    noise_n = 0 if small[1] is None else len(small[1])
     sizes = (n, c, pixels, last, noise_n, part, parts)
     kernels.call('bias_act_grad', y, dy, y, x, *small, dx, sums, *sizes, *numbers)
     return dx, sums.reshape(n, c, 3) if parts == 1 else sums.sum(dim=1 if last else 2)
@@ -289,9 +265,9 @@ def _same_and_sums(dy: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _same(y), y.new_empty((*y.shape[:2], 3), dtype=wide)
 
 
-_NUMBERS = 'float slope, float gain, float limit'
+_SMALL, _NUMBERS = 'Tensor? scale, Tensor? noise', 'float slope, float gain, float limit'
 kernels.register(
-    f'bias_act(Tensor x, Tensor? scale, Tensor? noise, Tensor? strength, Tensor? bias, {_NUMBERS}) -> Tensor',
+    f'bias_act(Tensor x, {_SMALL}, Tensor? strength, Tensor? bias, {_NUMBERS}) -> Tensor',
     _forward_kernel,
     _same,
 )
@@ -301,8 +277,7 @@ kernels.register(
     lambda dy, y, *_: _same(y),
 )
 kernels.register(
-    'bias_act_backward(Tensor dy, Tensor y, Tensor? x, Tensor? scale, Tensor? noise, '
-    f'{_NUMBERS}) -> (Tensor, Tensor)',
+    f'bias_act_backward(Tensor dy, Tensor y, Tensor? x, {_SMALL}, {_NUMBERS}) -> (Tensor, Tensor)',
     _backward_kernel,
     _same_and_sums,
 )

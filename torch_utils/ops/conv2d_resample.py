@@ -21,14 +21,13 @@ def conv2d_resample(
         f: low-pass filter [4, 4]; not used, and may be None, when the size stays.
         up: 1 or 2: transposed convolution of stride 2, then the filter.
         down: 1 or 2: the filter, then a convolution of stride 2.
-        impl: of the filter; see custom_ops.has_kernels.
+        impl: of the filter; see kernels.has_kernels.
 
     Returns:
         images [N, C_out, H * up / down, W * up / down].
     """
     k = weight.shape[-1]
-    if (up, down) not in ((1, 1), (2, 1), (1, 2)):
-        raise ValueError(f'up={up}, down={down}: one of them may be 2, the other must be 1')
+    assert (up, down) in ((1, 1), (2, 1), (1, 2))
     if up == down:
         return _conv2d(x, weight, padding=k // 2)
     taps = f.shape[-1]

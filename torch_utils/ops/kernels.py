@@ -1,7 +1,7 @@
-"""Finds the kernels of torch_utils/ops for a tensor, and runs them.
+"""Decides whether kernels or the plain PyTorch reference of an op work on a tensor, and calls kernels.
 
-They are built on first use (build.py). A failed build warns once; the plain PyTorch reference of every
-op then does its work. `python -m benchmarks.doctor` says what is in use and why.
+They are built on first use (build.py); a failed build warns once. `python -m benchmarks.doctor` reports what
+is used and why.
 """
 
 import ctypes
@@ -16,7 +16,6 @@ from torch import Tensor
 from torch_utils.ops import build
 from torch_utils.ops.build import BuildError, Target
 
-IMPLS = ('auto', 'ref', 'cuda', 'cpu')
 ENVIRONMENT = 'PV3D_OPS'  # ref: impl='auto' means the reference
 DEVICE_BODY = 'cuda-on-cpu'  # value of PV3D_OPS for tests: kernels run what a GPU would run, on the CPU
 _LIBRARY = torch.library.Library('pv3d', 'FRAGMENT')
@@ -25,7 +24,7 @@ _HOST_TYPES = (torch.float32, torch.float64)
 
 
 def has_kernels(x: Tensor, impl: str) -> bool:
-    """Tells whether kernels work on x, and not the reference.
+    """Returns whether kernels work on x, and not the reference.
 
     Args:
         x: the tensor that an op is called with.
@@ -34,7 +33,7 @@ def has_kernels(x: Tensor, impl: str) -> bool:
 
     Raises:
         ValueError: for an unknown impl, or one that does not fit the device or type of x.
-        BuildError: if the kernels that impl demands cannot be had.
+        BuildError: if the kernels that impl demands cannot be built.
     """
     return _decide(x.device.type, x.dtype, impl)
 
@@ -42,19 +41,35 @@ def has_kernels(x: Tensor, impl: str) -> bool:
 @torch.compiler.assume_constant_result  # torch.compile asks once, and does not look into the build
 def _decide(target: str, dtype: torch.dtype, impl: str) -> bool:
     environment = os.environ.get(ENVIRONMENT, 'auto')
-    if impl not in IMPLS:
-        raise ValueError(f'impl={impl!r} must be one of {", ".join(IMPLS)}')
     if environment not in ('auto', 'ref', DEVICE_BODY):
         raise ValueError(f'{ENVIRONMENT}={environment} must be auto or ref')
     if impl == 'ref' or (impl == 'auto' and environment == 'ref'):
         return False
     known = target in ('cuda', 'cpu') and dtype in (_TYPES if target == 'cuda' else _HOST_TYPES)
-    if impl != 'auto':
-        if impl != target or not known:
-            raise ValueError(f'impl={impl!r} does not work on {dtype} on {target}; use impl="auto"')
-        load(target)
-        return True
-    return known and _loads(target)
+    if impl == 'auto':
+        return known and _loads(target)
+    if impl != target or not known:
+        raise ValueError(f'impl={impl!r} does not work on {dtype} on {target}; use auto or ref')
+    return bool(load(target))
+
+
+@functools.cache
+def _loads(target: Target) -> bool:
+    try:
+        return bool(load(target))
+    except BuildError as err:
+        warnings.warn(f'{err}', RuntimeWarning, stacklevel=2)  # once: the result is kept
+        return False
+
+
+@functools.cache
+def load(target: Target) -> ctypes.CDLL:
+    """Returns the library of all kernels for a target, built or from the cache; raises BuildError."""
+    chain = build.toolchain(target)
+    library = build.open_library(target, chain, build.cache_folder())
+    if target == 'cuda' and library.pv3d_probe():
+        raise BuildError(target, f'the driver does not run code of {chain.version[:200]}')
+    return library
 
 
 def register(schema: str, kernel: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
@@ -73,18 +88,12 @@ def register(schema: str, kernel: Callable[..., Tensor], fake: Callable[..., Ten
 
 
 def call(name: str, x: Tensor, *args: Tensor | float | int | None) -> None:
-    """Runs a kernel on the device of x, whose element type the kernel is told.
+    """Runs the C function pv3d_<name> with tensors, null pointers (None) and numbers, on the device of x.
 
-    Args:
-        name: of the C function, without pv3d_.
-        x: any of the tensors.
-        args: its arguments: tensors, null pointers (None), numbers.
-
-    Raises:
-        RuntimeError: if the kernel cannot be started.
-        ctypes.ArgumentError: if an argument is not of the type that its C declaration says.
+    x, any of the tensors, also gives the element type. A number of another type than the C declaration has
+    raises ctypes.ArgumentError.
     """
-    function = _function(x.device.type, name)
+    function = getattr(load(x.device.type), f'pv3d_{name}')
     device_body = os.environ.get(ENVIRONMENT) == DEVICE_BODY
     values = [a.data_ptr() if isinstance(a, Tensor) else a for a in args]
     values += _TYPES[x.dtype], device_body, torch.get_num_threads()
@@ -97,37 +106,7 @@ def call(name: str, x: Tensor, *args: Tensor | float | int | None) -> None:
         raise RuntimeError(f'kernel {name} cannot be started on {x.dtype}: CUDA error {code}')
 
 
-@functools.cache
-def _function(target: Target, name: str) -> Callable[..., int]:
-    return getattr(load(target), f'pv3d_{name}')
-
-
 def memory_format(x: Tensor) -> torch.memory_format:
     """Returns channels_last for a 4D tensor that is so and not contiguous, otherwise contiguous."""
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
-
-
-@functools.cache
-def _loads(target: Target) -> bool:
-    """Tells whether kernels can be had; if not, warns, once."""
-    try:
-        load(target)
-        return True
-    except BuildError as err:
-        warnings.warn(f'{err}', RuntimeWarning, stacklevel=2)
-        return False
-
-
-@functools.cache
-def load(target: Target) -> ctypes.CDLL:
-    """Returns the library of all kernels for `cuda` or `cpu`, building it when the cache has none.
-
-    Raises:
-        BuildError: if it cannot be built or loaded.
-    """
-    chain = build.toolchain(target)
-    library = build.open_library(target, chain, build.cache_folder())
-    if target == 'cuda' and library.pv3d_probe():
-        raise BuildError(target, f'the driver does not run code of {chain.version[:200]}')
-    return library

@@ -44,7 +44,7 @@ def modulated_conv2d(
         f: low-pass filter [4, 4] to double the size with; None = same size.
         demodulate: scales each output channel so that a unit-variance input gives unit variance.
         epilogue: noise, bias, activation and clamp.
-        impl: `auto`, `ref`, `cuda` or `cpu`; see custom_ops.has_kernels.
+        impl: `auto`, `ref`, `cuda` or `cpu`; see kernels.has_kernels.
 
     Returns:
         features [N, C_out, H, W], or twice that size, of x's type.

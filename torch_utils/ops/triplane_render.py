@@ -16,7 +16,7 @@ HIDDEN = 64  # width of the decoder's hidden layer [EG3D]; the kernels are writt
 
 
 def usable(planes: Tensor, samples: int, features: int, impl: str = 'auto') -> bool:
-    """Tells whether kernels render planes [N, 3, C, H, W] with these samples per ray and colour features."""
+    """Returns whether kernels can render planes [N, 3, C, H, W] with so many samples and features."""
     if planes.dtype not in (torch.float32, torch.float64) or not kernels.has_kernels(planes, impl):
         return False
     n, p, c, h, w = planes.shape

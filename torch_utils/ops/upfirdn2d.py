@@ -45,10 +45,7 @@ def upfirdn2d(
     Returns:
         images [N, C, (H * up + top + bottom - h) // down + 1, (W * up + left + right - w) // down + 1].
     """
-    if x.ndim != 4 or f.ndim != 2:
-        raise ValueError(
-            f'upfirdn2d takes images [N, C, H, W] and a filter [h, w], got {x.shape} and {f.shape}'
-        )
+    assert x.ndim == 4 and f.ndim == 2
     run = torch.ops.pv3d.upfirdn2d if kernels.has_kernels(x, impl) else _reference
     return _Upfirdn2d.apply(x, f, up, down, padding, False, gain, run)
 
@@ -112,10 +109,6 @@ def _fake(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bool
     left, right, top, bottom = padding
     h = (x.shape[2] * up + top + bottom - f.shape[0]) // down + 1
     w = (x.shape[3] * up + left + right - f.shape[1]) // down + 1
-    if h < 1 or w < 1:
-        raise ValueError(
-            f'upfirdn2d: a picture {tuple(x.shape[2:])} is too small for a filter {tuple(f.shape)}'
-        )
     like = {'dtype': x.dtype, 'device': x.device, 'memory_format': kernels.memory_format(x)}
     return torch.empty((*x.shape[:2], h, w), **like)
 

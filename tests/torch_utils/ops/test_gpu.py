@@ -5,24 +5,22 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks import doctor
+from benchmarks import doctor, ops
 from support import tiny
 from torch_utils.ops import kernels
 from torch_utils.ops.bias_act import bias_act
 from training.presets import PRESETS
 from training.training_loop import Trainer
-from training.volumetric_rendering.fused import DecoderWeights, Rays, Spec, integrate
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device'),
 ]
-SPEC = Spec('xy_xz_yz', 1.0, 0.001)
 
 
 @pytest.fixture(scope='module', autouse=True)
 def exact():
-    """No TF32: its 10 bits would hide mistakes."""
+    """No TF32: its 10 bits would hide errors."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
@@ -30,55 +28,35 @@ def test_kernels_build():
     kernels.load('cuda')
 
 
-@pytest.mark.parametrize('number', range(len(doctor.cases(8, 'cpu'))))
-def test_operators_agree_with_the_reference(number):
-    case = doctor.cases(17, 'cuda')[number]  # a size without alignment
-    assert max(doctor.errors(case, 'cuda', torch.float64)) < 1e-10
-    assert max(doctor.errors(case, 'cuda', torch.float32)) < 1e-4
+NAMES = [c.name for c in ops.cases(ops.Sizes(1, 2, 4, torch.float32, False), 'cpu')]
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize('number', range(len(doctor.cases(8, 'cpu'))))
-def test_half_precision(number, layout, dtype):
-    """Values and gradients are those of float32, to the precision of the type."""
-    case = doctor.cases(32, 'cuda')[number]
-    inputs = [torch.randn(s, generator=tiny.seeded(i)).cuda() for i, s in enumerate(case.shapes)]
-    inputs[0] = inputs[0].contiguous(memory_format=layout)
-    found = []
-    for kind, impl in ((dtype, 'auto'), (torch.float32, 'ref')):
-        leaves = [inputs[0].to(kind).requires_grad_(), *(x.clone().requires_grad_() for x in inputs[1:])]
-        if case.name.startswith('conv2d_resample'):
-            leaves[1] = leaves[1].detach().to(kind).requires_grad_()
-        y = case.run(impl, *leaves)
-        assert y.dtype == kind
-        found.append([y, *torch.autograd.grad(y.float().square().mean(), leaves)])
-    limit = 0.02 if dtype == torch.float16 else 0.1
-    for ours, reference in zip(*found, strict=True):
-        assert (ours.float() - reference).abs().max() < limit * reference.abs().max()
+def errors(name, *sizes):
+    (case,) = [c for c in ops.cases(ops.Sizes(2, 64, *sizes), 'cuda') if c.name == name]
+    return max(doctor.errors(case))
+
+
+@pytest.mark.parametrize('last', [False, True])
+@pytest.mark.parametrize('name', NAMES)
+def test_operators_agree_with_the_reference(name, last):
+    """Sizes without alignment; half precision to the precision of the type."""
+    assert errors(name, 18, torch.float64, last) < 1e-10
+    assert errors(name, 18, torch.float32, last) < 1e-4
+    for dtype in (torch.float16, torch.bfloat16):
+        assert errors(name, 32, dtype, last) < doctor._TOLERANCE[dtype]
+
+
+def test_page_is_healthy():
+    assert doctor.report() == 0
 
 
 @pytest.mark.parametrize('channels', [8, 32])
 @pytest.mark.parametrize('samples', [2, 96, 200])
-def test_rendering_agrees_with_the_cpu(channels, samples):
-    random = tiny.seeded(0)
-    planes = torch.randn(2, 3, channels, 32, 32, generator=random)
-    shapes = ((64, channels), (64,), (1 + channels, 64), (1 + channels,))
-    decoder = [torch.randn(s, generator=random) / s[-1] ** 0.5 for s in shapes]
-    origins = torch.tensor([0.0, 0.0, 2.7]).expand(2, 50, 3)
-    directions = torch.nn.functional.normalize(
-        torch.randn(2, 50, 3, generator=random) * 0.15 - torch.eye(3)[2], dim=2
-    )
-    depths = (2.1 + 1.3 * torch.rand(2, 50, samples, generator=random)).sort(dim=2).values
-    found = []
-    for device, impl in (('cuda', 'cuda'), ('cpu', 'ref')):
-        leaves = [x.to(device).requires_grad_() for x in (planes, *decoder)]
-        rays = Rays(*(x.to(device) for x in (origins, directions, depths)))
-        out = integrate(leaves[0], rays, DecoderWeights(*leaves[1:]), SPEC, impl)
-        grads = torch.autograd.grad(sum(x.square().sum() for x in out), leaves)
-        found.append([x.detach().cpu() for x in (*out, *grads)])
-    for ours, reference in zip(*found, strict=True):
-        assert (ours - reference).abs().max() < 1e-4 * reference.abs().max()
+def test_rendering_agrees_with_the_reference(channels, samples, monkeypatch):
+    monkeypatch.setattr(doctor, '_CHANNELS', channels)
+    monkeypatch.setattr(doctor, '_SAMPLES', samples)
+    case = doctor.renderer(ops.Sizes(1, channels, 32, torch.float32, False), 'cuda')
+    assert doctor.implementation(case) == 'kernel' and max(doctor.errors(case)) < 1e-4
 
 
 def test_networks_agree_with_the_cpu():

@@ -1,5 +1,5 @@
 // y = clamp(lrelu(x scale + noise strength + bias) gain) and its derivative, in one pass over memory each.
-// See bias_act.py. Pictures are [N, C, inner], or [N, inner, C] when channels come last.
+// See bias_act.py. Images are [N, C, inner], or [N, inner, C] when channels come last.
 #include "portable.h"
 
 // Small operands have the type of sums: float for half precision. Null = absent.
@@ -105,7 +105,7 @@ template <class T> struct HostForward {
 };
 
 // One pass of the backward: dx, and the sums over pixels of d, d x and d noise, where d = dy derivative. Without
-// x, d z in place of d x, where z = x scale + noise strength + bias, which the result y tells.
+// x, d z in place of d x, where z = x scale + noise strength + bias, which follows from the result y.
 template <class T> struct Gradients {
     using A = wide_t<T>;
     Args<T> a;

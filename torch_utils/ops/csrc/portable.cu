@@ -1,4 +1,4 @@
-// A kernel that does nothing: tells whether the driver runs what the compiler made.
+// A kernel that does nothing: shows whether the driver runs what the compiler made.
 #include "portable.h"
 
 struct Nothing {

@@ -19,7 +19,7 @@ constexpr bool kDevice = false;
 #endif
 #define PV3D_API extern "C" __attribute__((visibility("default")))
 
-// Codes of element types in the C interface; see torch_utils/custom_ops.py.
+// Codes of element types in the C interface; see torch_utils/ops/kernels.py.
 enum Type { kFloat = 0, kDouble = 1, kHalf = 2, kBFloat16 = 3 };
 
 // Type in which sums of T are taken.

@@ -153,7 +153,7 @@ template <class T> struct Ray {
         std::copy(grad_out.p, grad_out + a.f, static_cast<T*>(a.features) + r * a.f);
     }
 
-    // Adds a ray's share to the gradient of the decoder and stores that of the samples' features [rows, C].
+    // Adds a ray's contribution to the gradient of the decoder and stores that of the samples' features [rows, C].
     void backward(int64_t r, Decoder<T>& grad, T* grad_features) {
         decode(r);
         composite(r);

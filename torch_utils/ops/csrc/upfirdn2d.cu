@@ -102,7 +102,7 @@ template <class T> struct Tiles {
     void operator()(int64_t item) const {
         const int64_t plane = item / (across * along), y0 = item / across % along * rows, x0 = item % across * cols;
         const int64_t start = x0 * s.down - s.left, width = std::min(cols, s.out_w - x0);
-        // Columns of the input that the buffer holds, zeros where there are none, and those that there are.
+        // Columns of the input in the buffer, with zeros outside the input, and those inside it.
         const int64_t begin = ceil(start), end = std::max(begin, ceil(start + (width - 1) * s.down + s.fw));
         const int64_t first = std::clamp<int64_t>(begin, 0, s.w), last = std::clamp<int64_t>(end, first, s.w);
         std::vector<T> buffer((end - begin) * step);
