@@ -1,6 +1,6 @@
 """How cost grows with samples, rays, frames and clips: figures and a plot that should show straight lines.
 
-`python -m benchmarks.scaling --plot docs/scaling.png` (needs matplotlib: pip install -e '.[benchmarks]').
+`python -m benchmarks.scaling --plot docs/scaling.png`.
 """
 
 import dataclasses

@@ -49,10 +49,10 @@ def clip_files():
     """The files of a data set: name -> bytes; `dataset.json` among them."""
     files, labels = {}, []
     for clip in range(CLIPS):
-        pictures, cameras = smooth_clip(np.random.default_rng(clip))
-        for i, (picture, camera) in enumerate(zip(pictures, cameras, strict=True)):
+        images, cameras = smooth_clip(np.random.default_rng(clip))
+        for i, (image, camera) in enumerate(zip(images, cameras, strict=True)):
             name = f'{clip:06d}/{i:05d}.png'
-            files[name] = picture
+            files[name] = image
             labels.append([name, camera])
     table = {'format': 'pv3d-dataset', 'version': 1, 'resolution': SIZE, 'fps': 25.0, 'labels': labels}
     return {'dataset.json': json.dumps(table).encode(), **files}
@@ -66,7 +66,7 @@ def data(clip_files, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def small(data):
-    """A run that shows every phase within four steps and draws no pictures."""
+    """A run that shows every phase within four steps and draws no images."""
     return dataclasses.replace(
         tiny(data),
         batch=2,

@@ -171,10 +171,10 @@ def latest_checkpoint(run_dir: str | Path, warn: Callable[[str], None]) -> tuple
         warn: called with one sentence for each newer file that is skipped.
 
     Returns:
-        (snapshot, training state, number in the names), or None if the folder has neither kind of file.
+        (snapshot, training state, number in the names), or None if the folder has no snapshot.
 
     Raises:
-        CheckpointError: if it has such files, but no usable pair.
+        CheckpointError: if it has snapshots, but no usable pair: starting again would overwrite them.
     """
     if not Path(run_dir).is_dir():
         return None
@@ -187,8 +187,8 @@ def latest_checkpoint(run_dir: str | Path, warn: Callable[[str], None]) -> tuple
             warn(f'{snapshot or state}: skipped, because its {lacks} is missing')
         elif _can_read(snapshot, read_snapshot, warn) and _can_read(state, load_training_state, warn):
             return snapshot, state, number
-    if not snapshots and not states:
-        return None
+    if not snapshots:
+        return None  # a state is written before its snapshot: the first save was interrupted
     newest_first = (snapshots[number] for number in sorted(snapshots, reverse=True))
     weights = next((path for path in newest_first if _can_read(path, read_snapshot, lambda _: None)), None)
     source = f'from weights with --resume {weights}, or ' if weights else ''

@@ -31,6 +31,10 @@ class AdamConfig:
     beta2: float = 0.99  # beta1 is 0 [StyleGAN2]
     eps: float = 1e-8  # [StyleGAN2]
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.lr < math.inf and 0 <= self.beta2 < 1 and self.eps > 0):
+            raise ConfigError(f'lr={self.lr} must be at least 0, beta2={self.beta2} in [0, 1), eps positive')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmaConfig:

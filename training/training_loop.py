@@ -227,9 +227,6 @@ class Trainer:
         """Writes a checkpoint: the snapshot that people share, and the state needed to resume."""
         nimg = self.progress.cur_nimg
         if dist.is_leader():
-            checkpoint.save_snapshot(
-                checkpoint.snapshot_path(self.run_dir, nimg), self.modules(), self._meta()
-            )
             optimizers = {p.name: p.optimizer.state_dict() for p in self.phases if p.interval == 1}
             checkpoint.save_training_state(
                 checkpoint.training_state_path(self.run_dir, nimg),
@@ -239,6 +236,8 @@ class Trainer:
                     'config': to_dict(self.config),
                 },
             )
+            snapshot = checkpoint.snapshot_path(self.run_dir, nimg)
+            checkpoint.save_snapshot(snapshot, self.modules(), self._meta())
             checkpoint.prune_training_states(self.run_dir, self.config.output.keep_states)
         self._saved_nimg = nimg
         dist.barrier()

@@ -1,4 +1,4 @@
-"""Scenes whose pictures and depths are exact: a ray meets planes and spheres in closed form."""
+"""Scenes whose images and depths are exact: a ray meets planes and spheres in closed form."""
 
 from typing import NamedTuple
 

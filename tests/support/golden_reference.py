@@ -1,4 +1,4 @@
-"""Golden tensors of the released networks in a small configuration, when they are at hand."""
+"""Golden tensors of the released networks in a small configuration, where they are available."""
 
 from pathlib import Path
 
@@ -14,10 +14,15 @@ from training.volumetric_rendering.renderer import RendererConfig
 
 FOLDER = SHARED / 'reference'
 TOLERANCE = 1e-4  # max |error| / max |value|
+RELEASED = {
+    'G': 'G',
+    'D_image': 'D_img',
+    'D_video': 'D_vid',
+}  # our names of the networks -> those in the files
 
 
 def find(name: str) -> Path:
-    """Returns the path of a reference file; skips the test when it is not there."""
+    """Returns the path of a reference file; skips the test when it is missing."""
     if not (FOLDER / name).exists():
         pytest.skip(f'{name}: the golden tensors are not beside this checkout (../shared/reference)')
     return FOLDER / name
@@ -33,26 +38,19 @@ def load(name: str) -> dict:
 def build(golden: dict) -> tuple[Generator, ImageDiscriminator, VideoDiscriminator]:
     """Builds the golden configuration and loads its weights."""
     renderer = RendererConfig(resolution=16, depth_samples=12, importance_samples=12)
-    widths = {'channel_base': 4096, 'channel_max': 64}
-    G = Generator.Config(
-        resolution=128,
-        sr_resolution=64,
-        sr_channels=(128, 64),
-        plane_axes='released',
-        renderer=renderer,
-        **widths,
-    ).build()
-    D_image = ImageDiscriminator.Config(resolution=128, **widths).build()
-    D_video = VideoDiscriminator.Config(resolution=128, **widths).build()
-    for ours, theirs, network in (
-        ('G', 'G', G),
-        ('D_image', 'D_img', D_image),
-        ('D_video', 'D_vid', D_video),
-    ):
+    sizes = {'resolution': 128, 'channel_base': 4096, 'channel_max': 64}
+    pv3d = {'sr_resolution': 64, 'sr_channels': (128, 64), 'plane_axes': 'released', 'renderer': renderer}
+    configs = (
+        Generator.Config(**sizes, **pv3d),
+        ImageDiscriminator.Config(**sizes),
+        VideoDiscriminator.Config(**sizes),
+    )
+    networks = [config.build() for config in configs]
+    for (ours, theirs), network in zip(RELEASED.items(), networks, strict=True):
         prefix = f'sd/{theirs}.'
         state = {k[len(prefix) :]: v for k, v in golden.items() if k.startswith(prefix)}
         network.load_state_dict(convert_released(ours, state), strict=True)
-    return G, D_image, D_video
+    return tuple(networks)
 
 
 def relative(ours, golden):

@@ -11,13 +11,14 @@ from torch import nn
 from dnnlib.config import BaseConfig, Configurable
 from training.config import OutputConfig, TrainConfig
 from training.data.dataset import VideoDataset
-from training.loss import Loss, Term
+from training.loss import LOSSES, Loss, Term
 from training.networks.contract import Rendering, VideoGenerator
 from training.networks.layers import Conv2d, FullyConnected
+from training.networks.registry import DISCRIMINATORS, GENERATORS
 
 
 class FlatGenerator(VideoGenerator, Configurable):
-    """Codes and times -> images, by a 4x4 map that is upsampled and convolved; cameras do nothing."""
+    """Codes and times -> images, by a 4x4 map that is upsampled and convolved; ignores cameras."""
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(BaseConfig):
@@ -108,7 +109,11 @@ class HingeLoss(Loss, Configurable):
             yield Term(hinge.mean(), {'Loss/D/clip': hinge.mean().detach()}, ws[:, 0].mean(dim=0))
 
 
-KINDS = {'flat': FlatGenerator}, {'clip': ClipDiscriminator}, {'hinge': HingeLoss}
+KINDS = (
+    (GENERATORS, 'flat', FlatGenerator),
+    (DISCRIMINATORS, 'clip', ClipDiscriminator),
+    (LOSSES, 'hinge', HingeLoss),
+)
 
 
 def second(data):

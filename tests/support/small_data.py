@@ -17,15 +17,15 @@ def smooth_clip(rng, frames=FRAMES, size=SIZE):
     waves = rng.uniform(-9, 9, (3, 3, 1, 1))  # per channel: along x, along y, phase
     speed = rng.uniform(-0.3, 0.3)
     yaw, pitch = rng.uniform(-0.5, 0.5, 2) * [1, 0.4]
-    pictures, labels = [], []
+    images, labels = [], []
     for i in range(frames):
         values = np.sin(waves[:, 0] * x + waves[:, 1] * y + waves[:, 2] + speed * i)
-        picture = np.round((values + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+        pixels = np.round((values + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, format='png')
-        pictures.append(buffer.getvalue())
+        Image.fromarray(pixels).save(buffer, format='png')
+        images.append(buffer.getvalue())
         labels.append(orbit_label(yaw + 0.02 * i, pitch).tolist())
-    return pictures, labels
+    return images, labels
 
 
 def write_zip(path, files):

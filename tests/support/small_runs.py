@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import torch
 from torch import Tensor
 
@@ -27,25 +29,19 @@ LIMIT_SEC = 300  # a process that takes longer hangs
 CPU = torch.device('cpu')
 
 
-def stop_at(nimg):
-    """Returns (should_stop, the list that has to hold the trainer): ends a run at `nimg` clips."""
-    box = []
-    return (lambda: bool(box) and box[0].progress.cur_nimg >= nimg), box
-
-
 def new_trainer(config, folder, **callbacks):
-    """Makes a trainer that starts from the weights of config.resume, if any, and draws, as train.py does."""
+    """Makes a trainer that starts from the weights of config.resume, if set, and draws, as train.py does."""
     start = functools.partial(start_from, config.resume) if config.resume else None
     draw = TrainingSheets(run_dir=folder, dataset=config.dataset.build(), heads=config.output.sheet_seeds)
     return Trainer(config, folder, CPU, Callbacks(start=start, draw=draw, **callbacks))
 
 
-def train(config, folder, until=None):
+def train(config, folder, until=math.inf, **callbacks):
     """Trains in a folder, to the end or until that many clips; returns the trainer."""
-    should_stop, box = stop_at(until)
     folder.mkdir(exist_ok=True)
-    trainer = new_trainer(config, folder, **({} if until is None else {'should_stop': should_stop}))
-    box.append(trainer)
+    trainer = new_trainer(config, folder, **callbacks)
+    progress = trainer.progress  # keeps should_stop from holding the trainer: a cycle ends its workers late
+    trainer.callbacks = dataclasses.replace(trainer.callbacks, should_stop=lambda: progress.cur_nimg >= until)
     done = trainer.train()
     assert done == (trainer.progress.cur_nimg >= config.total_nimg)
     return trainer
@@ -87,8 +83,15 @@ def batch_of(trainer):
     return real_batch(pair, trainer.device)
 
 
+def config_of(*args, data='d.zip'):
+    """Returns the config that train.py makes of a command line."""
+    with click.Context(train_script.main, **train_script.main.context_settings) as context:
+        train_script.main.parse_args(context, ['--outdir', 'o', '--data', data, *args])
+        return train_script.build_config(context.params)
+
+
 class Result(NamedTuple):
-    """What a command left."""
+    """How a command ended, and what it printed."""
 
     code: int
     out: str
@@ -134,6 +137,6 @@ def wait_for(condition, process):
     deadline = time.monotonic() + LIMIT_SEC
     while not (value := condition()):
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, 'nothing happens'
+        assert time.monotonic() < deadline, f'nothing happened in {LIMIT_SEC} s'
         time.sleep(0.02)
     return value

@@ -39,7 +39,7 @@ def build(config, seed=0):
         torch.manual_seed(seed)
         network = config.build()
         for name, parameter in network.named_parameters():
-            if name.endswith(('bias', 'noise_strength')):  # what begins at 0 would hide mistakes
+            if name.endswith(('bias', 'noise_strength')):  # what begins at 0 would hide errors
                 parameter.data += 0.1 * torch.randn(parameter.shape)
     return network
 
@@ -110,5 +110,5 @@ def differs(a, b):
 
 
 def draw(*shape, seed=0, grad=False):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(grad)
+    """Draws normal numbers in float64."""
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64).requires_grad_(grad)

@@ -1,95 +1,104 @@
-"""Every ablation of the paper (PV3D tables 2, 3) builds, trains a step of every phase and has an effect."""
+"""Every ablation of the paper (PV3D tables 2, 3) and our decisions: each trains and has an effect."""
 
-import dataclasses
+import json
 
 import pytest
 import torch
 
-from support.tiny import (
-    G_CONFIG,
-    codes,
-    differs,
-    fake_batch,
-    generator,
-    motion,
-    networks,
-    real_batch,
-    same,
-    seeded,
-)
-from training.loss import PV3DLoss
+from support.small_runs import config_of, train
+from support.tiny import codes, differs, generator, motion, same, seeded
+from train import with_facts_of_data
 from training.networks.contract import Codes
+from training.training_loop import Trainer
 
-WIDE = {'plane_resolution': 64}  # five blocks
-ABLATIONS = {
-    'static': {'motion': motion(num_layers=0)},
-    'early': {'motion': motion(num_layers=2)},
-    'middle': {'motion': motion(num_layers=4)},
-    'late': {'motion': motion(num_layers=5)},
-    'learned weight': {'motion': motion(learned_weight=True)},
-    'mlp': {'motion': motion(kind='mlp')},
-    'naive': {'motion': motion(kind='naive')},
-    'shared code': {'motion': motion(kind='shared_code')},
-    **{f'camera {k}': {'camera_condition': k} for k in ('all', 'non', 'map', 'mapt', 'none')},
-    'rendering at 5': {'renderer': dataclasses.replace(G_CONFIG.renderer, resolution=5)},
-    'rendering at 40': {'renderer': dataclasses.replace(G_CONFIG.renderer, resolution=40)},
-    'released planes': {'plane_axes': 'released'},
-}
-D_ABLATIONS = {
-    'no camera': ({'camera': False}, {}),
-    'no delta t': ({'delta_t': False}, {}),
-    'neither': ({'camera': False, 'delta_t': False}, {}),
-    'no D_image': ({'image': False}, {'image_weight': 0.0}),
-    'no D_video': ({'video': False}, {'video_weight': 0.0}),
-}
+ABLATIONS = [  # options of --set
+    *(f'generator.motion.num_layers={n}' for n in (0, 2)),
+    'generator.plane_resolution=64 generator.motion.num_layers=5',  # in all blocks
+    'generator.motion.learned_weight=true',
+    *(f'generator.motion.kind={kind}' for kind in ('mlp', 'naive', 'shared_code')),
+    *(f'generator.camera_condition={which}' for which in ('all', 'non', 'map', 'none')),
+    *(f'generator.renderer.resolution={r}' for r in (5, 16, 40)),  # 16: that of super-resolution
+    'generator.plane_axes=released',
+    'generator.span=8',
+    *(
+        f'd_video.{which}'
+        for which in ('camera=false', 'delta_t=false', 'camera=false d_video.delta_t=false')
+    ),
+    *(f'loss.{which}_weight=0' for which in ('video', 'image', 'density')),
+    'loss.density_box=released',
+    'loss.r1_delta_t=false',
+    'loss.resolution_final=12 loss.resolution_fade_nimg=4',
+    'loss.blur_sigma=0',
+    'loss.swap_start=0 loss.swap_end=0',
+    'sampling.fake_times=continuous',
+    'sampling.tie_time=true',
+    *(f'dataset.{which}=false' for which in ('distinct', 'mirror', 'mirror_fakes')),
+    'batch=1',
+]
 
 
-def train_every_phase(nets, **loss_options):
-    """Runs each phase once; gradients are finite, reach what the phase trains and nothing else."""
-    loss = PV3DLoss.Config(density_points=50, blur_fade_nimg=10, **loss_options).build()
-    for phase in ('Gmain', 'Greg', 'Dmain', 'Dreg'):
-        for network in filter(None, nets):
-            network.zero_grad(set_to_none=True)
-            network.requires_grad_((network is nets.G) == (phase[0] == 'G'))
-        terms = 0
-        for term in loss.terms(phase, nets, real_batch(), fake_batch(), 5, seeded(1)):
-            assert term.loss.shape == () and term.loss.item() > 0
-            term.loss.backward()
-            terms += 1
-        judges = len([D for D in nets[1:] if D is not None])
-        assert terms == {'Gmain': 1, 'Greg': 1, 'Dmain': 2 * judges, 'Dreg': judges}[phase]
-        for network in filter(None, nets):
-            grads = {n: p.grad for n, p in network.named_parameters()}
-            assert all(g.isfinite().all() for g in grads.values() if g is not None)
-            trained = (network is nets.G) == (phase[0] == 'G')
+def check_gradients(trainer, phase):
+    """Gradients are finite, reach all that the phase trains, and nothing else."""
+    for network in filter(None, trainer.networks):
+        grads = {n: p.grad for n, p in network.named_parameters() if p.requires_grad}
+        assert bool(grads) == ((network is trainer.networks.G) == (phase[0] == 'G'))
+        assert all(g.isfinite().all() for g in grads.values() if g is not None)
+        if phase in ('Gmain', 'Dmain'):  # all but the noise that super-resolution never uses
             unused = [n for n, g in grads.items() if g is None]
-            assert trained or len(unused) == len(grads)
-            if phase in ('Gmain', 'Dmain') and trained:  # all but the noise that super-resolution never uses
-                assert all(n.startswith('superresolution') and n.endswith('noise_strength') for n in unused)
-                assert all(g.abs().max() > 0 for n, g in grads.items() if g is not None), phase
+            assert all(n.startswith('superresolution') and n.endswith('noise_strength') for n in unused)
+            assert all(g.abs().max() > 0 for g in grads.values() if g is not None), phase
 
 
-@pytest.mark.parametrize('name', ABLATIONS)
-def test_generator_ablations_train(name):
-    train_every_phase(networks(generator(**WIDE, **ABLATIONS[name])))
+def two_steps(data, folder, changes):
+    """Trains two steps of all phases with options of --set; returns the trainer and its losses."""
+    base = 'batch=2 g_reg_interval=1 d_reg_interval=1 total_nimg=4 output.tick_nimg=2 output.image_ticks=0'
+    sets = [x for change in f'{base} {changes}'.split() for x in ('--set', change)]
+    trainer = train(with_facts_of_data(config_of('--cfg', 'tiny', *sets, data=data)), folder)
+    lines = [json.loads(line) for line in (folder / 'stats.jsonl').read_text().splitlines()]
+    return trainer, [{name: line[name] for name in line if name.startswith('Loss/')} for line in lines]
 
 
-@pytest.mark.parametrize('name', D_ABLATIONS)
-def test_discriminator_ablations_train(name):
-    changes, loss_options = D_ABLATIONS[name]
-    train_every_phase(networks(**changes), **loss_options)
+@pytest.fixture(scope='module')
+def paper(data, tmp_path_factory):
+    """The losses without an ablation."""
+    return two_steps(data, tmp_path_factory.mktemp('paper'), '')[1]
+
+
+@pytest.mark.parametrize('changes', ABLATIONS)
+def test_ablation_trains_and_has_an_effect(data, paper, tmp_path, monkeypatch, changes):
+    run_phase = Trainer.run_phase
+
+    def checked(self, phase, real):
+        finite = run_phase(self, phase, real)
+        check_gradients(self, phase.name)
+        return finite
+
+    monkeypatch.setattr(Trainer, 'run_phase', checked)
+    trainer, losses = two_steps(data, tmp_path, changes)
+    missing = {f'loss.{d}_weight=0': d for d in ('image', 'video', 'density')}.get(changes)
+    expected = {n for n in paper[0] if missing is None or missing not in n}
+    assert all(set(values) == expected for values in losses)
+    assert all(value is not None for values in losses for value in values.values())  # null: not finite
+    assert trainer.progress.nonfinite == 0
+    assert (trainer.networks.D_image is None, trainer.networks.D_video is None) == (
+        missing == 'image',
+        missing == 'video',
+    )
+    before = [{name: line[name] for name in expected} for line in paper]
+    same_in_training = 'generator.camera_condition=non'  # differs from mapt at inference
+    assert (losses == before) == (changes == same_in_training)
 
 
 @pytest.mark.parametrize('number', [0, 2, 4, 5])
+@torch.no_grad()
 def test_number_of_motion_layers(number):
-    G = generator(**WIDE, motion=motion(num_layers=number))
+    G = generator(plane_resolution=64, motion=motion(num_layers=number))
     blocks = [getattr(G.synthesis, f'b{r}') for r in (4, 8, 16, 32, 64)]
     assert [b.motion is not None for b in blocks] == [i < number for i in range(5)]
     z_a, z_m, t, c = codes(2)
-    with torch.no_grad():
-        ws = G.condition(Codes(z_a, z_m), c, t)
-        moved = not torch.equal(G.scene(Codes(z_a, z_m), ws, t), G.scene(Codes(z_a, z_m), ws, 0 * t))
-    assert moved == (number > 0)
+    ws = G.condition(Codes(z_a, z_m), c, t)
+    still = torch.equal(G.scene(Codes(z_a, z_m), ws, t), G.scene(Codes(z_a, z_m), ws, 0 * t))
+    assert still == (number == 0)
 
 
 @torch.no_grad()
@@ -106,7 +115,7 @@ def test_learned_weight_scales_the_motion():
 
 
 @torch.no_grad()
-def test_mlp_motion_is_a_vector_per_picture():
+def test_mlp_motion_is_a_vector_per_image():
     layer = generator(motion=motion(kind='mlp')).synthesis.b8.motion
     x = torch.randn((2, 16, 8, 8), generator=seeded(0))
     z_a, z_m, t, _ = codes(2)
@@ -130,11 +139,8 @@ def test_shared_code_drives_motion_with_the_appearance():
     shared, plain = generator(motion=motion(kind='shared_code')), generator()
     z_a, z_m, t, c = codes(2)
     ws = plain.condition(Codes(z_a, z_m), c, t)
-    moves = [
-        not torch.equal(G.scene(Codes(z_a, z_m), ws, t), G.scene(Codes(z_a, -z_m), ws, t))
-        for G in (shared, plain)
-    ]
-    assert moves == [False, True]
+    scenes = [[G.scene(Codes(z_a, z), ws, t) for z in (z_m, -z_m)] for G in (shared, plain)]
+    assert [torch.equal(*pair) for pair in scenes] == [True, False]
     assert torch.equal(shared(z_a, z_m, t, c).image, shared(z_a, -z_m, t, c).image)
     differs(shared(z_a, z_m, t, c).image, shared(z_a, z_m, 0 * t, c).image)
     differs(plain(z_a, z_m, t, c).image, plain(z_a, -z_m, t, c).image)

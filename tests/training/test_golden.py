@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from interop.names import from_released, to_released
-from support.golden_reference import TOLERANCE, agrees, build, find, load, record, relative, thinned
+from support.golden_reference import RELEASED, TOLERANCE, agrees, build, find, load, record, relative, thinned
 from training.camera import unpack_label
 from training.loss import FakeBatch, Networks, PV3DLoss, RealBatch, blur, r1_penalty
 from training.networks import pv3d as generator_module
@@ -19,8 +19,6 @@ from training.networks.discriminators import ImageDiscriminator, VideoDiscrimina
 from training.networks.pv3d import Generator
 from training.volumetric_rendering import renderer as renderer_module
 from training.volumetric_rendering.ray_sampler import camera_rays
-
-PREFIXES = {'G': 'G.', 'D_image': 'D_img.', 'D_video': 'D_vid.'}  # ours -> in the golden files
 
 
 @pytest.fixture(scope='module')
@@ -117,7 +115,7 @@ def test_rays(golden, networks, inputs):
     agrees(directions, golden['mid/ray_directions'])
 
 
-def test_pictures(golden, run):
+def test_images(golden, run):
     kept, _, _, out = run
     thinned(kept['superresolution.block0'], golden, 'mid/sr.block0.x')
     thinned(kept['superresolution.block1'], golden, 'mid/sr.block1.x')
@@ -177,19 +175,15 @@ def test_blur(golden):
 @pytest.mark.parametrize('sigma', [0.0, 2.4])
 def test_discriminators_on_reals(golden, networks, sigma):
     t, c = golden['in/real_t'], golden['in/real_c']
-    image, raw = (
-        blur(golden['in/real_frames'].flatten(0, 1), sigma),
-        golden['D/real_raw'],
-    )  # raw: never blurred here
+    image = blur(golden['in/real_frames'].flatten(0, 1), sigma)
+    raw = golden['D/real_raw']  # never blurred here
     inputs = [image.detach().requires_grad_(), raw.detach().requires_grad_()]
     pair = networks.D_video.pair_input(image.unflatten(0, (2, 2)), t).detach().requires_grad_()
     logits = networks.D_image(*inputs, c.flatten(0, 1)), networks.D_video(pair, c)
-    where = 'D/real_blur2.4' if sigma else 'D/real'
-    agrees(logits[0], golden[f'{where}/logits_img'])
-    agrees(logits[1], golden[f'{where}/logits_vid'])
-    where = 'R1/blur2.4' if sigma else 'R1/blur0'
-    agrees(r1_penalty(logits[0], inputs), golden[f'{where}/img'])
-    agrees(r1_penalty(logits[1], [pair]), golden[f'{where}/vid'])
+    scores, penalties = ('D/real_blur2.4', 'R1/blur2.4') if sigma else ('D/real', 'R1/blur0')
+    for name, score, watched in zip(('img', 'vid'), logits, (inputs, [pair]), strict=True):
+        agrees(score, golden[f'{scores}/logits_{name}'])
+        agrees(r1_penalty(score, watched), golden[f'{penalties}/{name}'])
 
 
 GAINS = {'Gmain': 1, 'Greg': 4, 'Dmain': 1, 'Dreg': 16}  # of lazy regularisation, in the golden figures
@@ -224,12 +218,13 @@ def silent_networks(golden):
 def fingerprints(networks):
     """Returns the released name of every parameter with a gradient -> [norm, sum g cos(0.7 k)]."""
     found = {}
-    for ours, network in zip(('G', 'D_image', 'D_video'), networks, strict=True):
+    for ours, network in networks._asdict().items():
         for name, parameter in network.named_parameters():
             if parameter.grad is not None:
                 g = parameter.grad.double().flatten()
                 wave = torch.cos(0.7 * torch.arange(len(g), dtype=torch.float64))
-                found[PREFIXES[ours] + to_released(ours, name)] = torch.stack([g.norm(), (g * wave).sum()])
+                released = f'{RELEASED[ours]}.{to_released(ours, name)}'
+                found[released] = torch.stack([g.norm(), (g * wave).sum()])
     return found
 
 
@@ -256,10 +251,7 @@ def run_phase(phase, networks, golden, phases, nimg, patch):
     return terms
 
 
-SETS = {
-    500_000: 'ns500k',
-    1250: 'ns1250',
-}  # clips seen -> name in the golden file: without blur, with sigma 9
+SETS = {500_000: 'ns500k', 1250: 'ns1250'}  # clips seen -> name in the golden file: no blur, sigma 9
 
 
 @pytest.mark.parametrize('nimg', SETS)
@@ -267,52 +259,49 @@ SETS = {
 def test_phase(golden, phases, silent_networks, phase, nimg, monkeypatch):
     where = f'{SETS[nimg]}/{phase}'
     networks = silent_networks
-    kept = {'pictures': [], 'density': []}
-    if phase == 'Greg':
-        field = networks.G.sample_field
-        monkeypatch.setattr(networks.G, 'sample_field', lambda *a: keep(kept['density'], field(*a)))
-    if phase == 'Gmain':
-        render = networks.G.render
-        monkeypatch.setattr(networks.G, 'render', lambda *a: keep(kept['pictures'], render(*a)))
+    kept = {}
+    spy = {'Gmain': 'render', 'Greg': 'sample_field'}.get(phase)
+    if spy:
+        function = getattr(networks.G, spy)
+        monkeypatch.setattr(networks.G, spy, lambda *a: kept.setdefault(spy, function(*a)))
+    w_avg = networks.G.mapping_network.w_avg
+    w_avg.copy_(phases[f'{SETS[nimg]}/Dmain/w_avg_before'])
     terms = run_phase(phase, networks, golden, phases, nimg, monkeypatch)
     total = sum(term.loss.item() for term in terms) * GAINS[phase]
     assert total == pytest.approx(phases[f'{where}/loss_img_vid_total'][2].item(), rel=1e-5)
-    check_figures(phase, where, phases, terms, kept)
-    ours, theirs = (
-        fingerprints(networks),
-        dict(zip(phases[f'{where}/grad_names'], phases[f'{where}/grad_fp'], strict=True)),
-    )
-    assert set(ours) == set(theirs)
-    check_fingerprints(ours, theirs, FINGERPRINT_LIMITS[phase])
+    check_figures(phase, {k.removeprefix(f'{where}/'): v for k, v in phases.items()}, terms, kept)
+    theirs = dict(zip(phases[f'{where}/grad_names'], phases[f'{where}/grad_fp'], strict=True))
+    check_fingerprints(fingerprints(networks), theirs, FINGERPRINT_LIMITS[phase])
+    if phase == 'Dmain':  # moves the running mean of w, by the mean of the fakes' w that it reports once
+        before, after = (phases[f'{where}/w_avg_{when}'] for when in ('before', 'after'))
+        assert relative(before, after) > 10 * TOLERANCE
+        (mean,) = [t.w_mean for t in terms if t.w_mean is not None]
+        networks.G.update_w_avg(mean)
+        agrees(w_avg, after)
 
 
-def keep(into, value):
-    into.append(value)
-    return value
-
-
-def check_figures(phase, where, phases, terms, kept):
-    """Compares scores, pictures, densities and penalties."""
+def check_figures(phase, golden, terms, kept):
+    """Compares scores, images, densities and penalties."""
     stats = {k: v for term in terms for k, v in term.stats.items()}
     if phase == 'Gmain':
-        agrees(stats['Loss/scores/image/fake'], phases[f'{where}/generated_img_scores'])
-        agrees(stats['Loss/scores/video/fake'], phases[f'{where}/generated_vid_scores'])
-        sigma = phases[f'{where}/schedule'][0].item()
-        agrees(blur(kept['pictures'][0].image, sigma), phases[f'{where}/generated_imgs'])
-        agrees(kept['pictures'][0].image_raw, phases[f'{where}/render_imgs'])
+        agrees(stats['Loss/scores/image/fake'], golden['generated_img_scores'])
+        agrees(stats['Loss/scores/video/fake'], golden['generated_vid_scores'])
+        agrees(blur(kept['render'].image, golden['schedule'][0].item()), golden['generated_imgs'])
+        agrees(kept['render'].image_raw, golden['render_imgs'])
     elif phase == 'Greg':
-        near, moved = kept['density'][0][1].chunk(2, dim=1)
-        agrees(near, phases[f'{where}/sigma_initial'])
-        agrees(moved, phases[f'{where}/sigma_perturbed'])
+        near, moved = kept['sample_field'][1].chunk(2, dim=1)
+        agrees(near, golden['sigma_initial'])
+        agrees(moved, golden['sigma_perturbed'])
     elif phase == 'Dmain':
-        agrees(stats['Loss/scores/image/real'], phases[f'{where}/real_img_scores'])
-        agrees(stats['Loss/scores/video/real'], phases[f'{where}/real_vid_scores'])
+        agrees(stats['Loss/scores/image/real'], golden['real_img_scores'])
+        agrees(stats['Loss/scores/video/real'], golden['real_vid_scores'])
     else:
-        agrees(stats['Loss/r1/image'], phases[f'{where}/grad_img_penalty'].mean())
-        agrees(stats['Loss/r1/video'], phases[f'{where}/grad_vid_penalty'].mean())
+        agrees(stats['Loss/r1/image'], golden['grad_img_penalty'].mean())
+        agrees(stats['Loss/r1/video'], golden['grad_vid_penalty'].mean())
 
 
 def check_fingerprints(ours, theirs, limits):
+    assert set(ours) == set(theirs)
     # noise_strength: its gradient is that of the fixed noise buffers here, of random noise there
     names = [n for n in theirs if not n.endswith('noise_strength')]
     still = [n for n in names if theirs[n][0] == 0]
@@ -327,21 +316,6 @@ def check_fingerprints(ours, theirs, limits):
     assert errors[:, 1].max() < projection, names[errors[:, 1].argmax()]
 
 
-@pytest.mark.parametrize('name', SETS.values())
-def test_w_avg(golden, phases, silent_networks, name, monkeypatch):
-    """The running mean of w moves in Dmain, by the mean of the fakes' w that the loss reports once."""
-    mapping = silent_networks.G.mapping_network
-    nimg = {v: k for k, v in SETS.items()}[name]
-    mapping.w_avg.copy_(phases[f'{name}/Dmain/w_avg_before'])
-    means = [t.w_mean for t in run_phase('Dmain', silent_networks, golden, phases, nimg, monkeypatch)]
-    (mean,) = [m for m in means if m is not None]
-    mapping.update_w_avg(mean)
-    agrees(mapping.w_avg, phases[f'{name}/Dmain/w_avg_after'])
-    assert (
-        relative(phases[f'{name}/Dmain/w_avg_before'], phases[f'{name}/Dmain/w_avg_after']) > 10 * TOLERANCE
-    )
-
-
 FULL = [
     ('G', 'state_G.json', Generator),
     ('D_image', 'state_D_img.json', ImageDiscriminator),
@@ -350,24 +324,12 @@ FULL = [
 
 
 @pytest.mark.parametrize(('network', 'file', 'cls'), FULL)
-def test_shapes_of_the_released_networks(network, file, cls):
-    released = {k: tuple(v) for k, v in json.loads(find(file).read_text()).items()}
+def test_names_and_shapes_of_the_released_networks(network, file, cls):
+    released = json.loads(find(file).read_text())
+    filters = {k for k in released if k.endswith('resample_filter')}
     with torch.device('meta'):
         ours = cls.Config().build().state_dict()
-    renamed = {to_released(network, name): tuple(tensor.shape) for name, tensor in ours.items()}
-    assert len(renamed) == len(ours)
-    assert renamed == {k: v for k, v in released.items() if not k.endswith('resample_filter')}
-
-
-@pytest.mark.parametrize(('network', 'file', 'cls'), FULL)
-def test_names_are_one_to_one(network, file, cls):
-    released = json.loads(find(file).read_text())
-    for name in released:
-        ours = from_released(network, name)
-        if name.endswith('resample_filter'):
-            assert ours is None
-        else:
-            assert to_released(network, ours) == name
-    with torch.device('meta'):
-        state = cls.Config().build().state_dict()
-    assert all(from_released(network, to_released(network, name)) == name for name in state)
+    names = {to_released(network, name): name for name in ours}
+    assert len(names) == len(ours)
+    assert {k: from_released(network, k) for k in released} == names | dict.fromkeys(filters)
+    assert all(list(ours[v].shape) == released[k] for k, v in names.items())

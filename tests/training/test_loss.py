@@ -8,8 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from dnnlib.util import UserError
-from support.tiny import G_CONFIG, differs, fake_batch, generator, networks, real_batch, same, seeded
+from support.tiny import differs, fake_batch, generator, networks, real_batch, same, seeded
 from training.loss import Networks, PV3DLoss, blur, fade, r1_penalty
 from training.networks.contract import Codes
 
@@ -23,8 +22,9 @@ def train_mode(nets, phase):
     return nets
 
 
-def double(batch):
-    return type(batch)(*(x.double() for x in batch))
+def double(values):
+    """Converts networks or a batch to float64."""
+    return type(values)(*(x.double() for x in values))
 
 
 def test_fade():
@@ -32,21 +32,15 @@ def test_fade():
     assert fade(0, 1.0, 0.5, 0) == 0.5
 
 
-@pytest.mark.parametrize('sigma', [0.4, 1.0, 2.4, 10.0])
+@pytest.mark.parametrize('sigma', [0.0, 0.3, 0.4, 1.0, 2.4, 10.0])
 def test_blur(sigma):
     x = torch.randn((2, 2, 3, 17, 20), generator=seeded(0), dtype=torch.float64)
     reach = int(3 * sigma)
-    kernel = np.array([2.0 ** -((k / sigma) ** 2) for k in range(-reach, reach + 1)])
+    kernel = np.array([2.0 ** -((k / (sigma or 1)) ** 2) for k in range(-reach, reach + 1)])
     expected = x.numpy()
     for axis in (-1, -2):
         expected = ndimage.correlate1d(expected, kernel / kernel.sum(), axis=axis, mode='constant')
     np.testing.assert_allclose(blur(x, sigma).numpy(), expected, atol=1e-12)
-
-
-def test_no_blur():
-    x = torch.randn((2, 3, 8, 8), generator=seeded(0))
-    assert torch.equal(blur(x, 0.0), x)
-    assert torch.equal(blur(x, 0.3), x)  # the kernel has a single tap
 
 
 def test_r1_of_linear_and_quadratic_functions():
@@ -66,7 +60,7 @@ def test_r1_of_linear_and_quadratic_functions():
 @pytest.mark.parametrize('r1_delta_t', [True, False])
 def test_r1_gradient_is_the_finite_difference(r1_delta_t):
     """The second derivative through both discriminators and their regularisation, along random directions."""
-    nets = train_mode(Networks(*(n.double() for n in networks())), 'Dreg')
+    nets = train_mode(double(networks()), 'Dreg')
     loss = PV3DLoss.Config(r1_delta_t=r1_delta_t, blur_fade_nimg=100).build()
     real, fake = double(real_batch()), double(fake_batch())
 
@@ -93,7 +87,7 @@ def test_r1_gradient_is_the_finite_difference(r1_delta_t):
 
 @pytest.mark.parametrize('r1_delta_t', [True, False])
 def test_dreg_is_its_formula(r1_delta_t):
-    """R1 of blurred frames: picture and raw picture together for D_image, pair (and delta t) for D_video."""
+    """R1 of blurred frames: image and raw image together for D_image, pair (and delta t) for D_video."""
     nets = train_mode(networks(), 'Dreg')
     config = PV3DLoss.Config(r1_delta_t=r1_delta_t, r1_gamma=3.0, video_weight=0.5, image_weight=2.0)
     real = real_batch()
@@ -113,20 +107,19 @@ def test_dreg_is_its_formula(r1_delta_t):
 
 
 def judge(nets, image, raw, t, c):
-    """Returns the logits of both discriminators for [N, 2, ...] pictures."""
+    """Returns the logits of both discriminators for [N, 2, ...] images."""
     pair = nets.D_video.pair_input(image, t)
     return nets.D_image(image.flatten(0, 1), raw.flatten(0, 1), c.flatten(0, 1)), nets.D_video(pair, c)
 
 
 def render(nets, fake, c_map):
-    """Returns pictures and raw pictures [N, 2, ...], frame by frame."""
-    frames = [[], []]
-    for n in range(2):
-        for i in range(2):
-            out = nets.G(fake.z_a[[n]], fake.z_m[[n]], fake.t[[n], i], fake.c[[n], i], c_map[[n], i])
-            frames[0].append(out.image)
-            frames[1].append(out.image_raw)
-    return [torch.cat(x).unflatten(0, (2, 2)) for x in frames]
+    """Returns images and raw images [N, 2, ...], frame by frame."""
+    frames = [
+        nets.G(fake.z_a[[n]], fake.z_m[[n]], fake.t[[n], i], fake.c[[n], i], c_map[[n], i])[:2]
+        for n in range(2)
+        for i in range(2)
+    ]
+    return [torch.cat(x).unflatten(0, (2, 2)) for x in zip(*frames, strict=True)]
 
 
 @torch.no_grad()
@@ -147,14 +140,9 @@ def test_gmain_and_dmain_are_their_formulas():
     raw = torch.nn.functional.interpolate(real.frames.flatten(0, 1), (8, 8), mode='bilinear', antialias=True)
     raw = raw.unflatten(0, (2, 2))
     reals = judge(nets, blur(real.frames, sigma), blur(raw, sigma), real.t, real.c)
-    expected = [
-        0.8 * softplus(fakes[0]).mean(),
-        0.65 * softplus(fakes[1]).mean(),
-        0.8 * softplus(-reals[0]).mean(),
-        0.65 * softplus(-reals[1]).mean(),
-    ]
-    for term, value in zip(terms, expected, strict=True):
-        assert term.loss.item() == pytest.approx(value.item(), rel=1e-5)
+    judged = zip((0.8, 0.65, 0.8, 0.65), (fakes[0], fakes[1], -reals[0], -reals[1]), strict=True)
+    expected = [(weight * softplus(x).mean()).item() for weight, x in judged]
+    assert [term.loss.item() for term in terms] == pytest.approx(expected, rel=1e-5)
     codes = Codes(fake.z_a.repeat_interleave(2, 0), fake.z_m[[0, 0, 1, 1]])
     w = nets.G.condition(codes, c_map.flatten(0, 1), fake.t.flatten())[:, 0]
     same(terms[0].w_mean, w.mean(dim=0), 1e-6)
@@ -177,20 +165,17 @@ def test_gradient_of_gmain_is_that_of_its_formula():
 
 @pytest.mark.parametrize('missing', ['image', 'video'])
 def test_a_weight_of_zero_leaves_the_other_discriminator(missing):
-    nets = networks(**{missing: False})
-    loss = PV3DLoss.Config(**{f'{missing}_weight': 0.0}).build()
-    both = PV3DLoss.Config().build()
-    kept = {'image': 'video', 'video': 'image'}[missing]
-    for phase, count in (('Gmain', 1), ('Dmain', 2)):
-        terms = list(loss.terms(phase, nets, real_batch(), fake_batch(), LATE, None))
-        assert len(terms) == count
-        assert not any(missing in name for term in terms for name in term.stats)
-        full = list(both.terms(phase, networks(), real_batch(), fake_batch(), LATE, None))
-        stats = {k: v for term in full for k, v in term.stats.items() if kept in k}
-        for name, value in ((k, v) for term in terms for k, v in term.stats.items()):
-            same(value, stats[name], 1e-6)
-    with pytest.raises(UserError, match='are both 0: nothing would train G'):
-        PV3DLoss.Config(image_weight=0.0, video_weight=0.0)
+    def stats(phase, nets, **options):
+        loss = PV3DLoss.Config(**options).build()
+        terms = list(loss.terms(phase, train_mode(nets, phase), real_batch(), fake_batch(), LATE, None))
+        return len(terms), {k: v for term in terms for k, v in term.stats.items()}
+
+    for phase, expected in (('Gmain', 1), ('Dmain', 2), ('Dreg', 1)):
+        count, found = stats(phase, networks(**{missing: False}), **{f'{missing}_weight': 0.0})
+        full = stats(phase, networks())[1]
+        assert count == expected and set(found) == {k for k in full if missing not in k}
+        for name, value in found.items():
+            same(value, full[name], 1e-6)
 
 
 def test_random_draws_follow_the_generator():
@@ -208,11 +193,9 @@ def test_conditions_swap_below_the_probability():
     """Linear from 1 to 0.5 over 1,000,000 clips, one draw for both frames of a clip."""
     G, fake = generator(), fake_batch(4)._replace(swap=torch.tensor([0.0, 0.49, 0.51, 0.999]))
     loss = PV3DLoss.Config().build()
-    for nimg, swapped in ((0, 4), (900_000, 3), (10**6, 2), (LATE, 2)):
+    for nimg, n in ((0, 4), (900_000, 3), (10**6, 2), (LATE, 2)):
         c_map, c = loss.conditions(G, fake, nimg)
-        assert torch.equal(c, fake.c)
-        assert torch.equal(c_map[:swapped], fake.c_other[:swapped])
-        assert torch.equal(c_map[swapped:], fake.c[swapped:])
+        assert torch.equal(c, fake.c) and torch.equal(c_map, torch.cat([fake.c_other[:n], fake.c[n:]]))
 
 
 @pytest.mark.parametrize('condition', ['all', 'non', 'map', 'mapt', 'none'])
@@ -223,12 +206,8 @@ def test_conditions_of_the_ablations(condition):
     c_map, c = PV3DLoss.Config().build().conditions(G, fake, LATE)
     first = c_map[:, 0]
     assert torch.equal(first, torch.stack([fake.c_other[0, 0], fake.c[1, 0]]))
-    shared_map, shared_c = condition in ('all', 'map'), condition == 'all'
-    assert torch.equal(c_map[:, 1], first) == shared_map
-    assert torch.equal(c[:, 1], fake.c[:, 0]) == shared_c
-    assert torch.equal(c[:, 0], fake.c[:, 0])
-    if not shared_c:
-        assert torch.equal(c, fake.c)
+    assert torch.equal(c_map[:, 1], first) == (condition in ('all', 'map'))
+    assert torch.equal(c, fake.c[:, :1].expand_as(c) if condition == 'all' else fake.c)
 
 
 def test_resolution_fades():
@@ -257,14 +236,13 @@ def density_value(field, monkeypatch, box_warp=1.0, **options):
     return term.loss.item(), seen[0]
 
 
-@pytest.mark.parametrize(('box', 'half', 'share'), [('released', 1.0, 1.0), ('inside', 0.4, 0.4**3)])
-def test_density_of_a_linear_field(box, half, share, monkeypatch):
-    """|a . shift| has mean |a| d sqrt(2 / pi); points inside the box count by its share of [-1, 1]^3."""
+@pytest.mark.parametrize(('box', 'half', 'fraction'), [('released', 1.0, 1.0), ('inside', 0.4, 0.4**3)])
+def test_density_of_a_linear_field(box, half, fraction, monkeypatch):
+    """|a . shift| has mean |a| d sqrt(2 / pi); points inside the box count by its fraction of [-1, 1]^3."""
     a = torch.tensor([3.0, -1.0, 2.0])
-    value, points = density_value(
-        lambda x: (x @ a)[..., None], monkeypatch, box_warp=0.8, density_box=box, density_points=5000
-    )
-    expected = 0.6 * share * a.norm().item() * 0.004 * math.sqrt(2 / math.pi)
+    options = {'box_warp': 0.8, 'density_box': box, 'density_points': 5000}
+    value, points = density_value(lambda x: (x @ a)[..., None], monkeypatch, **options)
+    expected = 0.6 * fraction * a.norm().item() * 0.004 * math.sqrt(2 / math.pi)
     assert value == pytest.approx(expected, rel=0.03)  # 20,000 points: standard error 0.5 %
     near, moved = points.chunk(2, dim=1)
     assert points.shape == (4, 10_000, 3)
@@ -279,30 +257,15 @@ def test_density_inside_the_box_keeps_the_published_weight(monkeypatch):
     def bump(x):
         return torch.cos(math.pi * x.clamp(-0.5, 0.5)).prod(dim=-1, keepdim=True)
 
-    values = [
-        density_value(bump, monkeypatch, density_box=box, density_points=40_000)[0]
-        for box in ('inside', 'released')
-    ]
+    boxes = ('inside', 'released')
+    values = [density_value(bump, monkeypatch, density_box=b, density_points=40_000)[0] for b in boxes]
     assert values[0] == pytest.approx(values[1], rel=0.04)  # 20,000 of the released points lie inside
-
-
-def test_density_is_zero_for_a_constant_field(monkeypatch):
-    assert density_value(lambda x: x[..., :1] * 0 + 3, monkeypatch)[0] == 0
 
 
 def test_double_precision_reaches_every_phase():
     """Tests of derivatives rely on it: no draw or constant is float32."""
-    nets = Networks(*(n.double() for n in networks()))
-    real, fake = double(real_batch()), double(fake_batch())
+    nets, real, fake = double(networks()), double(real_batch()), double(fake_batch())
     for phase in ('Gmain', 'Greg', 'Dmain', 'Dreg'):
         train_mode(nets, phase)
         terms = PV3DLoss.Config().build().terms(phase, nets, real, fake, 0, seeded(0))
         assert all(term.loss.dtype == torch.float64 for term in terms)
-
-
-def test_defaults_are_those_of_the_paper():
-    c = PV3DLoss.Config()
-    assert (c.image_weight, c.video_weight, c.r1_gamma, c.density_weight) == (1.0, 0.65, 2.0, 0.6)
-    assert (c.density_points, c.density_distance, c.blur_sigma) == (1000, 0.004, 10.0)
-    assert (c.swap_start, c.swap_end, c.swap_fade_nimg) == (1.0, 0.5, 1_000_000)
-    assert G_CONFIG.renderer.fixed_offset == 0.5

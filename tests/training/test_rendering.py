@@ -1,21 +1,15 @@
 """Volume rendering against closed forms, and samples and rays independent of their neighbours."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
 
 from dnnlib.util import UserError
-from support.tiny import cameras, codes, generator, seeded
+from support.tiny import cameras, draw, same, seeded
 from training.camera import orbit_label, pack_label, project, unpack_label
-from training.networks.contract import Codes
 from training.volumetric_rendering import renderer
-from training.volumetric_rendering.ray_marcher import (
-    activate_density,
-    composite,
-    interval_weights,
-)
+from training.volumetric_rendering.ray_marcher import activate_density, composite
 from training.volumetric_rendering.ray_sampler import camera_rays
 from training.volumetric_rendering.renderer import RendererConfig, render_rays
 from training.volumetric_rendering.sampling import importance_depths, stratified_depths
@@ -40,20 +34,20 @@ def test_rays_go_through_pixel_centres(label):
     label = label.double()[None]
     origins, directions = camera_rays(*unpack_label(label), 5)
     assert origins.shape == directions.shape == (1, 25, 3)
-    assert torch.allclose(directions.norm(dim=-1), torch.ones(()).double())
+    same(directions.norm(dim=-1), torch.ones(1, 25).double(), 1e-5)
     assert torch.equal(origins, label[:, None, [3, 7, 11]].expand(1, 25, 3))
     points = origins + 2.3 * directions
     pixels, depth = project(points, label[:, None])
     centres = (torch.arange(5) + 0.5).double() / 5
     expected = torch.cartesian_prod(centres, centres).flip(1)  # row by row, x fastest
-    torch.testing.assert_close(pixels[0], expected, rtol=0, atol=1e-6)  # float32 rotations
+    same(pixels[0], expected, 1e-6)  # float32 rotations
     assert (depth > 0).all()
 
 
 def test_activation_begins_nearly_transparent():
     raw = torch.tensor([-50.0, 0.0, 1.0, 30.0], dtype=torch.float64)
     expected = torch.tensor([0.0, math.log1p(math.exp(-1)), math.log(2), 29.0], dtype=torch.float64)
-    torch.testing.assert_close(activate_density(raw), expected, rtol=0, atol=1e-8)
+    same(activate_density(raw), expected, 1e-8)
 
 
 def sphere(density, radius, centre=(0.0, 0.0, 0.0), color=(0.25, 0.75)):
@@ -105,10 +99,10 @@ def test_two_coloured_plane():
     origins, directions = camera_rays(*unpack_label(orbit_label(0.0).double()[None]), 6)
     config = RendererConfig(resolution=6, depth_samples=700, importance_samples=0)
     out = render_rays(field, origins, directions, config)
-    picture = out.features.unflatten(1, (6, 6))[0]
+    image = out.features.unflatten(1, (6, 6))[0]
     left, right = torch.tensor([-1.0, 1.0]).double(), torch.tensor([1.0, -1.0]).double()
-    torch.testing.assert_close(picture[:, :3], left.expand(6, 3, 2), rtol=0, atol=1e-6)
-    torch.testing.assert_close(picture[:, 3:], right.expand(6, 3, 2), rtol=0, atol=1e-6)
+    same(image[:, :3], left.expand(6, 3, 2), 1e-6)
+    same(image[:, 3:], right.expand(6, 3, 2), 1e-6)
     distance = -(2.7 - 0.1) / directions[..., 2:]
     step = (3.3 - 2.25) / 699
     assert (out.depth - distance).abs().max() < step
@@ -134,16 +128,14 @@ def test_composite_is_the_recursion():
                 where += light * alpha * (depths[n, r, s, 0] + depths[n, r, s + 1, 0]).item() / 2
                 total += light * alpha
                 light *= 1 - alpha
-            torch.testing.assert_close(out.features[n, r], color, rtol=0, atol=1e-6)
+            same(out.features[n, r], color, 1e-6)
             assert out.depth[n, r].item() == pytest.approx(where / total, abs=1e-6)
             assert out.opacity[n, r].item() == pytest.approx(total, abs=1e-6)
 
 
 def test_composite_gradients():
-    g = seeded(2)
-    features = torch.rand((1, 2, 4, 2), generator=g, dtype=torch.float64).requires_grad_()
-    density = torch.randn((1, 2, 4, 1), generator=g, dtype=torch.float64).requires_grad_()
-    depths = torch.rand((1, 2, 4, 1), generator=g, dtype=torch.float64).sort(dim=2).values
+    features, density = draw(1, 2, 4, 2, grad=True), draw(1, 2, 4, 1, seed=1, grad=True)
+    depths = draw(1, 2, 4, 1, seed=2).sort(dim=2).values
     assert torch.autograd.gradcheck(lambda f, d: tuple(composite(f, d, depths)), (features, density))
 
 
@@ -161,7 +153,7 @@ def test_gradients_stay_finite(raw):
     'shapes', [((1, 2, 1, 3), (1, 2, 1, 1), (1, 2, 1, 1)), ((1, 2, 4, 3), (1, 2, 5, 1), (1, 2, 4, 1))]
 )
 def test_composite_refuses_other_shapes(shapes):
-    with pytest.raises(ValueError, match='same N, R, S >= 2 expected'):
+    with pytest.raises(ValueError, match='S >= 2'):
         composite(*(torch.zeros(s) for s in shapes))
 
 
@@ -171,7 +163,6 @@ def test_stratified_depths():
     jitter = torch.rand((4, 50, 9, 1), generator=seeded(0))
     depths = stratified_depths(2.0, 3.0, 9, jitter)
     assert depths.shape == (4, 50, 9, 1)
-    assert (depths.diff(dim=2) > 0).all()
     bins = ((depths[..., 0] - 2) * 8).floor()
     assert torch.equal(bins, torch.arange(9.0).expand(4, 50, 9))
 
@@ -244,27 +235,18 @@ def test_coarse_and_fine_samples_are_merged_in_order(rays, jitter, monkeypatch):
     torch.testing.assert_close(kept['density'], points[..., 2:] * 20)
 
 
-def test_jitter_needs_a_generator_and_follows_its_seed():
-    origins, directions = camera_rays(*unpack_label(cameras(1)), 4)
-    config = RendererConfig(depth_samples=8, importance_samples=8)
+@pytest.mark.parametrize('fine', [0, 8])
+def test_every_ray_has_its_own_jitter_of_the_seed(fine):
+    origins = torch.tensor([0.0, 0.0, 2.7]).expand(2, 2, 3)
+    directions = torch.tensor([0.0, 0.0, -1.0]).expand(2, 2, 3)
+    config = RendererConfig(depth_samples=8, importance_samples=fine)
 
     def depth(random):
         return render_rays(sphere(5.0, 0.3), origins, directions, config, random).depth
 
-    assert torch.equal(depth(None), depth(None))
+    assert len(depth(seeded(1)).unique()) == 4 and len(depth(None).unique()) == 1
     assert torch.equal(depth(seeded(1)), depth(seeded(1)))
     assert not torch.equal(depth(seeded(1)), depth(seeded(2)))
-    assert not torch.equal(depth(seeded(1)), depth(None))
-
-
-@pytest.mark.parametrize('fine', [0, 8])
-def test_every_ray_has_its_own_jitter(fine):
-    origins = torch.tensor([0.0, 0.0, 2.7]).expand(2, 2, 3)
-    config = RendererConfig(depth_samples=8, importance_samples=fine)
-    depth = render_rays(
-        sphere(5.0, 0.3), origins, torch.tensor([0.0, 0.0, -1.0]).expand(2, 2, 3), config, seeded(0)
-    ).depth
-    assert len(depth.unique()) == 4
 
 
 def test_importance_samples_find_a_thin_wall():
@@ -305,68 +287,10 @@ def test_the_depth_of_an_empty_ray_is_its_own():
     torch.testing.assert_close(out.depth.flatten(), torch.tensor([2.75, 6.25]))
 
 
-@pytest.fixture(scope='module')
-def scene():
-    """Returns the tiny generator in float64, planes and ws of three samples, and their cameras."""
-    G = generator().double()
-    z_a, z_m, t, c = (x.double() for x in codes(3))
-    with torch.no_grad():
-        ws = G.condition(Codes(z_a, z_m), c, t)
-        return G, G.scene(Codes(z_a, z_m), ws, t) * 20, ws, c  # times 20: something to see
-
-
-def assert_same(a, b):
-    for x, y in zip(a, b, strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-10)
-
-
-@torch.no_grad()
-def test_samples_are_independent(scene):
-    G, planes, ws, c = scene
-    together = G.render(planes, ws, c)
-    assert together.opacity.std() > 0.01
-    for i in range(3):
-        alone = G.render(planes[i : i + 1], ws[i : i + 1], c[i : i + 1])
-        assert_same([x[i : i + 1] for x in together], alone)
-
-
-@pytest.mark.parametrize('chunk', [1, 7, 64, 1000])
-@torch.no_grad()
-def test_ray_chunks_change_nothing(scene, chunk):
-    G, planes, ws, c = scene
-    assert_same(G.render(planes, ws, c, ray_chunk=chunk), G.render(planes, ws, c))
-
-
-@torch.no_grad()
-def test_resolution_is_an_argument(scene):
-    G, planes, ws, c = scene
-    out = G.render(planes, ws, c, dataclasses.replace(G.config.renderer, resolution=5))
-    assert out.image_raw.shape == (3, 3, 5, 5) and out.depth.shape == (3, 1, 5, 5)
-    assert out.image.shape == (3, 3, 32, 32)
-    assert G.config.renderer.resolution == 8
-
-
 @pytest.mark.parametrize(
     'options',
-    [
-        {'resolution': 0},
-        {'depth_samples': 3},
-        {'importance_samples': -1},
-        {'ray_start': 0.0},
-        {'ray_start': 3.0, 'ray_end': 2.0},
-    ],
+    [{'resolution': 0}, {'depth_samples': 3}, {'importance_samples': -1}, {'ray_start': 0}, {'ray_end': 2.0}],
 )
 def test_impossible_sampling_is_refused(options):
     with pytest.raises(UserError, match='renderer:'):
         RendererConfig(**options)
-
-
-def test_weights_sum_to_the_opacity():
-    g = seeded(5)
-    density = torch.randn((2, 4, 9, 1), generator=g) * 5
-    depths = torch.rand((2, 4, 9, 1), generator=g).sort(dim=2).values
-    weights = interval_weights(density, depths)
-    middle = (density[:, :, 1:] + density[:, :, :-1]) / 2
-    optical = (activate_density(middle) * depths.diff(dim=2)).sum(dim=2)
-    torch.testing.assert_close(weights.sum(dim=2), 1 - torch.exp(-optical))
-    assert (weights >= 0).all()

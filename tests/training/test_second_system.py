@@ -13,17 +13,9 @@ from dnnlib.config import from_dict, to_dict
 from dnnlib.util import ConfigError
 from support.second_system import KINDS, ClipDiscriminator, FlatGenerator, HingeLoss, second
 from support.small_runs import assert_same, batch_of, everything, new_trainer, train
-from torch_utils.checkpoint import read_snapshot
+from torch_utils.checkpoint import read_snapshot, snapshot_path
 from training.config import TrainConfig, network_configs
-from training.loss import LOSSES
-from training.networks.registry import DISCRIMINATORS, GENERATORS, load_generator
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    for registry, kinds in zip((GENERATORS, DISCRIMINATORS, LOSSES), KINDS, strict=True):
-        for kind, cls in kinds.items():
-            monkeypatch.setitem(registry, kind, cls)
+from training.networks.registry import load_generator
 
 
 def run(script, *args):
@@ -32,13 +24,22 @@ def run(script, *args):
     return result
 
 
+@pytest.fixture(scope='module', autouse=True)
+def registered():
+    with pytest.MonkeyPatch.context() as patch:
+        for registry, kind, cls in KINDS:
+            patch.setitem(registry, kind, cls)
+        yield
+
+
+@pytest.fixture(scope='module')
+def whole(data, tmp_path_factory):
+    return train(second(data), tmp_path_factory.mktemp('whole'))
+
+
 @pytest.fixture
-def whole(data, tmp_path):
-    return train(second(data), tmp_path / 'whole')
-
-
-def snapshot(trainer):
-    return max(trainer.run_dir.glob('network-snapshot-*.pkl'))
+def snapshot(whole):
+    return snapshot_path(whole.run_dir, 8)
 
 
 def test_config_there_and_back(data):
@@ -48,7 +49,7 @@ def test_config_there_and_back(data):
     assert from_dict(TrainConfig, plain) == config
     assert network_configs(config) == (config.generator, None, config.d_video)
     plain['generator']['kind'] = 'strange'
-    with pytest.raises(ConfigError, match=r"generator\.kind='strange' must be one of pv3d, flat"):
+    with pytest.raises(ConfigError, match='strange.*pv3d, flat'):
         from_dict(TrainConfig, plain)
 
 
@@ -63,11 +64,10 @@ def test_resumed_run_is_the_same_run(data, tmp_path, whole):
     assert_same(everything(train(second(data), tmp_path / 'parts')), everything(whole), least=20)
 
 
-def test_a_stage_that_freezes_part_of_a_network(data, tmp_path, whole):
-    first = snapshot(whole)
-    config = dataclasses.replace(second(data), resume=str(first), freeze=('G.appearance', 'D_video.head'))
+def test_a_stage_that_freezes_part_of_a_network(data, tmp_path, snapshot):
+    config = dataclasses.replace(second(data), resume=str(snapshot), freeze=('G.appearance', 'D_video.head'))
     trainer = train(config, tmp_path / 'stage2')
-    before = {n: e['state'] for n, e in read_snapshot(first).networks.items()}
+    before = {n: e['state'] for n, e in read_snapshot(snapshot).networks.items()}
     for network in ('G', 'D_video'):
         for name, tensor in trainer.modules()[network].state_dict().items():
             frozen = f'{network}.{name.split(".")[0]}' in config.freeze
@@ -76,15 +76,16 @@ def test_a_stage_that_freezes_part_of_a_network(data, tmp_path, whole):
         new_trainer(dataclasses.replace(config, freeze=('G.nose',)), tmp_path / 'stage3')
 
 
-def test_snapshot_rebuilds_the_networks_it_names(whole):
-    G = load_generator(read_snapshot(snapshot(whole)))
+def test_snapshot_rebuilds_the_networks_it_names(whole, snapshot):
+    found = read_snapshot(snapshot)
+    assert set(found.networks) == {'G', 'D_video', 'G_ema'}
+    G = load_generator(found)
     assert type(G) is FlatGenerator and type(whole.networks.D_video) is ClipDiscriminator
     assert type(whole.loss) is HingeLoss and whole.networks.D_image is None
-    assert set(read_snapshot(snapshot(whole)).networks) == {'G', 'D_video', 'G_ema'}
 
 
-def test_sampled(whole, tmp_path):
-    args = '--network', snapshot(whole), '--seeds', '0,1', '--frames', 4, '--trajectory', 'front'
+def test_sampled(snapshot, tmp_path):
+    args = '--network', snapshot, '--seeds', '0,1', '--frames', 4, '--trajectory', 'front'
     result = run(gen_videos, *args, '--outdir', tmp_path / 'out')
     assert result.exit_code == 0, result.output
     assert (tmp_path / 'out' / 'seed0001.mp4').exists()
@@ -93,9 +94,9 @@ def test_sampled(whole, tmp_path):
     assert not (tmp_path / 'none').exists()
 
 
-def test_measured(whole, data, tmp_path):
+def test_measured(snapshot, data, tmp_path):
     folders = '--cache', tmp_path / 'cache', '--outdir', tmp_path
-    args = '--network', snapshot(whole), '--data', data, *folders, '--metrics'
+    args = '--network', snapshot, '--data', data, *folders, '--metrics'
     result = run(calc_metrics, *args, 'motion4')
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / 'metric-motion4.jsonl').read_text())['value'] >= 0

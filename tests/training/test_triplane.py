@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support.tiny import seeded
+from support.tiny import same, seeded
 from training.volumetric_rendering.triplane import PLANE_AXES, sample_planes
 
 
@@ -21,7 +21,7 @@ def test_planes_of_ramps(axes, box):
     found = sample_planes(planes, points, axes, box) * 3  # undoes the mean over planes
     named = {'xy_xz_yz': 'xyxzyz', 'released': 'xyxzzx'}[axes]
     expected = points[..., ['xyz'.index(name) for name in named]]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    same(found, expected, 1e-12)
 
 
 @pytest.mark.parametrize('axes', PLANE_AXES)
