@@ -1,5 +1,7 @@
 """Trains PV3D. `python train.py --help` explains; `torchrun --nproc_per_node=8 train.py ...` uses 8 GPUs."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import functools
@@ -12,163 +14,147 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from dnnlib.cli import FiniteRange, one_sentence
-
-import click
-import torch
+from dnnlib.cli import Range, command
 
 from dnnlib.config import override
 from dnnlib.util import DataError, Logger, UserError
-from interop.convert import trained_with
-from interop.warm_start import start_from
-from torch_utils import distributed as dist
-from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
-from training.config import TrainConfig, network_configs, with_resolution
-from training.presets import PRESETS
-from training.run_folder import choose_run_dir, exclusive, run_name, write_options
-from training.training_loop import Callbacks, Evaluate, Trainer
-from viz.sheets import TrainingSheets
 
-# Options that follow others.
+if TYPE_CHECKING:  # functions import what they need: --help and errors in options need no torch
+    import torch
+
+    from training.config import TrainConfig
+    from training.training_loop import Callbacks, Evaluate
+
+Paper = Literal['pv3d-voxceleb', 'pv3d-celebvhq', 'pv3d-talkinghead', 'pv3d-released']
+Preset = Literal[Paper, 'pv3d-256', 'pv3d-128', 'demo', 'tiny']  # as training.presets.PRESETS
+Count = Annotated[int, Range(0)] | None
+Number = Annotated[float, Range(0)] | None
+
+# Options of a preset that follow others.
 _FOLLOWERS = {
     'dataset.span': 'generator.span',
     'dataset.resolution': 'generator.resolution',
     'd_image.resolution': 'generator.resolution',
     'd_video.resolution': 'generator.resolution',
 }
-
-_EXAMPLES = """
-\b
-Examples:
-  # Eight GPUs, the paper's 512x512 configuration
-  torchrun --nproc_per_node=8 train.py --outdir runs --cfg pv3d-voxceleb --data vox.zip
-\b
-  # One GPU, 128x128
-  python train.py --outdir runs --cfg pv3d-128 --data heads128.zip
-\b
-  # See what a run would be, without starting it
-  python train.py --outdir runs --cfg pv3d-voxceleb --data vox.zip --dry-run
-\b
-  # Start from the weights of another run; change any option by its path
-  python train.py --outdir runs --cfg pv3d-128 --data mine.zip --resume a.pkl --set loss.density_weight=0.3
-
-The same command given again continues its unfinished run exactly (Ctrl-C and SIGTERM write a checkpoint
-first).
-"""
+# Command line option -> what it sets.
+_PATHS = {
+    'seed': ('seed',),
+    'resume': ('resume',),
+    'batch': ('batch',),
+    'batch_gpu': ('batch_gpu',),
+    'kimg': ('total_nimg',),
+    'gamma': ('loss.r1_gamma',),
+    'glr': ('g_opt.lr',),
+    'dlr': ('d_opt.lr',),
+    'mirror': ('dataset.mirror',),
+    'tick': ('output.tick_nimg',),
+    'snap': ('output.snapshot_ticks', 'output.image_ticks'),
+    'metrics': ('output.metrics',),
+    'workers': ('workers',),
+    'precision': ('generator.precision', 'd_image.precision', 'd_video.precision'),
+}
 
 
-_COUNT, _NUMBER = click.IntRange(min=0), FiniteRange(min=0)
-_POSITIVE_COUNT, _POSITIVE_NUMBER = click.IntRange(min=1), FiniteRange(min=0, min_open=True)
-_TRUE = ('true', '1')
-preset_option = functools.partial(click.option, show_default='preset')
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train PV3D, a 3D-aware generator of portrait videos, on clips with camera labels.
+
+    The same command given again continues its unfinished run exactly (Ctrl-C and SIGTERM write a checkpoint
+    first).
+
+    Examples:
+      # Eight GPUs, the paper's 512x512 configuration
+      torchrun --nproc_per_node=8 train.py --outdir runs --cfg pv3d-voxceleb --data vox.zip
+
+      # One GPU, 128x128
+      python train.py --outdir runs --cfg pv3d-128 --data heads128.zip
+
+      # Show what a run would be, without starting it
+      python train.py --outdir runs --cfg pv3d-voxceleb --data vox.zip --dry-run
+
+      # Start from the weights of another run; change any option by its path
+      python train.py --outdir runs --cfg pv3d-128 --data mine.zip --resume a.pkl --set loss.blur_sigma=0
+    """
+
+    # --- Run
+    outdir: Annotated[Path, 'DIR']  # folder of all runs; each gets a numbered folder in it
+    cfg: Preset  # preset of everything but the data
+    data: Annotated[str, 'ZIP|DIR']  # training data, made by dataset_tool.py
+    # start a new run from the weights of this snapshot, or of a checkpoint of the released PV3D or EG3D;
+    # schedules (blur, ...) continue
+    resume: Annotated[str, 'PKL'] | None = None
+    fresh: bool = False  # make a new run folder even if this run is unfinished
+    desc: Annotated[str, 'TEXT'] | None = None  # added to the name of the run folder
+    seed: Count = None  # seed of everything random [default: preset]
+    # stop after this time from the start of the command; a checkpoint and sheets come after it
+    max_minutes: Annotated[float, Range(above=0)] | None = None
+    # print options, networks and estimated cost, then exit; the data may be missing
+    dry_run: Annotated[bool, '-n'] = False
+
+    # --- Training
+    batch: Annotated[int, Range(1)] | None = None  # clips per iteration over all processes [default: preset]
+    batch_gpu: Annotated[int, Range(1)] | None = None  # clips at a time per process: less memory, same batch
+    kimg: Number = None  # train for this many thousand clips [default: preset]
+    gamma: Number = None  # R1 weight; higher is more stable [default: preset]
+    glr: Number = None  # learning rate of the generator [default: preset]
+    dlr: Number = None  # learning rate of the discriminators [default: preset]
+    mirror: Annotated[bool, 'BOOL'] | None = (
+        None  # mirror images and cameras, true or false [default: preset]
+    )
+    set: Annotated[tuple[str, ...], 'PATH=VALUE'] = ()  # any option of the preset; --dry-run lists the paths
+
+    # --- Output
+    # thousand clips between progress lines [default: preset]
+    tick: Annotated[float, Range(above=0), 'KIMG'] | None = None
+    # ticks between checkpoints and sheets; 0 = a checkpoint at the end, no sheets [default: preset]
+    snap: Annotated[int, Range(0), 'TICKS'] | None = None
+    # measured at every checkpoint, e.g. fvd2048_16f,id,cd,we; names as for calc_metrics.py
+    metrics: Annotated[str, 'LIST'] | None = None
+
+    # --- Speed
+    workers: Count = None  # data loading processes per rank, at most one per core [default: preset]
+    precision: Literal['fp32', 'fp16', 'bf16'] | None = None  # on CUDA [default: preset]
+    # where to compute: cpu, cuda, cuda:1, ...; auto = cuda if available; torchrun gives each process a GPU
+    device: str = 'auto'
 
 
-@click.command(
-    epilog=_EXAMPLES,
-    context_settings={
-        'help_option_names': ['-h', '--help'],
-        'max_content_width': 110,
-        'show_default': True,
-    },
-)
-@click.option(
-    '--outdir', required=True, metavar='DIR', help='Folder of all runs; each gets a numbered folder in it.'
-)
-@click.option(
-    '--cfg', required=True, type=click.Choice(list(PRESETS)), help='Preset: everything but the data.'
-)
-@click.option('--data', required=True, metavar='ZIP|DIR', help='Training data, made by dataset_tool.py.')
-@preset_option('--batch', type=_POSITIVE_COUNT, metavar='INT', help='Clips per iteration over all processes.')
-@click.option(
-    '--batch-gpu',
-    type=_POSITIVE_COUNT,
-    metavar='INT',
-    help='Clips at a time per process: less memory, same batch.',
-)
-@preset_option('--kimg', type=_NUMBER, metavar='NUM', help='Train for this many thousand clips.')
-@preset_option('--gamma', type=_NUMBER, metavar='NUM', help='R1 weight; higher is more stable.')
-@preset_option('--glr', type=_NUMBER, metavar='NUM', help="Generator's learning rate.")
-@preset_option('--dlr', type=_NUMBER, metavar='NUM', help="Discriminators' learning rate.")
-@click.option(
-    '--resume',
-    metavar='PKL',
-    help='Start a new run from the weights of this snapshot, or of a checkpoint of the released PV3D or '
-    'EG3D; schedules (blur, ...) go on.',
-)
-@preset_option(
-    '--mirror',
-    type=click.Choice([*_TRUE, 'false', '0'], case_sensitive=False),
-    metavar='BOOL',
-    help='Mirror pictures and cameras: true or false.',
-)
-@preset_option('--tick', type=_POSITIVE_NUMBER, metavar='KIMG', help='Thousand clips between progress lines.')
-@preset_option(
-    '--snap',
-    type=_COUNT,
-    metavar='TICKS',
-    help='Ticks between checkpoints and sheets; 0 = a checkpoint at the end, no sheets.',
-)
-@click.option(
-    '--metrics',
-    metavar='LIST',
-    help='Measured at every checkpoint, e.g. fvd2048_16f,id,cd,we; names as for calc_metrics.py.',
-)
-@click.option('--seed', type=_COUNT, default=0, metavar='INT', help='Seed of everything random.')
-@preset_option(
-    '--workers', type=_COUNT, metavar='INT', help='Data loading processes per rank, at most one per core.'
-)
-@preset_option('--precision', type=click.Choice(['fp32', 'fp16', 'bf16']), help='On CUDA.')
-@click.option(
-    '--device',
-    default='auto',
-    help='cpu, cuda, cuda:1, ...; auto = cuda when there is one. With torchrun each process has its own GPU.',
-)
-@click.option(
-    '--set', 'overrides', multiple=True, metavar='PATH=VALUE', help='Any option; see --dry-run for paths.'
-)
-@click.option('--desc', metavar='TEXT', help='Added to the name of the run folder.')
-@click.option('--fresh', is_flag=True, help='New run folder even if this run is unfinished.')
-@click.option(
-    '--max-minutes',
-    type=_POSITIVE_NUMBER,
-    metavar='NUM',
-    help='Stop after this time from the start of the command; a checkpoint and sheets come after it.',
-)
-@click.option(
-    '-n',
-    '--dry-run',
-    is_flag=True,
-    help='Print options, networks and estimated cost, then exit; the data may be missing.',
-)
-def main(**options: object) -> None:
-    """Train PV3D, a 3D-aware generator of portrait videos, on clips with camera labels."""
-    with one_sentence('use a smaller --batch-gpu'):
-        deadline = time.time() + 60 * (options['max_minutes'] or math.inf)
-        device = pick_device(options['device'])
-        dist.init(device.type, device.index)
-        set_float32_precision()
-        keep_freed_memory()
-        run(options, device, deadline)
-        dist.finish()  # not after an error: it would wait for processes that do not come
-
-
-def run(options: dict, device: torch.device, deadline: float) -> None:
+def run(options: Options) -> None:
     """Builds the config, then shows or trains it."""
+    deadline = time.time() + 60 * (options.max_minutes or math.inf)
+    from torch_utils import distributed as dist
+    from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+
+    device = pick_device(options.device)
+    dist.init(device.type, device.index)
+    set_float32_precision()
+    keep_freed_memory()
     config = build_config(options)
     config.split_batch(dist.world_size())
     check_networks(config)
-    config = with_facts_of_data(config, options['dry_run'])
+    config = with_facts_of_data(config, options.dry_run)
     check_names(config.output.metrics)
-    if options['dry_run']:
-        from training.estimate import describe_run  # noqa: PLC0415
+    if options.dry_run:
+        from training.estimate import describe_run
 
         dist.print0(describe_run(config, device, dist.world_size()))
-        return
-    name = run_name(config, dist.world_size(), options['desc'])
+    else:
+        train(config, options, device, deadline)
+    dist.finish()  # not after an error: it would wait for processes that do not come
+
+
+def train(config: TrainConfig, options: Options, device: torch.device, deadline: float) -> None:
+    """Trains in a new run folder, or in that of the same run where it is unfinished."""
+    from torch_utils import distributed as dist
+    from training.run_folder import choose_run_dir, exclusive, run_name, write_options
+    from training.training_loop import Trainer
+
+    name = run_name(config, dist.world_size(), options.desc)
     restarted = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'  # by torchrun --max-restarts
-    fresh = options['fresh'] and not restarted
-    chosen = choose_run_dir(Path(options['outdir']), config, name, fresh) if dist.is_leader() else None
+    fresh = options.fresh and not restarted
+    chosen = choose_run_dir(options.outdir, config, name, fresh) if dist.is_leader() else None
     run_dir, is_new = dist.broadcast_object(chosen)
     should_stop = stop_on_signals()
     with contextlib.ExitStack() as leader:
@@ -189,61 +175,52 @@ def run(options: dict, device: torch.device, deadline: float) -> None:
             trainer.measure()
             dist.print0(
                 f'this run was finished before, at {trainer.progress.cur_nimg / 1000:g} kimg; nothing to do; '
-                '--fresh starts another, a larger --kimg trains on'
+                '--fresh starts another, a larger --kimg continues it'
             )
             return
         done = trainer.train()
         dist.print0('done' if done else 'stopped; the same command continues this run')
 
 
-def build_config(options: dict) -> TrainConfig:
-    """Turns flags into a TrainConfig: preset, then flags, then --set."""
-    config = PRESETS[options['cfg']](options['data'])
-    config = dataclasses.replace(config, seed=options['seed'], resume=options['resume'])
-    flags = (
-        ('batch', 'batch'),
-        ('batch_gpu', 'batch_gpu'),
-        ('gamma', 'loss.r1_gamma'),
-        ('glr', 'g_opt.lr'),
-        ('dlr', 'd_opt.lr'),
-        ('metrics', 'output.metrics'),
-        ('snap', 'output.snapshot_ticks'),
-        ('snap', 'output.image_ticks'),
-        ('workers', 'workers'),
-        ('precision', 'generator.precision'),
-        ('precision', 'd_image.precision'),
-        ('precision', 'd_video.precision'),
-    )
-    changes = trained_with(options['resume']) if options['resume'] is not None else []
-    changes += [(path, options[flag]) for flag, path in flags if options[flag] is not None]
-    if options['mirror'] is not None:
-        changes.append(('dataset.mirror', options['mirror'] in _TRUE))
-    if options['kimg'] is not None:
-        changes.append(('total_nimg', to_clips(options['kimg'])))
-    if options['tick'] is not None:
-        changes.append(('output.tick_nimg', to_clips(options['tick'])))
-    for text in options['overrides']:
-        path, equals, value = text.partition('=')
+def build_config(options: Options) -> TrainConfig:
+    """Turns options into a TrainConfig: preset, then flags, then --set."""
+    from interop.convert import trained_with
+    from training.config import with_resolution
+    from training.presets import PRESETS
+
+    config = PRESETS[options.cfg](options.data)
+    changes = dict(trained_with(options.resume)) if options.resume is not None else {}
+    flags = {'dataset.path': 'data'}  # path -> the only option that sets it
+    for name, paths in _PATHS.items():
+        value = getattr(options, name)
+        if value is not None:
+            value = round(value * 1000) if name in ('kimg', 'tick') else value
+            changes |= dict.fromkeys(paths, str(value))
+            flags |= {paths[0]: name} if len(paths) == 1 else {}
+    for text in options.set:
+        path, equals, value = (part.strip() for part in text.partition('='))
         if not equals:
             raise UserError(f'--set {text} must be PATH=VALUE, for example --set loss.density_weight=0.3')
-        changes.append((path.strip(), value.strip()))
-    for path, value in changes:
         if path in _FOLLOWERS:
             raise UserError(f'--set {path}: this option follows {_FOLLOWERS[path]}; set that one')
+        if path in flags:
+            raise UserError(f'--set {text}: given twice, also by --{flags[path]}; leave one out')
+        flags[path] = 'set'
+        changes[path] = value
+    for path, value in changes.items():
         if path == 'generator.resolution':
             config = with_resolution(config, override(config.generator, 'resolution', value).resolution)
         else:
-            config = override(config, path, str(value))
+            config = override(config, path, value)
     return config
 
 
-def to_clips(kimg: float) -> int:
-    """Turns thousands of clips into clips."""
-    return round(kimg * 1000)
-
-
 def check_networks(config: TrainConfig) -> None:
-    """Builds the networks without memory: what they refuse is told before a run folder is made."""
+    """Builds the networks without memory: what they refuse is reported before a run folder is made."""
+    import torch
+
+    from training.config import network_configs
+
     with torch.device('meta'):
         for network in network_configs(config):
             if network is not None:
@@ -251,10 +228,13 @@ def check_networks(config: TrainConfig) -> None:
 
 
 def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfig:
-    """Opens the data once, checks the size of its pictures and lets the options that follow others do so.
+    """Opens the data once, checks the size of its images and lets the options that follow others do so.
 
     A dry run can do without the data.
     """
+    from torch_utils import distributed as dist
+    from training.config import with_resolution
+
     expected = config.generator.resolution
     dataset = dataclasses.replace(
         config.dataset,
@@ -273,9 +253,9 @@ def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfi
 
 
 def check_names(metrics: Sequence[str]) -> None:
-    """Refuses names that are no metrics."""
+    """Refuses names that are not metrics."""
     if metrics:
-        from metrics.metric_names import parse_metrics  # noqa: PLC0415 - not needed otherwise
+        from metrics.metric_names import parse_metrics
 
         parse_metrics(','.join(metrics))
 
@@ -284,6 +264,10 @@ def make_callbacks(
     config: TrainConfig, run_dir: Path, device: torch.device, should_stop: Callable[[], bool]
 ) -> Callbacks:
     """Returns what the loop asks of other rooms."""
+    from interop.warm_start import start_from
+    from training.training_loop import Callbacks
+    from viz.sheets import TrainingSheets
+
     return Callbacks(
         should_stop=should_stop,
         start=functools.partial(start_from, config.resume) if config.resume is not None else None,
@@ -293,10 +277,10 @@ def make_callbacks(
 
 
 def evaluation(config: TrainConfig, run_dir: Path, device: torch.device) -> Evaluate | None:
-    """Returns what measures the metrics of a run at its checkpoints; None when there are none."""
+    """Returns what measures the metrics of a run at its checkpoints; None without metrics."""
     if not config.output.metrics:
         return None
-    from metrics.training_callback import make_evaluate  # noqa: PLC0415 - not needed otherwise
+    from metrics.training_callback import make_evaluate
 
     data = dataclasses.replace(config.dataset, max_clips=None).build()  # all of it, as calc_metrics.py
     return make_evaluate(config.output.metrics, data, run_dir, device)
@@ -304,6 +288,8 @@ def evaluation(config: TrainConfig, run_dir: Path, device: torch.device) -> Eval
 
 def stop_on_signals() -> Callable[[], bool]:
     """Returns a function that turns True after SIGINT or SIGTERM; a second SIGINT kills at once."""
+    from torch_utils import distributed as dist
+
     received = []
 
     def on_signal(number: int, _frame: object) -> None:
@@ -318,6 +304,8 @@ def stop_on_signals() -> Callable[[], bool]:
         signal.signal(number, on_signal)
     return lambda: bool(received)
 
+
+main = command(Options, run, 'use a smaller --batch-gpu')
 
 if __name__ == '__main__':
     main()

@@ -1,13 +1,33 @@
-"""What the scripts have in common: how they end, what they refuse, what they say when packages are missing.
+"""Command lines: the options of a script are one frozen dataclass; `command` makes the click command of it.
 
-Scripts import this module before any other that is not Python's own.
+All about an option stands at its field. The name gives `--batch-gpu`, the annotation the type and the allowed
+values, the comment (behind the field or above it) the help text, the docstring the rest of --help:
+
+    # --- Training                                           a heading in --help
+    batch: Annotated[int, Range(1)] | None = None  # clips per iteration [default: preset]
+    data: Annotated[str, 'ZIP|DIR']  # training data: a string in Annotated is the metavar, '-n' a short name
+    seeds: Annotated[tuple[int, ...], parse_seeds]  # a function in Annotated parses the text
+
+Scripts import this module before any other that is not Python's own, and torch only to run: --help is quick.
 """
 
+import ast
+import collections
 import contextlib
+import dataclasses
 import importlib.util
+import inspect
+import io
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+import os
+import re
+import textwrap
+import tokenize
+import types
+import typing
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 if missing := [p for p in ('click', 'numpy', 'torch', 'tqdm') if importlib.util.find_spec(p) is None]:
     raise SystemExit(
@@ -20,16 +40,146 @@ from click.core import ParameterSource
 
 from dnnlib.util import UserError, explain_os_error, is_out_of_memory
 
+SETTINGS = {'help_option_names': ['-h', '--help'], 'max_content_width': 110}  # of every command
+ARGUMENT = object()  # in Annotated: a positional argument
+_LONG = 40  # characters of values that stand in the help text, not before it
 
-@contextlib.contextmanager
-def one_sentence(memory_advice: str) -> Iterator[None]:
-    """Lets a script end with one sentence, `Error: ...`, and exit code 1 where its user can do something.
+# Options of EG3D and StyleGAN that have another form here -> what to do.
+_HABITS = {
+    '--gpus': 'for 8 GPUs: torchrun --nproc_per_node=8 SCRIPT.py ...',
+    '--trunc': 'truncation is --psi',
+    '--grid': 'it takes no value: the grid has a tile for each of --seeds',
+    '--nrr': 'the resolution of the volume rendering is --neural-resolution',
+    '--sampling_mult': 'the samples per ray are --render-samples',
+    '--nobench': 'leave it out',
+    '--fp32': 'use --precision fp32',
+}
 
-    That is: mistakes of the user, files that cannot be read or written, and too little memory. Everything
-    else is a bug and keeps its traceback.
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """In Annotated: the numbers that are allowed, limits included."""
+
+    min: float = -math.inf
+    max: float = math.inf
+    above: float = -math.inf  # an excluded lower limit
+
+    def __contains__(self, number: float) -> bool:
+        return self.min <= number <= self.max and number > self.above
+
+    def __str__(self) -> str:
+        if math.isfinite(self.above):
+            return f'more than {self.above:g}'
+        return f'at least {self.min:g}' if math.isinf(self.max) else f'{self.min:g} to {self.max:.10g}'
+
+
+class OnlyWith:
+    """In Annotated: the option has an effect only beside another, with one of these values (none = any)."""
+
+    def __init__(self, option: str, *values: str) -> None:
+        self.option, self.values = option, values
+
+
+class _Number(click.ParamType):
+    """A finite number in a range; click's own take nan, which no comparison refuses."""
+
+    def __init__(self, kind: type, allowed: Range) -> None:
+        self.kind, self.allowed, self.name = kind, allowed, 'int' if kind is int else 'num'
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            number = self.kind(value)
+        except ValueError:
+            self.fail(f'{value!r} is not a {"whole " if self.kind is int else ""}number', param, ctx)
+        if not math.isfinite(number) or number not in self.allowed:
+            self.fail(f'{value} must be {self.allowed if math.isfinite(number) else "finite"}', param, ctx)
+        return number
+
+
+class _Text(click.ParamType):
+    """Text or a path, in which `~/` is the home folder, also behind `NAME=`; `parse` makes more of it."""
+
+    name = 'text'
+
+    def __init__(self, parse: Callable[[str], Any]) -> None:
+        self.parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):  # a default
+            return value
+        if re.match('https?://', value):
+            self.fail(f'{value} is an address; download it first and pass the file', param, ctx)
+        head, tail = re.fullmatch(r'((?:\w+=)?)(.*)', value, flags=re.S).groups()
+        try:
+            return self.parse(head + os.path.expanduser(tail))
+        except (UserError, ValueError) as err:
+            self.fail(str(err), param, ctx)
+
+
+class _Command(click.Command):
+    """A command whose help has headings and which explains options of EG3D."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            order = self.make_parser(ctx).parse_args(args=list(args))[2]
+            for param, count in collections.Counter(order).items():
+                if count > 1 and isinstance(param, click.Option) and not param.multiple:
+                    raise click.UsageError(f'{param.opts[0]} is given twice', ctx)
+            return super().parse_args(ctx, list(args))
+        except click.UsageError as err:
+            hints = [f' ({n}: {_HABITS[n]})' for arg in args if (n := arg.partition('=')[0]) in _HABITS]
+            raise click.UsageError(err.format_message() + ''.join(hints[:1]), ctx) from err
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                sections.setdefault(getattr(param, 'section', 'Help'), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def command(
+    options: type, run: Callable[[Any], None], advice: str, skip: Container[str] = (), name: str | None = None
+) -> click.Command:
+    """Makes a command that reads its options into a dataclass and calls `run` with it.
 
     Args:
-        memory_advice: what to do when memory runs out, for example 'use a smaller --batch-gpu'.
+        options: the dataclass; the first paragraphs of its docstring come before the options in --help, its
+            indented blocks (examples, tables) after them.
+        run: the script.
+        advice: what to do when memory runs out, for example 'use a smaller --batch-gpu'.
+        skip: fields that have a default and are no options.
+        name: of a command in a group.
+    """
+    comments = _comments(options)
+    hints = typing.get_type_hints(options, include_extras=True)
+    params, partners = [], {}
+    for field in dataclasses.fields(options):
+        if field.name not in skip:
+            kind, marks = _unwrap(hints[field.name])
+            partners.update((field.name, mark) for mark in marks if isinstance(mark, OnlyWith))
+            params.append(_parameter(field, kind, marks, *comments.get(field.name, ('Options', ''))))
+
+    def call(**values: Any) -> None:
+        with one_sentence(advice):
+            _refuse_without_effect(click.get_current_context(), partners)
+            run(options(**values))
+
+    text, epilog = _help(options.__doc__)
+    return _Command(name, callback=call, params=params, help=text, epilog=epilog, context_settings=SETTINGS)
+
+
+@contextlib.contextmanager
+def one_sentence(advice: str) -> Iterator[None]:
+    """Lets a script end with one sentence, `Error: ...`, and exit code 1 where its user can do something.
+
+    That is: errors of the user, files that cannot be read or written, and out of memory. Everything else is a
+    bug and keeps its traceback.
+
+    Args:
+        advice: what to do when memory runs out.
     """
     try:
         yield
@@ -42,35 +192,118 @@ def one_sentence(memory_advice: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as err:
         if not is_out_of_memory(err):
             raise
-        raise click.ClickException(f'there is too little memory; {memory_advice}') from err
+        raise click.ClickException(f'out of memory; {advice}') from err
 
 
-def refuse_without_effect(ctx: click.Context, belongs_to: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
-    """Refuses options on the command line that do nothing beside the others.
-
-    Args:
-        ctx: of the command.
-        belongs_to: parameter -> the parameter that uses it, and with which values.
-
-    Raises:
-        UserError: names the option and what it needs.
-    """
-    for name, (other, values) in belongs_to.items():
-        explicit = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if explicit and ctx.params[other] not in values:
-            given, wanted = (f'--{key.replace("_", "-")}' for key in (name, other))
-            now = f'not for {ctx.params[other]}' if ctx.params[other] else 'which is not given'
-            raise UserError(
-                f'{given} is for {wanted} {" or ".join(values)}, {now}; give that or leave {given} out'
-            )
+def _refuse_without_effect(ctx: click.Context, partners: dict[str, OnlyWith]) -> None:
+    for name, partner in partners.items():
+        other = ctx.params[partner.option]
+        fits = other in partner.values if partner.values else bool(other)
+        if not fits and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            given, wanted = (f'--{key.replace("_", "-")}' for key in (name, partner.option))
+            wanted = f'{wanted} {" or ".join(partner.values)}'.strip()
+            now = f'not for {other}' if other else 'which is not given'
+            raise UserError(f'{given} is for {wanted}, {now}; give that or leave {given} out')
 
 
-class FiniteRange(click.FloatRange):
-    """A range of finite numbers; click takes nan, which no comparison refuses, and infinity."""
+def _unwrap(hint: Any) -> tuple[Any, list[Any]]:
+    """Takes None and Annotated off an annotation; returns the type and what Annotated says."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        kind, marks = _unwrap(args[0])
+        return kind, [*marks, *args[1:]]
+    if origin in (typing.Union, types.UnionType):
+        return _unwrap(next(arg for arg in args if arg is not types.NoneType))
+    return hint, []
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parses and checks a value."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f'{value!r} is not a finite number', param, ctx)
-        return number
+
+def _parameter(
+    field: dataclasses.Field, kind: Any, marks: list[Any], section: str, comment: str
+) -> click.Parameter:
+    """Makes an option, or an argument, of a field; see the module."""
+    texts = [mark for mark in marks if isinstance(mark, str)]
+    metavar = next((text for text in texts if not text.startswith('-')), None)
+    values = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    if metavar is None and len('|'.join(values)) > _LONG:
+        metavar, comment = 'NAME', f'{comment}: {", ".join(values)}'
+    default = field.default_factory if field.default is dataclasses.MISSING else field.default
+    required = default is dataclasses.MISSING
+    if ARGUMENT in marks:
+        return click.Argument([field.name], type=_type(kind, marks), required=required, metavar=metavar)
+    flag = f'--{field.name.replace("_", "-")}'
+    more: dict[str, Any] = {'required': required, 'metavar': metavar}
+    if kind is bool and default is not None:
+        flag = f'{flag}/--no-{flag[2:]}' if default else flag
+        more = {'is_flag': True}
+    elif typing.get_origin(kind) is tuple and not any(map(callable, marks)):
+        items = typing.get_args(kind)
+        repeated = items[-1] is Ellipsis
+        more |= {'multiple': True} if repeated else {'nargs': len(items)}
+        kind = items[0] if repeated else None
+        more['type'] = tuple(_type(item, []) for item in items) if kind is None else _type(kind, marks)
+    else:
+        more['type'] = _type(kind, marks)
+    more |= {} if required else {'default': default}
+    names = [flag, *(text for text in texts if text.startswith('-')), field.name]
+    option = click.Option(names, help=_option_help(comment, kind, default, marks), **more)
+    option.section = section
+    return option
+
+
+def _type(kind: Any, marks: list[Any]) -> click.ParamType:
+    parse = next((mark for mark in marks if callable(mark)), None)
+    if parse is None and kind in (int, float):
+        return _Number(kind, next((mark for mark in marks if isinstance(mark, Range)), Range()))
+    if typing.get_origin(kind) is Literal:
+        return click.Choice(typing.get_args(kind))
+    if kind is bool:
+        return click.BOOL
+    return _Text(parse or (Path if kind is Path else str))
+
+
+def _option_help(comment: str, kind: Any, default: Any, marks: list[Any]) -> str:
+    """Makes a sentence of a comment and adds the default and the range."""
+    comment, _, stated = comment.partition(' [default: ')
+    values = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    if comment.split(' ')[0].rstrip(':') not in values:  # the names of values stay as they are
+        comment = comment[:1].upper() + comment[1:]
+    comment += '' if comment.endswith(('.', ']')) else '.'
+    known = isinstance(default, (str, int, float)) and default is not False
+    shown = stated.rstrip(']') or ('on' if default is True else f'{default}' if known else '')
+    extra = [f'default: {shown}'] if shown else []
+    extra += [str(mark) for mark in marks if isinstance(mark, Range) and not stated]
+    return f'{comment}  [{"; ".join(extra)}]' if extra else comment
+
+
+def _help(doc: str) -> tuple[str, str]:
+    """Splits a docstring into what comes before the options and, from the first indented block on, after."""
+    blocks = inspect.cleandoc(doc).split('\n\n')
+    laid_out = ['\n ' in block for block in blocks]
+    blocks = [f'\b\n{block}' if as_is else block for block, as_is in zip(blocks, laid_out, strict=True)]
+    first = laid_out.index(True) if any(laid_out) else len(blocks)
+    return '\n\n'.join(blocks[:first]), '\n\n'.join(blocks[first:])
+
+
+def _comments(options: type) -> dict[str, tuple[str, str]]:
+    """Reads the source of a dataclass and its parents; returns field -> (heading, comment)."""
+    found: dict[str, tuple[str, str]] = {}
+    for cls in reversed(options.__mro__):
+        if not dataclasses.is_dataclass(cls):
+            continue
+        source = textwrap.dedent(inspect.getsource(cls))
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        lines = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
+        alone = {i for i, text in enumerate(source.split('\n'), 1) if text.lstrip().startswith('#')}
+        section = 'Options'
+        for node in ast.parse(source).body[0].body:
+            if not isinstance(node, ast.AnnAssign):
+                continue
+            start = node.lineno
+            while start - 1 in alone:
+                start -= 1
+            comments = [lines[i] for i in range(start, node.end_lineno + 1) if i in lines]
+            section = next((text[4:] for text in comments if text.startswith('--- ')), section)
+            words = ' '.join(text for text in comments if not text.startswith('--- '))
+            inherited = found.get(node.target.id, ('', ''))[1]
+            found[node.target.id] = (section, words or inherited)
+    return found

@@ -1,4 +1,4 @@
-"""Signs of life of long work: a bar on a terminal, a line now and then in a log file."""
+"""Progress reporting of long work: a bar on a terminal, a line now and then in a log file."""
 
 import contextlib
 import sys
@@ -31,25 +31,25 @@ def progress(
         with tqdm(total=total, desc=label, unit=unit, disable=not shown) as bar:
             yield bar.update
         return
-    done, told, lines = 0, time.monotonic(), 0
+    done, reported, lines = 0, time.monotonic(), 0
 
-    def tell(more: str = '') -> None:
+    def report(more: str = '') -> None:
         nonlocal lines
         lines += 1
         print(f'{label}{more}: {done}/{total} {unit}s', file=sys.stderr, flush=True)
 
     def count(items: int) -> None:
-        nonlocal done, told
+        nonlocal done, reported
         done += items
-        if time.monotonic() - told >= _EVERY_SEC and done < total:
-            told = time.monotonic()
-            tell()
+        if time.monotonic() - reported >= _EVERY_SEC and done < total:
+            reported = time.monotonic()
+            report()
 
     if details:
-        tell(f' ({details})')
+        report(f' ({details})')
     yield count
     if lines:
-        tell()
+        report()
 
 
 def follow(items: Iterable[T], total: int, label: str, unit: str, shown: bool = True) -> Iterator[T]:

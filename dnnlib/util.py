@@ -1,34 +1,26 @@
-"""Files, logs, formatting and downloads in plain Python.
+"""Errors, files, logs and formatting in plain Python.
 
 Everything that is written goes to a temporary file in the same folder, is synced, and is renamed, so that a
-reader never meets half a file. Mistakes of a user are `UserError`s: one sentence that says what was given,
-what is allowed, what to do.
+reader never meets half a file. Errors of a user are `UserError`s: one sentence with what was given, what is
+allowed, what to do.
 """
 
 import contextlib
 import errno
 import hashlib
-import http.client
 import json
 import math
 import os
 import re
 import sys
 import traceback
-import urllib.error
-import urllib.parse
-import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from tqdm import tqdm
-
-_TEMP_NAME = re.compile(
-    r'^\..+\.[0-9a-f]{32}\.tmp$'
-)  # the names that atomic_write gives to its temporary files
+_TEMP_NAME = re.compile(r'^\..+\.[0-9a-f]{32}\.tmp$')  # of the temporary files of atomic_write
 _CHUNK_BYTES = 1 << 20
 
 _OS_ADVICE = {
@@ -39,7 +31,7 @@ _OS_ADVICE = {
     errno.EPERM: 'operation not permitted; choose a folder that you may write to',
     errno.EROFS: 'the file system is read-only; choose another folder',
     errno.ENOENT: 'no such file or folder; check the path',
-    errno.ENOTDIR: 'a part of the path is a file, not a folder; choose another path',
+    errno.ENOTDIR: 'one folder of the path is a file; choose another path',
     errno.EISDIR: 'it is a folder, not a file; choose another path',
     errno.EEXIST: 'it exists already; choose another path',
     errno.EIO: 'the device reports an input/output error; check the disk',
@@ -67,13 +59,13 @@ class Skip(Exception):
 
 
 def is_out_of_memory(err: BaseException) -> bool:
-    """Tells whether an error says that the memory of the CPU or of the GPU ran out.
+    """Returns whether an error means that the memory of the CPU or of the GPU ran out.
 
     What PyTorch raises is known by its message: on the CPU it is a plain RuntimeError.
     """
     text = str(err).lower()
-    told = any(part in text for part in ('out of memory', "can't allocate memory", 'alloc_failed'))
-    return isinstance(err, MemoryError) or (isinstance(err, RuntimeError) and told)
+    typical = any(part in text for part in ('out of memory', "can't allocate memory", 'alloc_failed'))
+    return isinstance(err, MemoryError) or (isinstance(err, RuntimeError) and typical)
 
 
 def usable_cores() -> int:
@@ -120,7 +112,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = 'wb') -> Iterator[IO[
         os.replace(temp, target)
         _sync_folder(target.parent)
     except OSError as err:
-        if err.filename not in (None, str(temp), temp):  # the caller's own trouble with some other file
+        if err.filename not in (None, str(temp), temp):  # an error of the caller with another file
             raise
         raise UserError('cannot write ' + explain_os_error(err, path)) from err
     finally:
@@ -149,8 +141,8 @@ class Logger:
     """Context manager that copies everything printed to stdout into a log file, line by line.
 
     The file is appended to and flushed after each line, so that it survives a kill. An error that ends the
-    block is written to the file with its traceback. When the file cannot be written any more, that is said
-    once on stderr and the program goes on.
+    block is written to the file with its traceback. When the file cannot be written any more, the program
+    reports that once on stderr and continues.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -276,66 +268,4 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     with open(path, 'rb') as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
-    return digest.hexdigest()
-
-
-def download_path(url: str, cache_dir: str | os.PathLike[str], sha256: str) -> Path:
-    """Returns where `download` keeps its copy of `url`."""
-    name = Path(urllib.parse.unquote(urllib.parse.urlparse(url).path)).name or 'download'
-    return Path(cache_dir, f'{sha256[:16]}-{name}')
-
-
-def download(url: str, cache_dir: str | os.PathLike[str], sha256: str) -> Path:
-    """Returns the path of a checked copy of `url`, fetched only when the cache does not hold it.
-
-    Args:
-        url: https, http or file.
-        cache_dir: made when it is missing.
-        sha256: expected checksum, 64 hexadecimal digits, or those of the first that are known, 8 at least;
-            also part of the name in the cache.
-
-    Raises:
-        UserError: if the address cannot be read or the checksum is another; the cache is then left as it was.
-    """
-    if not re.fullmatch('[0-9A-Fa-f]{8,64}', sha256):
-        raise ValueError(f'sha256 {sha256!r} must be 8 to 64 hexadecimal digits')
-    path = download_path(url, cache_dir, sha256)
-    if path.is_file() and file_sha256(path).startswith(sha256.lower()):
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise UserError('cannot write ' + explain_os_error(err, cache_dir)) from err
-    with atomic_write(path) as file:
-        actual = _fetch(url, file, path.name)
-        if not actual.startswith(sha256.lower()):
-            raise UserError(
-                f'{url}: the download has SHA-256 {actual}, expected {sha256}; try again, or fetch it by hand'
-            )
-    return path
-
-
-def _fetch(url: str, file: IO[bytes], name: str) -> str:
-    """Copies `url` into `file` with a progress bar and returns the SHA-256 of what came."""
-    digest, done = hashlib.sha256(), 0
-    try:
-        with urllib.request.urlopen(url, timeout=60) as response:
-            total = int(response.headers.get('Content-Length') or 0) or None
-            with tqdm(total=total, unit='B', unit_scale=True, desc=name, disable=None) as bar:
-                while chunk := response.read(_CHUNK_BYTES):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    bar.update(len(chunk))
-                    done += len(chunk)
-    except (
-        urllib.error.URLError,
-        http.client.HTTPException,
-        ValueError,
-        TimeoutError,
-        ConnectionError,
-    ) as err:
-        reason = getattr(err, 'reason', None) or err
-        raise UserError(f'cannot download {url}: {reason}; check the address and the network') from err
-    if total is not None and done != total:
-        raise UserError(f'cannot download {url}: {done} of {total} bytes came; try again')
     return digest.hexdigest()

@@ -1,6 +1,7 @@
-"""Videos as frames: decoding with ffmpeg, and finding clips (video files, folders of pictures) in a folder.
+"""Videos with ffmpeg, which no other module runs: read, write, probe, cut; and clips found in a folder.
 
-numpy and imageio_ffmpeg alone: the processes that pack a data set start quickly without torch.
+A DataError says that this file is bad, an OSError that the machine could not do it, with any file.
+imageio_ffmpeg, which brings ffmpeg, is imported when it is used: training and images do without it.
 """
 
 import contextlib
@@ -11,108 +12,123 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
-import imageio_ffmpeg
 import numpy as np
 
-from dnnlib.util import UserError, atomic_write
+from dnnlib.util import DataError, UserError, atomic_write
 
 VIDEO_TYPES = ('.mp4', '.mov', '.mkv', '.avi', '.webm', '.m4v')
 VIDEO_SUFFIXES = ('.mp4', '.gif')  # that are written
-PICTURE_TYPES = ('.png', '.jpg', '.jpeg', '.webp')
+IMAGE_TYPES = ('.png', '.jpg', '.jpeg', '.webp')
 
-
-_UNDECODABLE = 'the video cannot be decoded; it is broken, cut short, or of an unknown kind'
-_MAX_LOG = 1 << 20  # bytes of what the decoder says that are looked at
-_LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # as good as broken
+_UNDECODABLE = 'the video cannot be decoded; it is corrupted, cut short, or of an unknown kind'
+_MAX_LOG = 1 << 20  # bytes of the decoder's report that are read
+_USUAL_FPS = 25.0  # where a file does not have its rate
+_LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # the path is bad
 _TRANSIENT = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC)  # of the decoder
 
 
-class SystemTrouble(UserError):
-    """A file could not be read though it may be good: memory, open files, the disk, permissions."""
+class Overview(NamedTuple):
+    """What a video file states about itself."""
+
+    fps: float
+    width: int  # pixels, as shown
+    height: int
+    length_sec: float  # 0 = not stated
+    container: str  # ffmpeg's name of it
 
 
-class VideoError(UserError):
-    """A video that cannot be decoded; the message does not repeat its name, which the caller knows."""
+def ffmpeg_path() -> str:
+    """Returns the program that comes with imageio_ffmpeg."""
+    import imageio_ffmpeg
+
+    return imageio_ffmpeg.get_ffmpeg_exe()
+
+
+def ffmpeg_version() -> str:
+    """Returns the version of ffmpeg, on which the bits of videos depend."""
+    import imageio_ffmpeg
+
+    return imageio_ffmpeg.get_ffmpeg_version()
+
+
+def run_ffmpeg(arguments: list[str]) -> 'subprocess.CompletedProcess[str]':
+    """Runs ffmpeg to its end; the caller looks at returncode and stderr.
+
+    Raises:
+        OSError: if it cannot be started, or is killed.
+    """
+    pipes = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+    done = subprocess.run([ffmpeg_path(), *arguments], **pipes, text=True, errors='replace', check=False)
+    if done.returncode < 0:
+        raise OSError(errno.ENOMEM, f'killed by signal {-done.returncode}, maybe out of memory', 'ffmpeg')
+    return done
 
 
 def video_frames(path: Path | str, start_sec: float = 0.0) -> Iterator[tuple[np.ndarray, float]]:
     """Decodes a video file, frame by frame as they are stored (none is doubled or dropped).
 
-    The same file gives the same bits everywhere with one version of ffmpeg. Whoever stops early closes the
-    iterator (or lets go of it), which ends the decoder.
+    The same file gives the same bits everywhere with one version of ffmpeg. To stop early, close the iterator
+    (or drop it), which ends the decoder.
 
     Args:
         path: the file.
         start_sec: frames before this time are skipped, quickly where the file has an index.
 
     Yields:
-        picture, uint8 RGB [H, W, 3] (read-only), and the frame rate of the file.
+        image, uint8 RGB [H, W, 3] (read-only), and the frame rate of the file.
 
     Raises:
-        VideoError: when the file cannot be decoded. One that was cut short in the middle ends early instead.
-        SystemTrouble: when the machine could not do it, with this file or any other.
+        DataError: if the file cannot be decoded; the message does not repeat its name. One that was cut short
+            in the middle ends early instead.
+        OSError: if the machine could not do it (memory, open files, disk, permissions).
     """
     exact = '-fps_mode passthrough -sws_flags lanczos+accurate_rnd+full_chroma_int'
-    coding = f'-pix_fmt rgb24 -c:v ppm -f image2pipe {exact}'  # ppm: each frame tells its size
-    options = '-nostdin -hide_banner -nostats -threads 1'
+    coding = f'-pix_fmt rgb24 -c:v ppm -f image2pipe {exact} -'  # ppm: each frame has its size
     begin = f' -ss {start_sec:.6f}' if start_sec > 0 else ''
-    with _naming_trouble(path), contextlib.ExitStack() as stack:
-        _check_readable(path)
-        log = stack.enter_context(tempfile.TemporaryFile())
-        decoder = subprocess.Popen(
-            [
-                imageio_ffmpeg.get_ffmpeg_exe(),
-                *(options + begin).split(),
-                '-i',
-                f'file:{path}',
-                '-map',
-                '0:V:0',  # the stream that `examine` counts
-                *coding.split(),
-                '-',
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C in a terminal is for us, who then end it
-        )
-        stack.enter_context(decoder)
-        stack.callback(decoder.kill)
-        rate = None
-        while (picture := _read_ppm(decoder.stdout)) is not None:
-            rate = rate or _frame_rate(_text(log))
-            yield picture, rate
-        _check_end(decoder.wait(), _text(log), rate is not None)
+    options = f'-nostdin -hide_banner -nostats -threads 1{begin} -i'
+    try:
+        with contextlib.ExitStack() as stack:
+            _check_readable(path)
+            log = stack.enter_context(tempfile.TemporaryFile())
+            decoder = subprocess.Popen(
+                # 0:V:0 is the stream that `frame_times` counts
+                [ffmpeg_path(), *options.split(), f'file:{path}', '-map', '0:V:0', *coding.split()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C in a terminal is for us, who then end it
+            )
+            stack.enter_context(decoder)
+            stack.callback(decoder.kill)
+            rate = None
+            while (image := _read_ppm(decoder.stdout)) is not None:
+                rate = rate or _frame_rate(_text(log))
+                yield image, rate
+            _check_end(decoder.wait(), _text(log), rate is not None)
+    except OSError as err:
+        raise OSError(err.errno, err.strerror or str(err), err.filename or str(path)) from err
 
 
 def is_system_trouble(error: BaseException | None) -> bool:
-    """Tells whether an error lies with the machine at this moment, not with what a file holds or lacks."""
+    """Returns whether an error lies with the machine at this moment, not with what a file holds or lacks."""
     return isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno is not None and error.errno not in _LASTING
     )
 
 
-@contextlib.contextmanager
-def _naming_trouble(path: Path | str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, MemoryError) as error:
-        what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise SystemTrouble(f'cannot decode {path}: {what or "out of memory"}') from error
-
-
 def _check_readable(path: Path | str) -> None:
     try:
         open(path, 'rb').close()
-    except OSError as error:
-        if is_system_trouble(error):
+    except OSError as err:
+        if is_system_trouble(err):
             raise
-        raise VideoError(_UNDECODABLE) from error
+        raise DataError(_UNDECODABLE) from err
 
 
 def _read_ppm(stream: IO[bytes]) -> np.ndarray | None:
-    """Reads a picture of a stream, or None when it has ended, in the middle of one too."""
+    """Reads an image of a stream, or None when it has ended, in the middle of one too."""
     magic, size, _ = (stream.readline() for _ in range(3))
     if magic != b'P6\n':
         return None
@@ -123,7 +139,7 @@ def _read_ppm(stream: IO[bytes]) -> np.ndarray | None:
 
 
 def _frame_rate(log: str) -> float:
-    """Returns what ffmpeg says of the video in its input, 0 when it does not know."""
+    """Returns what ffmpeg reports of the video in its input, 0 when it does not know."""
     match = re.search(r'Stream #0.*?: Video: .*?, ([0-9.]+)(k?) fps', log)
     return float(match[1]) * (1000 if match[2] else 1) if match else 0.0
 
@@ -140,14 +156,91 @@ def _check_end(code: int, log: str, any_frames: bool) -> None:
         if code and os.strerror(number) in log:
             raise OSError(number, os.strerror(number))
     if not any_frames:
-        raise VideoError(_UNDECODABLE)
+        raise DataError(_UNDECODABLE)
+
+
+def probe(path: Path) -> Overview:
+    """Decodes the first frame of a video and reads what the file states.
+
+    Raises:
+        DataError: if it is empty or not a video.
+    """
+    if path.is_file() and not path.stat().st_size:
+        raise DataError('the file is empty')
+    with contextlib.closing(video_frames(path)) as frames:
+        image, fps = next(frames)
+    report = run_ffmpeg(['-i', f'file:{path}']).stderr
+    length = re.search(r'Duration: (\d+):(\d+):([\d.]+)', report)
+    parts = zip(length.groups() if length else (), (3600, 60, 1), strict=False)
+    container = re.search(r'^Input #0, (\S+),', report, flags=re.M)
+    length_sec = sum(float(part) * unit for part, unit in parts)
+    return Overview(
+        fps or _USUAL_FPS, image.shape[1], image.shape[0], length_sec, container[1] if container else ''
+    )
+
+
+def frame_times(path: Path) -> tuple[np.ndarray, str]:
+    """Decodes a whole video; returns the times of its frames in seconds, and errors ('' = none)."""
+    command = ['-v', 'error', '-threads', '1', '-i', f'file:{path}', '-map', '0:V:0']
+    done = run_ffmpeg([*command, '-fps_mode', 'passthrough', '-f', 'framecrc', '-'])
+    tick = re.search(r'^#tb 0: (\d+)/(\d+)', done.stdout, flags=re.M)
+    times = [int(line.split(',')[2]) for line in done.stdout.splitlines() if line[:2] == '0,']
+    seconds = np.array(times) * int(tick[1]) / int(tick[2]) if tick else np.zeros(0)
+    return seconds, done.stderr or ('ffmpeg failed' if done.returncode else '')
+
+
+def is_cut_short(report: str) -> bool:
+    """Returns whether ffmpeg reports that the file ends too early."""
+    return re.search('partial file|ended prematurely', report) is not None
+
+
+def key_frame_after(path: Path, sec: float) -> float:
+    """Returns the time of the first key frame at or after `sec`, `sec` itself where there is none."""
+    if sec <= 0:
+        return 0.0
+    command = ['-threads', '1', '-ss', f'{sec}', '-copyts', '-skip_frame', 'nokey', '-i', f'file:{path}']
+    command += ['-map', '0:V:0', '-vf', 'showinfo', '-frames:v', '1', '-f', 'null', '-']
+    times = [float(t) for t in re.findall(r'pts_time:\s*([\d.]+)', run_ffmpeg(command).stderr)]
+    return min((t for t in times if t >= sec - 1e-6), default=sec)
+
+
+def cut_video(
+    path: Path,
+    dest: Path,
+    start_sec: float,
+    end_sec: float | None = None,
+    region: tuple[int, int, int, int] | None = None,
+) -> None:
+    """Cuts a piece out of a video into an mp4: one encoding, visually lossless, without sound.
+
+    Args:
+        path: the video.
+        dest: file to write; its folder must exist.
+        start_sec: time of the first frame.
+        end_sec: time after the last frame; None = the end.
+        region: width, height, left, top in pixels, even numbers; None = the whole frame.
+
+    Raises:
+        DataError: if the video was cut short or cannot be cut.
+    """
+    times = ['-ss', f'{start_sec:.4f}'] + ([] if end_sec is None else ['-t', f'{end_sec - start_sec:.4f}'])
+    crop = [] if region is None else ['-vf', 'crop={}:{}:{}:{}:exact=1'.format(*region)]
+    command = ['-v', 'error', '-y', '-threads', '1', *times, '-i', f'file:{path}', '-map', '0:V:0', '-an']
+    command += [*crop, '-fps_mode', 'passthrough', '-c:v', 'libx264', '-crf', '8', '-preset', 'fast']
+    command += ['-threads', '1', '-pix_fmt', 'yuv420p', '-map_metadata', '-1', '-bitexact', '-f', 'mp4']
+    with atomic_write(dest) as file:  # of a name that no ffmpeg of a killed run still writes to
+        done = run_ffmpeg([*command, f'file:{file.name}'])
+        if is_cut_short(done.stderr):
+            raise DataError('the video is cut short')
+        if done.returncode:
+            raise DataError(f'the video cannot be cut: {(done.stderr.strip().splitlines() or ["?"])[-1]}')
 
 
 def find_clips(root: Path) -> Iterator[Path]:
-    """Finds video files and folders that hold pictures; loose pictures in the root are no clip."""
+    """Finds video files and folders that hold images; loose images in the root are no clip."""
     for path in root.rglob('*'):
         if path.is_dir():
-            if any(p.suffix.lower() in PICTURE_TYPES for p in path.iterdir()):
+            if any(p.suffix.lower() in IMAGE_TYPES for p in path.iterdir()):
                 yield path
         elif path.suffix.lower() in VIDEO_TYPES:
             yield path
@@ -176,16 +269,15 @@ def open_video(path: Path | str, fps: float = 25, crf: int = 15) -> Iterator[Cal
     """
     if Path(path).suffix not in VIDEO_SUFFIXES:
         raise ValueError(f'video {path} must end in one of {", ".join(VIDEO_SUFFIXES)}')
-    encoder: list[subprocess.Popen[bytes]] = []  # started by the first frame, which tells the size
+    encoder: list[subprocess.Popen[bytes]] = []  # started by the first frame, which has the size
 
     def append(frame: np.ndarray) -> None:
         frame = np.pad(frame, [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)], mode='edge')
         if not encoder:
             command = _encoder_command(frame.shape[1], frame.shape[0], Path(path).suffix, fps, crf)
             pipe = subprocess.PIPE
-            command.append(file.name)
             # a session of its own: Ctrl-C in a terminal is for us, who then finish the file
-            process = subprocess.Popen(command, stdin=pipe, stderr=pipe, start_new_session=True)
+            process = subprocess.Popen([*command, file.name], stdin=pipe, stderr=pipe, start_new_session=True)
             encoder.append(process)
         try:
             encoder[0].stdin.write(np.ascontiguousarray(frame))
@@ -211,7 +303,7 @@ def write_video(path: Path | str, frames: Iterable[np.ndarray], fps: float = 25,
             append(frame)
 
 
-def _close_encoder(encoder: subprocess.Popen[bytes], path: Path | str) -> None:
+def _close_encoder(encoder: 'subprocess.Popen[bytes]', path: Path | str) -> None:
     _, errors = encoder.communicate()
     if encoder.returncode:
         reason = errors.decode(errors='replace').strip().splitlines() or ['no reason given']
@@ -229,4 +321,4 @@ def _encoder_command(width: int, height: int, suffix: str, fps: float, crf: int)
         # one thread and no version strings: the same frames give the same bytes
         exact = '-threads 1 -fflags +bitexact -flags:v +bitexact -movflags +faststart'
         coding = f'-vf {filters} -c:v libx264 -crf {crf} {tags} {exact} -f mp4'
-    return [imageio_ffmpeg.get_ffmpeg_exe(), '-y', '-loglevel', 'error', *source.split(), *coding.split()]
+    return [ffmpeg_path(), '-y', '-loglevel', 'error', *source.split(), *coding.split()]

@@ -12,10 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-LABEL_DIM = 25
-RADIUS = 2.7  # distance of the camera from the origin, scene units [EG3D FFHQ]
-PIVOT = (0.0, 0.0, 0.2)  # point that sampled cameras look at, scene units [EG3D FFHQ]
-FOCAL = 4.2647  # focal length in image widths [EG3D FFHQ]
+from dnnlib.scene import FOCAL, LABEL_DIM, PIVOT, RADIUS
 
 
 def pack_label(cam2world: Tensor, intrinsics: Tensor) -> Tensor:

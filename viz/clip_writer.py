@@ -109,7 +109,7 @@ class ClipWriter:
         resolution: int = 128,
         level: float | None = None,
         parts: str = 'head',
-    ) -> None:
+    ) -> int:
         """Writes NAME-FRAME.KIND for each frame asked for; one without a surface is explained and skipped.
 
         Args:
@@ -119,8 +119,12 @@ class ClipWriter:
             resolution: voxels per axis.
             level: density of the surface; by default see shapes.choose_level.
             parts: one of shapes.PARTS, see shapes.head_mesh.
+
+        Returns:
+            the number of meshes.
         """
         ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras, clip.times, clip.psi)
+        made = 0
         for i in frames:
             w = ws[min(i, len(ws) - 1)][None]
             planes = rollout.scene_at(self.G, clip.codes, w, clip.times[i : i + 1])
@@ -131,6 +135,8 @@ class ClipWriter:
             path = self.outdir / f'{clip.name}-{i:04d}.{kind}'
             shapes.save_mesh(path, mesh)
             self.say(f'{path}  ({len(mesh.faces)} triangles; surface at {found.reason})')
+            made += 1
+        return made
 
 
 def _pictures(batch: rollout.Frames, kind: str, near_far: tuple[float, float]) -> np.ndarray:

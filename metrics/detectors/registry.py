@@ -16,8 +16,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from dnnlib.util import UserError, download, download_path
+from dnnlib.util import UserError
 from metrics.detectors.weight_files import load_state, matches, open_torchscript, read_file, split_hash
+from torch_utils.misc import download, download_path
 from torch_utils.ops.build import cache_folder
 
 Kind = Literal['video', 'image', 'identity', 'faces']

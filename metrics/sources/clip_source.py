@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import imageio_ffmpeg
 import numpy as np
 
 from dnnlib.util import DataError, UserError
-from dnnlib.video import SystemTrouble, VideoError, is_system_trouble
+from dnnlib.video import is_system_trouble
 
 _BLACK = 4  # a picture whose values are all below this is black; not 1: a codec may turn 0 into 1 to 3
 _ORDER, _WINDOW = 101, 102  # second words of the seeds, keep streams apart
@@ -38,7 +37,7 @@ class ClipSource(Protocol):
         """Returns the number of the video that clip i is a part of; those of one are not independent."""
 
     def clip(self, i: int) -> np.ndarray:
-        """Returns clip i, uint8 [T, H, W, 3], or raises ClipError; SystemTrouble where the machine failed."""
+        """Returns clip i, uint8 [T, H, W, 3], or raises ClipError; OSError where the machine failed."""
 
 
 @contextlib.contextmanager
@@ -46,13 +45,13 @@ def failures_of_content(path: Path | str) -> Iterator[None]:
     """Turns data that cannot be decoded into ClipError, unless the machine is to blame.
 
     Raises:
-        SystemTrouble: for trouble that may be gone the next time, such as too many open files.
+        OSError, MemoryError: for trouble that may be gone the next time, such as too many open files.
     """
     try:
         yield
-    except (VideoError, DataError) as err:
+    except DataError as err:
         if is_system_trouble(err.__cause__):
-            raise SystemTrouble(f'{path}: {err}') from err
+            raise err.__cause__ from None
         raise ClipError(str(err)) from err
 
 
@@ -87,8 +86,3 @@ def nth_clip(seed: int, clips: int, i: int) -> tuple[int, int]:
     """Returns (clip, round) of item i: each round is another random permutation of all clips."""
     round_, position = divmod(i, clips)
     return int(np.random.default_rng((seed, _ORDER, round_)).permutation(clips)[position]), round_
-
-
-def decoder_version() -> str:
-    """Returns the version of ffmpeg, on which the bits of videos depend."""
-    return imageio_ffmpeg.get_ffmpeg_version()

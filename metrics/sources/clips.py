@@ -6,6 +6,7 @@ depends neither on how many items are asked for nor on the process that asks. So
 released scripts.
 """
 
+import errno
 import functools
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib import video
-from dnnlib.util import UserError, atomic_write, file_sha256
-from dnnlib.video import SystemTrouble, VideoError, video_frames
+from dnnlib.util import DataError, UserError, atomic_write, file_sha256
+from dnnlib.video import ffmpeg_version, video_frames
 from metrics.records.digests import claim_folder, dataset_digest, tensors_digest
 from metrics.records.store import CHUNK
 from metrics.sources import shooting
@@ -26,7 +27,6 @@ from metrics.sources.clip_source import (
     ClipError,
     ClipSource,
     checked,
-    decoder_version,
     failures_of_content,
     nth_clip,
     window_start,
@@ -227,7 +227,7 @@ class Encoded(_Changed):
         """See ClipSource."""
         if not self.applied:
             return self.source.identity
-        codec = {'name': 'h264', 'crf': self.crf, 'fps': self.fps, 'ffmpeg': decoder_version()}
+        codec = {'name': 'h264', 'crf': self.crf, 'fps': self.fps, 'ffmpeg': ffmpeg_version()}
         return {'codec': codec, 'of': self.source.identity}
 
     def clip(self, i: int) -> np.ndarray:
@@ -240,8 +240,8 @@ class Encoded(_Changed):
             video.write_video(path, clip, self.fps, self.crf)
             try:
                 return np.stack([picture for picture, _ in video_frames(path)])
-            except VideoError as err:  # it was good when it was written
-                raise SystemTrouble(f'{self.name(i)}: the encoded video cannot be read again') from err
+            except DataError as err:  # it was good when it was written
+                raise OSError(errno.EIO, 'the encoded video cannot be read again', self.name(i)) from err
 
 
 class Static(_Changed):

@@ -4,6 +4,8 @@ import collections
 import contextlib
 import functools
 import json
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ import PIL.Image
 
 from dnnlib.util import DataError, UserError
 from dnnlib.video import (
-    PICTURE_TYPES,
+    IMAGE_TYPES,
     VIDEO_TYPES,
-    SystemTrouble,
+    ffmpeg_version,
     find_clips,
     is_system_trouble,
     natural,
@@ -25,13 +27,14 @@ from metrics.records.digests import files_digest
 from metrics.sources.clip_source import (
     ClipError,
     checked,
-    decoder_version,
     failures_of_content,
     nth_clip,
     window_start,
 )
 from training.data.dataset import decode_picture
 from training.data.files import FORMAT, read_index
+
+_log = logging.getLogger(__name__)
 
 _PROBED = 9  # clips of a folder that vote on its size
 _TRUTH = ('.depth', '.normal', '.mask')  # pictures beside the frames of synthetic data: NAME.depth.png
@@ -49,10 +52,10 @@ class Folder:
         self.root = Path(path)
         if not self.root.is_dir():
             raise UserError(f'{path} is not a folder; name one that holds videos or folders of pictures')
-        found = [p for p in find_clips(self.root) if not p.name.startswith('.')]
+        found = _without_depth([p for p in find_clips(self.root) if not p.name.startswith('.')])
         self.paths = sorted(found, key=lambda p: natural(self.name(p)))
         if not self.paths:
-            types = ', '.join((*VIDEO_TYPES, *PICTURE_TYPES))
+            types = ', '.join((*VIDEO_TYPES, *IMAGE_TYPES))
             raise UserError(f'{path} holds no videos and no folders of pictures ({types})')
         self.has_videos = any(not p.is_dir() for p in self.paths)
         self.has_pictures = any(p.is_dir() for p in self.paths)
@@ -81,7 +84,7 @@ class Folder:
         """Counts the frames of a clip, once.
 
         Raises:
-            VideoError: when it cannot be decoded.
+            DataError: when it cannot be decoded.
         """
         if index not in self._counts:
             path = self.paths[index]
@@ -147,7 +150,7 @@ class FolderClips:
             'resolution': self.size,
             'frames': self.frames,
             'seed': self.seed,
-            'decoder': decoder_version() if self.folder.has_videos else None,
+            'decoder': ffmpeg_version() if self.folder.has_videos else None,
         }
 
     def __len__(self) -> int:
@@ -222,8 +225,22 @@ def is_dataset(path: str | Path) -> bool:
 
 
 def _picture_files(folder: Path) -> list[Path]:
-    files = [p for p in folder.iterdir() if p.suffix.lower() in PICTURE_TYPES and not p.name.startswith('.')]
+    files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_TYPES and not p.name.startswith('.')]
     return sorted((p for p in files if Path(p.stem).suffix not in _TRUTH), key=lambda p: natural(p.name))
+
+
+def _without_depth(paths: list[Path]) -> list[Path]:
+    """Leaves out what gen_videos.py writes beside its clips: NAME-depth, NAME-normals and the grid."""
+    clips = {p.with_suffix('') for p in paths}
+
+    def is_extra(path: Path) -> bool:
+        name = re.fullmatch('(.+)-(depth|normals)', path.stem)
+        return path.with_name(name[1]) in clips if name else path.stem == 'grid'
+
+    kept = [path for path in paths if not is_extra(path)]
+    if len(kept) < len(paths):
+        _log.warning('%d videos of depth, normals or all clips are skipped', len(paths) - len(kept))
+    return kept
 
 
 def _clip_size(path: Path) -> tuple[int, int]:
@@ -236,6 +253,6 @@ def _clip_size(path: Path) -> tuple[int, int]:
             height, width, _ = next(frames)[0].shape
             return width, height
     except Exception as err:  # broken files make Pillow raise a dozen unrelated types
-        if isinstance(err, SystemTrouble) or is_system_trouble(err):
+        if is_system_trouble(err):
             raise
         return 0, 0  # later each has its reason

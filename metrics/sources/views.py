@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib.util import UserError, atomic_write
-from dnnlib.video import SystemTrouble, is_system_trouble, natural
+from dnnlib.video import is_system_trouble, natural
 from metrics.measures.consistency import MultiView
 from metrics.records.digests import claim_folder, files_digest
 from metrics.records.store import CHUNK
@@ -197,7 +197,7 @@ def load_view(path: Path) -> MultiView:
 
     Raises:
         ClipError: when it is damaged, or an array is missing, of another shape, or not finite.
-        SystemTrouble: when the machine could not read it.
+        OSError, MemoryError: when the machine could not read it.
     """
     arrays = _read_arrays(path, MultiView._fields)
     lost = [name for name in MultiView._fields if name not in arrays]
@@ -224,7 +224,7 @@ def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
             return {name: file[name] for name in names if name in file.files}
     except Exception as err:  # broken files make numpy and zipfile raise a dozen unrelated types
         if is_system_trouble(err):
-            raise SystemTrouble(f'cannot read {path}: {err}') from err
+            raise
         raise ClipError(f'cannot be read ({err})') from err
 
 

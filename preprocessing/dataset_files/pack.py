@@ -22,10 +22,10 @@ from typing import Any
 from PIL import Image
 
 from dnnlib.progress import follow
+from dnnlib.scene import LABEL_DIM
 from dnnlib.util import UserError, atomic_write, explain_os_error
 from dnnlib.video import (
-    PICTURE_TYPES,
-    SystemTrouble,
+    IMAGE_TYPES,
     find_clips,
     is_system_trouble,
     natural,
@@ -39,7 +39,6 @@ FORMATS: dict[str, dict[str, Any]] = {  # how Pillow writes each
     'webp': {'format': 'WEBP', 'quality': 95, 'method': 4},
     'jpg': {'format': 'JPEG', 'quality': 95, 'subsampling': 0},
 }
-LABEL_DIM = 25  # as training.camera says, whose import would bring torch
 _DEFAULT_FPS = 25.0  # of folders of pictures
 _LISTED = 10  # names in a message before it says how many more
 
@@ -192,7 +191,7 @@ def convert(clip: RawClip, options: PackOptions) -> PackedClip:
     """Decodes, resizes and encodes one clip; what is wrong with it comes back as a reason.
 
     Raises:
-        SystemTrouble: when the machine could not do it, which says nothing of the clip.
+        OSError, MemoryError: when the machine could not do it, which says nothing of the clip.
     """
     try:
         labels = _clip_labels(clip)
@@ -203,8 +202,6 @@ def convert(clip: RawClip, options: PackOptions) -> PackedClip:
             sides.append(side)
             if len(frames) == options.max_frames:
                 break
-    except SystemTrouble:
-        raise
     except UserError as error:
         return PackedClip([], [], 0.0, error=str(error))
     if isinstance(clip.labels, Path):  # the released program uses the last camera for frames beyond the list
@@ -311,7 +308,7 @@ def _folder_frames(path: Path) -> Iterator[tuple[Image.Image, float]]:
 
 
 def _picture_files(path: Path) -> list[Path]:
-    files = [p for p in path.iterdir() if p.suffix.lower() in PICTURE_TYPES]
+    files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_TYPES]
     return sorted(files, key=lambda p: natural(p.name))
 
 
@@ -323,7 +320,7 @@ def _naming_broken(file: Path) -> Iterator[None]:
         raise
     except Exception as error:  # broken files make Pillow raise a dozen unrelated types
         if is_system_trouble(error):
-            raise SystemTrouble(f'cannot read {file}: {error}') from error
+            raise
         raise UserError(f'{file.name} cannot be decoded ({type(error).__name__})') from error
 
 

@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from dnnlib import scene
 from preprocessing.faces import canonical
 from preprocessing.from_videos import cameras
 from preprocessing.from_videos.smoothing import smooth
 
-PIVOT = np.array([0.0, 0.0, 0.2])  # what the standard camera looks at, as training.camera has it
+PIVOT = np.array(scene.PIVOT)
 _ROUNDS = 4  # of pose and placement in turn; the crop moves by less than 0.1 pixels of 512 in a fifth
 _MARGIN = 4  # pixels of the crop around it that the two bicubic filters see
 

@@ -10,10 +10,9 @@ import dataclasses
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from dnnlib.scene import FOCAL, RADIUS
 from preprocessing.faces import canonical
 from preprocessing.from_videos.smoothing import smooth, smooth_rotations
-
-FOCAL, RADIUS = 4.2647, 2.7  # as training.camera has them, whose import would bring torch
 
 # The canonical face in the world of training/camera.py: world = SCALE * canonical + OFFSET.
 # OFFSET [scene units] fits the landmarks of an orbit of the released generator, whose cameras are known

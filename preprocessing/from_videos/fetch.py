@@ -11,10 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg
-
 from dnnlib.util import UserError
-from dnnlib.video import VIDEO_TYPES
+from dnnlib.video import VIDEO_TYPES, ffmpeg_path
 from preprocessing.from_videos.stages import StageError
 from preprocessing.from_videos.work_folder import read_json
 
@@ -99,7 +97,7 @@ def youtube(video: str, folder: Path, address: str = ADDRESS) -> None:
         'outtmpl': {
             'default': str(folder / (video + '.%(ext)s')).replace('%', '%%').replace('%%(ext)', '%(ext)')
         },
-        'ffmpeg_location': imageio_ffmpeg.get_ffmpeg_exe(),
+        'ffmpeg_location': ffmpeg_path(),
         'continuedl': True,
         'noplaylist': True,
         'retries': 3,

@@ -1,17 +1,18 @@
 """Pictures and charts of the report: frames with landmarks and pose axes, thumbnails, histograms in SVG."""
 
 import base64
+import contextlib
 import html
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from dnnlib.util import DataError
+from dnnlib.video import video_frames
 from preprocessing.from_videos.report_facts import Rejection
 from preprocessing.from_videos.work_folder import WorkFolder
 from training.camera import project
@@ -114,7 +115,7 @@ def rejection_picture(
             picture = Image.fromarray(strip(work.frames(rejection.clip, frames)))
         else:
             picture = video_picture(path, rejection.time_sec)
-    except (OSError, RuntimeError, ValueError, LookupError, StopIteration):  # the reason is told all the same
+    except (DataError, OSError, ValueError, LookupError):  # the reason is told all the same
         return None
     picture.thumbnail((size, size // 2), Image.Resampling.LANCZOS)
     return picture
@@ -124,16 +125,10 @@ def video_picture(path: str, time_sec: float) -> Image.Image:
     """Decodes one frame of a video.
 
     Raises:
-        OSError, RuntimeError, ValueError, LookupError, StopIteration: whatever ffmpeg fails with.
+        DataError, OSError: if it cannot be decoded.
     """
-    if not Path(path).is_file():
-        raise OSError(f'{path}: no such file')
-    reader = imageio_ffmpeg.read_frames(path, input_params=['-ss', f'{time_sec:.3f}', '-threads', '1'])
-    try:
-        width, height = next(reader)['size']
-        return Image.frombytes('RGB', (width, height), next(reader))
-    finally:
-        reader.close()
+    with contextlib.closing(video_frames(path, time_sec)) as frames:
+        return Image.fromarray(next(frames)[0])
 
 
 def data_uri(picture: Image.Image) -> str:

@@ -28,7 +28,7 @@ def find_shots(path: Path | str) -> list[tuple[int, int]]:
     """Returns the shots of a video as frame indices [first, end), together all of its frames.
 
     Raises:
-        VideoError: if it cannot be decoded.
+        DataError: if it cannot be decoded.
     """
     return split(signature(frame) for frame, _ in video_frames(path))
 

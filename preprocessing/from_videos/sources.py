@@ -12,22 +12,19 @@ them. Layouts of the lists, from what their authors publish:
   are frames of that piece, boxes pixels of an HxW picture. A file with ids alone stands for the whole videos.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
 import re
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg
 import numpy as np
 
-from dnnlib.util import UserError, atomic_write, explain_os_error, file_sha256
-from dnnlib.video import VIDEO_TYPES, SystemTrouble, VideoError, natural, video_frames
+from dnnlib.util import DataError, UserError, explain_os_error, file_sha256
+from dnnlib.video import VIDEO_TYPES, cut_video, frame_times, is_cut_short, key_frame_after, natural, probe
 from preprocessing.from_videos.stages import StageError, item_name
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -35,7 +32,6 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 _VIDEO_ID = re.compile(r'[A-Za-z0-9_-]{5,64}')  # it becomes a file name and part of an address
 _VOXCELEB_FPS = 25.0
 _PIECE_SEC = 60.0  # of TalkingHead-1KH
-_USUAL_FPS = 25.0  # where a file does not tell
 _SHORTFALL = 0.98  # a video that decodes to less than this part of its length was cut short
 
 
@@ -115,22 +111,19 @@ def examine(path: Path) -> dict[str, Any]:
         container tells them.
 
     Raises:
-        VideoError: if it is empty, not a video, or cut short.
-        SystemTrouble: if the machine could not do it, which says nothing of the video.
+        DataError: if it is empty, not a video, or cut short.
+        OSError: if the machine could not do it, which says nothing of the video.
     """
-    facts, length_sec, container = _overview(path)
-    command = ['-nostdin', '-v', 'error', '-threads', '1', '-i', f'file:{path}', '-map', '0:V:0']
-    done = run_ffmpeg([*command, '-fps_mode', 'passthrough', '-f', 'framecrc', '-'])
-    tick = re.search(r'^#tb 0: (\d+)/(\d+)', done.stdout, flags=re.M)
-    times = [int(line.split(',')[2]) for line in done.stdout.splitlines() if line[:2] == '0,']
-    seconds = np.array(times) * int(tick[1]) / int(tick[2]) if tick else np.zeros(0)
-    frames, expected = len(seconds), facts['fps'] * length_sec
-    short = _is_cut_short(done) or frames < _SHORTFALL * expected - 1
-    if frames < 1 or ((done.stderr or done.returncode) and short):
-        raise VideoError(f'the video is cut short: {frames} of about {expected:.0f} frames can be decoded')
+    stated = probe(path)
+    seconds, errors = frame_times(path)
+    frames, expected = len(seconds), stated.fps * stated.length_sec
+    short = is_cut_short(errors) or frames < _SHORTFALL * expected - 1
+    if frames < 1 or (errors and short):
+        raise DataError(f'the video is cut short: {frames} of about {expected:.0f} frames can be decoded')
     pace = _pace(seconds)
-    told = pace is None and re.match('mov|matroska', container)  # others may not find a time exactly
+    told = pace is None and re.match('mov|matroska', stated.container)  # others may not find a time exactly
     times = {'times': seconds.tolist()} if told else {}
+    facts = {'fps': stated.fps, 'width': stated.width, 'height': stated.height}
     return {**facts, 'sha256': file_sha256(path), 'frames': frames, 'pace': pace, **times}
 
 
@@ -149,48 +142,19 @@ def cut_listed(path: Path, clip: Listed, dest: Path) -> Box | None:
 
     Raises:
         StageError: if the range or the box lies outside the video.
-        VideoError: if the video cannot be decoded, or was cut short.
+        DataError: if the video cannot be decoded, or was cut short.
     """
-    facts, length_sec, _ = _overview(path)  # to decode all of an hour for each of its clips would take days
+    stated = probe(path)  # to decode all of an hour for each of its clips would take days
     start, end = clip.start_sec or 0.0, clip.end_sec
     if clip.frames is not None:
-        start = _key_frame_after(path, start)
-        start, end = (start + (frame - 0.5) / facts['fps'] for frame in clip.frames)
-    length = length_sec or math.inf  # not all files tell it
+        start = key_frame_after(path, start)
+        start, end = (start + (frame - 0.5) / stated.fps for frame in clip.frames)
+    length = stated.length_sec or math.inf
     if start >= length or (end is not None and end <= start):
         raise StageError(f'the listed time {start:.2f} s to {end} s is not in the video of {length:.2f} s')
-    times = ['-ss', f'{max(start, 0):.4f}'] + ([] if end is None else ['-t', f'{end - max(start, 0):.4f}'])
-    region, box = (None, None) if clip.box is None else _regions(clip.box, facts['width'], facts['height'])
-    crop = [] if region is None else ['-vf', 'crop={}:{}:{}:{}:exact=1'.format(*region)]
-    command = ['-nostdin', '-v', 'error', '-y', '-threads', '1', *times, '-i', f'file:{path}']
-    command += ['-map', '0:V:0', '-an']
-    command += [*crop, '-fps_mode', 'passthrough', '-c:v', 'libx264', '-crf', '8', '-preset', 'fast']
-    command += ['-threads', '1', '-pix_fmt', 'yuv420p', '-map_metadata', '-1', '-bitexact', '-f', 'mp4']
-    with atomic_write(dest) as file:  # of a name that no ffmpeg of a killed run still writes to
-        done = run_ffmpeg([*command, f'file:{file.name}'])
-        if _is_cut_short(done):
-            raise VideoError('the video that the clip is listed of is cut short')
-        if done.returncode:
-            raise StageError(
-                'the listed clip cannot be cut out: ' + (done.stderr.strip().splitlines() or ['?'])[-1]
-            )
+    region, box = (None, None) if clip.box is None else _regions(clip.box, stated.width, stated.height)
+    cut_video(path, dest, max(start, 0.0), end, region)
     return box
-
-
-def run_ffmpeg(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """Runs the ffmpeg that comes with imageio_ffmpeg; whoever calls looks at returncode and stderr.
-
-    Raises:
-        SystemTrouble: if it cannot be started, or is killed.
-    """
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors='replace', check=False)
-    except OSError as err:
-        raise SystemTrouble(f'cannot start ffmpeg: {explain_os_error(err)}') from err
-    if done.returncode < 0:
-        raise SystemTrouble(f'ffmpeg was killed by signal {-done.returncode}, perhaps for want of memory')
-    return done
 
 
 def read_list(kind: str, path: str) -> list[Listed]:
@@ -300,27 +264,6 @@ LISTS: dict[str, Callable[[Path], Iterator[Listed]]] = {
 }
 
 
-def _overview(path: Path) -> tuple[dict[str, Any], float, str]:
-    """Returns fps, width and height (as shown), the length in seconds (0 = not told), and the container."""
-    if path.is_file() and not path.stat().st_size:
-        raise VideoError('the file is empty')
-    with contextlib.closing(video_frames(path)) as frames:
-        picture, fps = next(frames)
-    told = run_ffmpeg(['-nostdin', '-i', f'file:{path}']).stderr
-    length = re.search(r'Duration: (\d+):(\d+):([\d.]+)', told)
-    seconds = [
-        float(part) * unit
-        for part, unit in zip(length.groups() if length else (), (3600, 60, 1), strict=False)
-    ]
-    container = re.search(r'^Input #0, (\S+),', told, flags=re.M)
-    facts = {'fps': fps or _USUAL_FPS, 'width': picture.shape[1], 'height': picture.shape[0]}
-    return facts, sum(seconds), container[1] if container else ''
-
-
-def _is_cut_short(done: subprocess.CompletedProcess[str]) -> bool:
-    return re.search('partial file|ended prematurely', done.stderr) is not None
-
-
 def _pace(seconds: np.ndarray) -> list[float] | None:
     """Returns [first time, step] of evenly spaced times of frames, otherwise none."""
     step = float(seconds[-1] - seconds[0]) / max(len(seconds) - 1, 1)
@@ -345,14 +288,3 @@ def _regions(box: Box, width: int, height: int) -> tuple[tuple[int, int, int, in
     if right <= left or bottom <= top or w < 16 or h < 16:
         raise StageError('the listed box is not in the picture')
     return (w, h, x0, y0), (left - x0, top - y0, right - x0, bottom - y0)
-
-
-def _key_frame_after(path: Path, sec: float) -> float:
-    """Returns the time of the first key frame at or after `sec`, `sec` itself where there is none."""
-    if sec <= 0:
-        return 0.0
-    command = ['-nostdin', '-threads', '1', '-ss', f'{sec}', '-copyts', '-skip_frame', 'nokey']
-    command += ['-i', f'file:{path}', '-map', '0:V:0']
-    done = run_ffmpeg([*command, '-vf', 'showinfo', '-frames:v', '1', '-f', 'null', '-'])
-    times = [float(t) for t in re.findall(r'pts_time:\s*([\d.]+)', done.stderr)]
-    return min((t for t in times if t >= sec - 1e-6), default=sec)

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dnnlib.util import atomic_write
-from dnnlib.video import VideoError, video_frames
+from dnnlib.util import DataError, atomic_write
+from dnnlib.video import video_frames
 from preprocessing.dataset_files.pack import FORMATS
 from preprocessing.from_videos import fetch, sources
 from preprocessing.from_videos.shots import shots_result
@@ -63,7 +63,7 @@ class SourceWork:
                 path = dest
         try:
             facts = sources.examine(path)
-        except VideoError:
+        except DataError:
             if 'files' in entry:
                 path.unlink()
             raise

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.progress import follow
-from dnnlib.util import UserError, atomic_write, explain_os_error, remove_temp_files
-from dnnlib.video import VideoError
+from dnnlib.util import DataError, UserError, atomic_write, explain_os_error, remove_temp_files
 from training.data.archive import parallel
 
 try:
@@ -98,7 +97,7 @@ def run_stage(
         inputs: what the result of an item depends on (version, options, keys of inputs).
         work: makes the result of an item, a JSON object; its "files" are those that it wrote, relative to
             the work folder. It runs in another process when workers > 1. A StageError rejects the item, a
-            VideoError too; a UserError stops the stage, any other error is a bug and gets out.
+            DataError too; a UserError stops the stage, any other error is a bug and gets out.
         workers: processes; 1 works in this one. Results do not depend on it.
 
     Returns:
@@ -230,7 +229,7 @@ def _make(name: str, workdir: Path, work: Callable[[str], dict[str, Any]], task:
         result = work(item)
     except StageError as err:
         result = {'rejected': err.reason, **({'retry': True} if err.retry else {})}
-    except VideoError as err:
+    except DataError as err:
         result = {'rejected': str(err)}
     write_json(path, {**result, 'key': key})
     return key, _reason(result)

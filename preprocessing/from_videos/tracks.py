@@ -72,7 +72,7 @@ def track_video(
         `rejected`: of others shot and reason.
 
     Raises:
-        VideoError: if the video cannot be decoded.
+        DataError: if the video cannot be decoded.
     """
     options = options or TrackOptions()
     followers = [_Follower(shot, mesh, options) for shot in range(len(shots))]

@@ -62,11 +62,6 @@ def test_config_without_owner_cannot_be_built():
         BaseConfig().build()
 
 
-def test_configs_are_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        BASE.name = 'y'
-
-
 def test_round_trip_through_json():
     config = dataclasses.replace(
         BASE, leaf=Leaf.Config(samples=7, impl='ref'), other=Leaf.Config(order=2), words=('a', 'b'), limit=2.0
@@ -142,18 +137,6 @@ def test_override_refuses(path, text, message):
         override(BASE, path, text)
 
 
-def test_unknown_path_lists_the_known_names():
-    with pytest.raises(ConfigError) as err:
-        override(BASE, 'leaf.sample', '5')
-    assert str(err.value) == (
-        'unknown option leaf.sample; known here: impl, order, samples, scale; did you mean leaf.samples?'
-    )
-    with pytest.raises(
-        ConfigError, match=r'unknown option leaf\.depth; known here: impl, order, samples, scale'
-    ):
-        from_dict(Root.Config, {'name': 'x', 'leaf': {'depth': 1}})
-
-
 @pytest.mark.parametrize(
     ('values', 'message'),
     [
@@ -164,6 +147,7 @@ def test_unknown_path_lists_the_known_names():
         ({'name': 'x', 'leaf': {'samples': '5'}}, 'leaf.samples='),
         ({'name': 'x', 'betas': [1, 2, 3]}, 'betas='),
         ({'name': 'x', 3: 1}, 'unknown option 3'),
+        ({'name': 'x', 'leaf': {'depth': 1}}, r'unknown option leaf\.depth; known here: impl, order'),
     ],
 )
 def test_from_dict_refuses(values, message):
@@ -171,29 +155,22 @@ def test_from_dict_refuses(values, message):
         from_dict(Root.Config, values)
 
 
-def test_integer_is_accepted_as_float_and_becomes_one():
-    config = from_dict(Leaf.Config, {'scale': 2})
-    assert type(config.scale) is float
-
-
 @pytest.mark.parametrize(
     ('path', 'hint'),
     [
-        ('samples', 'did you mean leaf.samples?'),
-        ('leef.scale', 'did you mean leaf.scale?'),
-        ('leaf.scal', 'did you mean leaf.scale?'),
-        ('miror', 'did you mean mirror?'),
-        ('leaf.zzz', None),
+        ('samples', 'leaf.samples'),
+        ('leef.scale', 'leaf.scale'),
+        ('leaf.scal', 'leaf.scale'),
+        ('miror', 'mirror'),
+        ('impl', 'leaf.impl or other.impl'),
+        ('leaf.zzz', ''),
     ],
 )
-def test_unknown_option_names_a_similar_one(path, hint):
+def test_unknown_option_lists_the_known_ones_and_names_similar_ones(path, hint):
+    config = BASE if path != 'impl' else dataclasses.replace(BASE, other=Leaf.Config())
     with pytest.raises(ConfigError) as error:
-        override(BASE, path, '1')
-    assert str(error.value).startswith(f'unknown option {path.split(".")[0]}')
-    assert str(error.value).endswith(f'; {hint}') if hint else 'did you mean' not in str(error.value)
-
-
-def test_unknown_option_names_three_at_most():
-    config = dataclasses.replace(BASE, other=Leaf.Config())
-    with pytest.raises(ConfigError, match=r'did you mean leaf\.scale or other\.scale\?$'):
-        override(config, 'scale', '1')
+        override(config, path, '1')
+    known = 'impl, order, samples, scale' if path.startswith('leaf') else 'betas, leaf, limit, mirror'
+    reported, _, similar = str(error.value).partition('; did you mean ')
+    assert reported.startswith(f'unknown option {path.split(".")[0]}') and known in reported
+    assert similar.rstrip('?') == hint

@@ -1,11 +1,9 @@
 import errno
-import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -14,8 +12,6 @@ from dnnlib.util import (
     UserError,
     append_json_line,
     atomic_write,
-    download,
-    download_path,
     explain_os_error,
     format_count,
     format_time,
@@ -36,17 +32,12 @@ def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ['a.bin']
 
 
-def test_atomic_write_of_text_is_utf8(tmp_path):
+def test_atomic_write_of_text_is_utf8_with_the_usual_permissions(tmp_path):
+    (tmp_path / 'plain').write_bytes(b'')
     with atomic_write(tmp_path / 'a.txt', 'w') as file:
         file.write('Größe')
     assert (tmp_path / 'a.txt').read_bytes() == 'Größe'.encode()
-
-
-def test_atomic_write_keeps_the_usual_permissions(tmp_path):
-    (tmp_path / 'plain').write_bytes(b'')
-    with atomic_write(tmp_path / 'a'):
-        pass
-    assert (tmp_path / 'a').stat().st_mode == (tmp_path / 'plain').stat().st_mode
+    assert (tmp_path / 'a.txt').stat().st_mode == (tmp_path / 'plain').stat().st_mode
 
 
 def test_atomic_write_follows_a_link(tmp_path):
@@ -87,24 +78,17 @@ def test_kill_between_write_and_rename_leaves_the_old_file(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['.hidden.tmp', 'a.bin']
 
 
-def refused(path, message):
-    with pytest.raises(UserError, match=message), atomic_write(path):
-        pass
+READ_ONLY = pytest.param('locked/a', marks=pytest.mark.skipif(os.geteuid() == 0, reason='root may write'))
 
 
-def test_atomic_write_explains_what_stops_it(tmp_path):
+@pytest.mark.parametrize('path', ['missing/a', 'file/a', 'folder', READ_ONLY])
+def test_atomic_write_explains_what_stops_it(tmp_path, path):
     (tmp_path / 'file').touch()
     (tmp_path / 'folder').mkdir()
-    refused(tmp_path / 'missing' / 'a', r'cannot write .*missing/a: no such file or folder; check')
-    refused(tmp_path / 'file' / 'a', 'a part of the path is a file')
-    refused(tmp_path / 'folder', 'it is a folder')
-    assert sorted(os.listdir(tmp_path)) == ['file', 'folder']
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
-def test_atomic_write_into_a_read_only_folder(tmp_path):
-    tmp_path.chmod(0o500)
-    refused(tmp_path / 'a', 'permission denied')
+    (tmp_path / 'locked').mkdir(0o500)
+    with pytest.raises(UserError, match=f'cannot write .*{path}: '), atomic_write(tmp_path / path):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ['file', 'folder', 'locked']
 
 
 def test_atomic_write_on_a_full_disk(tmp_path):
@@ -120,11 +104,6 @@ def test_atomic_write_does_not_blame_itself_for_other_files(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_atomic_write_knows_two_modes(tmp_path):
-    with pytest.raises(ValueError, match="mode 'a' must be 'wb' or 'w'"), atomic_write(tmp_path / 'a', 'a'):
-        pass
-
-
 def test_explain_os_error_names_a_file():
     err = OSError(errno.ENOSPC, 'No space left on device')
     assert explain_os_error(err, 'x.pkl').startswith('x.pkl: the disk is full;')
@@ -138,9 +117,7 @@ def test_logger_copies_and_appends(tmp_path, capsys):
     for text in ('one', 'two'):
         with Logger(path):
             print(text)
-            assert path.read_text().endswith(
-                f'{text}\n'
-            )  # on the disk at the end of the line, not of the run
+            assert path.read_text().endswith(f'{text}\n')  # at the end of the line, not of the run
     print('three')
     assert path.read_text() == 'one\ntwo\n'
     assert capsys.readouterr().out == 'one\ntwo\nthree\n'
@@ -171,40 +148,16 @@ def test_logger_needs_its_folder(tmp_path):
         pass
 
 
-@pytest.mark.parametrize(
-    ('sec', 'text'),
-    [
-        (0, '0s'),
-        (59.4, '59s'),
-        (59.6, '1m 00s'),
-        (3599.9, '1h 00m 00s'),
-        (7384, '2h 03m 04s'),
-        (273900, '3d 04h 05m'),
-        (-3, '0s'),
-        (float('inf'), 'unknown'),
-    ],
-)
-def test_format_time(sec, text):
-    assert format_time(sec) == text
+def test_format_time():
+    times = {0: '0s', 59.4: '59s', 59.6: '1m 00s', 3599.9: '1h 00m 00s', 7384: '2h 03m 04s', -3: '0s'}
+    times |= {273900: '3d 04h 05m', float('inf'): 'unknown'}
+    assert {sec: format_time(sec) for sec in times} == times
 
 
-@pytest.mark.parametrize(
-    ('count', 'text'),
-    [
-        (0, '0'),
-        (999, '999'),
-        (1000, '1.00k'),
-        (1234, '1.23k'),
-        (9999, '10.0k'),
-        (999499, '999k'),
-        (999500, '1.00M'),
-        (30.7e6, '30.7M'),
-        (2e9, '2.00G'),
-        (-1500, '-1.50k'),
-    ],
-)
-def test_format_count(count, text):
-    assert format_count(count) == text
+def test_format_count():
+    counts = {0: '0', 999: '999', 1000: '1.00k', 1234: '1.23k', 9999: '10.0k', 999499: '999k', 2e9: '2.00G'}
+    counts |= {999500: '1.00M', 30.7e6: '30.7M', -1500: '-1.50k'}
+    assert {count: format_count(count) for count in counts} == counts
 
 
 def test_json_lines(tmp_path):
@@ -229,61 +182,7 @@ def test_json_lines_on_a_full_disk():
         append_json_line('/dev/full', {'a': 1})
 
 
-def test_download_checks_and_caches(tmp_path):
-    source, cache = tmp_path / 'some weights.bin', tmp_path / 'cache' / 'deep'
-    source.write_bytes(b'data' * 1000)
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    path = download(source.as_uri(), cache, digest)
-    assert path.read_bytes() == source.read_bytes() and path.name.endswith('-some weights.bin')
-    written = path.stat().st_mtime_ns
-    time.sleep(0.01)
-    source.unlink()
-    assert download(source.as_uri(), cache, digest) == path  # from the cache: the source is gone
-    assert path.stat().st_mtime_ns == written
-    path.write_bytes(b'damaged')
-    with pytest.raises(UserError, match='cannot download .*check the address'):
-        download(source.as_uri(), cache, digest)
-    source.write_bytes(b'data' * 1000)
-    assert download(source.as_uri(), cache, digest).read_bytes() == source.read_bytes()  # fetched again
-
-
-def test_download_refuses_another_checksum(tmp_path):
-    source = tmp_path / 'a.bin'
-    source.write_bytes(b'other')
-    with pytest.raises(UserError, match='SHA-256'):
-        download(source.as_uri(), tmp_path / 'cache', '0' * 64)
-    assert os.listdir(tmp_path / 'cache') == []
-
-
-def test_download_with_the_first_digits_of_a_checksum(tmp_path):
-    source = tmp_path / 'weights-12345678.pth'
-    source.write_bytes(b'data')
-    digest = hashlib.sha256(b'data').hexdigest()
-    for digits in (8, 20):
-        path = download(source.as_uri(), tmp_path / 'cache', digest[:digits].upper())
-        assert path == download_path(source.as_uri(), tmp_path / 'cache', digest[:digits].upper())
-        assert path.read_bytes() == b'data'
-    source.write_bytes(b'other')
-    assert download(source.as_uri(), tmp_path / 'cache', digest[:8].upper()).read_bytes() == b'data'  # cached
-    with pytest.raises(
-        UserError, match=f'SHA-256 {hashlib.sha256(b"other").hexdigest()}, expected {digest[:9]}'
-    ):
-        download(source.as_uri(), tmp_path / 'cache', digest[:9])
-
-
-@pytest.mark.parametrize('sha256', ['', '1234567', '0' * 65, '0' * 63 + 'g'])
-def test_download_without_a_checksum_is_refused(tmp_path, sha256):
-    with pytest.raises(ValueError, match='hexadecimal digits'):
-        download((tmp_path / 'a').as_uri(), tmp_path / 'cache', sha256)
-    assert not (tmp_path / 'cache').exists()
-
-
-def test_download_refuses_what_is_no_address(tmp_path):
-    with pytest.raises(UserError, match='cannot download nonsense'):
-        download('nonsense', tmp_path / 'cache', '0' * 64)
-
-
-def test_out_of_memory_is_told_from_other_errors():
+def test_out_of_memory_differs_from_other_errors():
     full = [
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
         'CUDA out of memory. Tried to allocate 2.00 GiB.',

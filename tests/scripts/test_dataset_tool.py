@@ -20,7 +20,8 @@ from preprocessing.dataset_files import sheets
 from preprocessing.dataset_files.check import camera_problems, check_dataset
 from support.paths import ROOT
 from support.small_data import CLIPS, FRAMES, SIZE, write_zip
-from support.videos import pictures, write_video
+from support.videos import pictures as images
+from support.videos import write_video
 from training.camera import orbit_label
 from training.data.archive import parallel
 from training.data.dataset import VideoDataset
@@ -45,11 +46,11 @@ def write_folder(path, frames):
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
-    """A folder with a video, a folder of pictures, and a video without labels."""
+    """A folder with a video, a folder of images, and a video without labels."""
     root = tmp_path_factory.mktemp('source')
-    write_video(root / 'deep/b.mp4', pictures(12))
-    write_folder(root / 'a', pictures(11, start=20))
-    write_video(root / 'unlabelled.mp4', pictures(3))
+    write_video(root / 'deep/b.mp4', images(12))
+    write_folder(root / 'a', images(11, start=20))
+    write_video(root / 'unlabelled.mp4', images(3))
     (root / 'cameras.json').write_text(json.dumps({'deep/b.mp4': labels(12, 0.3), 'a': labels(11)}))
     return root
 
@@ -65,14 +66,12 @@ def test_pack_keeps_frames_order_and_labels(source, tmp_path):
     code, output = pack(source, tmp_path / 'sub/x.zip')
     assert code == 0 and '1 clips without labels: unlabelled.mp4' in output
     dataset = VideoDataset.Config(path=str(tmp_path / 'sub/x.zip'), resolution=32).build()
-    assert (
-        dataset.names == ['000000', '000001'] and dataset.num_frames(0) == 11 and dataset.num_frames(1) == 12
-    )
+    assert dataset.names == ['000000', '000001'] and [dataset.num_frames(i) for i in (0, 1)] == [11, 12]
     np.testing.assert_allclose(dataset.clip_cameras(0), labels(11), atol=1e-7)
     np.testing.assert_allclose(dataset.clip_cameras(1), labels(12, 0.3), atol=1e-7)
     for clip, start, tolerance in ((0, 20, 1), (1, 0, 6)):  # the video has been through a lossy codec
         frames = dataset.clip_frames(clip, range(11)).permute(0, 2, 3, 1).numpy().astype(int)
-        expected = pictures(11, 64, start).reshape(11, 32, 2, 32, 2, 3).mean(axis=(2, 4))
+        expected = images(11, 64, start).reshape(11, 32, 2, 32, 2, 3).mean(axis=(2, 4))
         assert np.abs(frames - expected)[:, 2:-2, 2:-2].max() <= tolerance
     with zipfile.ZipFile(tmp_path / 'sub/x.zip') as archive:
         table = json.loads(archive.read('dataset.json'))
@@ -96,30 +95,25 @@ def test_other_formats_and_fewer_frames(kind, source, tmp_path):
     dataset = VideoDataset.Config(path=str(tmp_path / 'x.zip')).build()
     assert [dataset.num_frames(i) for i in range(2)] == [5, 5]
     frames = dataset.clip_frames(0, [4]).permute(0, 2, 3, 1).numpy().astype(float)
-    assert np.abs(frames - pictures(5, 32, 20)[4]).mean() < 5
+    assert np.abs(frames - images(5, 32, 20)[4]).mean() < 5
 
 
 def test_resizing_is_antialiased():
     stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255  # finer than the small picture can show: only its mean may remain
+    stripes[:, ::2] = 255  # finer than the small image can show: only its mean may remain
     small = packing._encode(Image.fromarray(stripes), packing.PackOptions(16))
     values = np.asarray(Image.open(io.BytesIO(small))).astype(float)
     assert np.abs(values[:, 2:-2] - 127.5).max() < 2
 
 
-def test_natural_order():
-    names = ['f10', 'f9', 'a2/f1', 'a10/f1', 'f1']
-    assert sorted(names, key=packing.natural) == ['a2/f1', 'a10/f1', 'f1', 'f9', 'f10']
-
-
-def test_enlarging_is_said(tmp_path):
+def test_enlarging_is_reported(tmp_path):
     root, sides = tmp_path / 'source', {'a': 32, 'b': 16, 'c': 20, 'd': 40}
     for name, side in sides.items():
-        write_folder(root / name, pictures(2, side))
+        write_folder(root / name, images(2, side))
     (root / 'cameras.json').write_text(json.dumps({name: labels(2) for name in sides}))
     code, output = pack(root, tmp_path / 'x.zip')
     assert code == 0 and output.count('warning') == 1
-    assert 'the pictures of 2 clips were enlarged to 32x32, they are 16x16 to 20x20; a' in output
+    assert 'images of 2 clips were enlarged to 32x32, they are 16x16 to 20x20' in output
     (root / 'cameras.json').write_text(json.dumps({name: labels(2) for name in 'ad'}))
     assert 'warning' not in pack(root, tmp_path / 'x.zip')[1]
 
@@ -128,15 +122,12 @@ def test_enlarging_is_said(tmp_path):
 def bad_source(tmp_path):
     """One good clip and one of each kind of bad ones."""
     root = tmp_path / 'bad'
-    write_folder(root / 'good', pictures(3, 16))
-    write_folder(root / 'few', pictures(3, 16))
-    write_folder(root / 'wide', pictures(3, 16)[:, :8])
-    write_folder(root / 'numbers', pictures(3, 16))
-    write_folder(root / 'nan', pictures(3, 16))
-    write_folder(root / 'single', pictures(1, 16))
-    write_folder(root / 'torn', pictures(3, 16))
+    for name in ('good', 'few', 'numbers', 'nan', 'torn'):
+        write_folder(root / name, images(3, 16))
+    write_folder(root / 'wide', images(3, 16)[:, :8])
+    write_folder(root / 'single', images(1, 16))
     (root / 'torn/f1.png').write_bytes((root / 'torn/f1.png').read_bytes()[:50])
-    write_video(root / 'cut.mp4', pictures(3))
+    write_video(root / 'cut.mp4', images(3))
     (root / 'cut.mp4').write_bytes((root / 'cut.mp4').read_bytes()[:300])
     table = {name: labels(3) for name in ('good', 'wide', 'torn', 'cut.mp4')}
     table |= {'few': labels(4), 'numbers': [[1.0] * 24] * 3, 'nan': labels(2) + [[float('nan')] * 25]}
@@ -162,25 +153,23 @@ def test_bad_clips_are_all_named_and_nothing_is_left(bad_source, tmp_path):
     assert all(reason in output for reason in REASONS), output
     assert sorted(os.listdir(tmp_path)) == ['bad']
     code, output = pack(bad_source, tmp_path / 'x.zip', '--skip-bad')
-    assert code == 0 and all(f'left out, {reason}' in output for reason in REASONS), output
+    assert code == 0 and all(f'skipped, {reason}' in output for reason in REASONS), output
     assert len(VideoDataset.Config(path=str(tmp_path / 'x.zip')).build()) == 1
 
 
 def test_user_errors_of_pack(source, tmp_path):
     cameras = tmp_path / 'cameras.json'
-    cases = [
-        ('{"lost.mp4": []}', 'has labels of clips that'),
-        ('{', 'is not valid JSON'),
-        ('[]', 'must be a JSON object'),
-    ]
-    for text, message in cases:
+    bad = {'{"lost.mp4": []}': 'lost.mp4', '{': 'not valid JSON', '[]': 'a JSON object'}
+    for text, message in bad.items():
         cameras.write_text(text)
         code, output = pack(source, tmp_path / 'x.zip', '--cameras', cameras)
         assert code == 1 and message in output
+    both = pack(source, tmp_path / 'x.zip', '--layout', 'released', '--cameras', cameras)
+    assert '--cameras is for --layout plain' in both[1]
     assert 'no such file' in pack(source, tmp_path / 'x.zip', '--cameras', tmp_path / 'no.json')[1]
     (tmp_path / 'plain').mkdir()
     code, output = pack(tmp_path / 'plain', tmp_path / 'x.zip')
-    assert code == 1 and 'plain/cameras.json: no such file; --cameras is the JSON file' in output
+    assert code == 1 and 'plain/cameras.json: no such file' in output
     (tmp_path / 'plain').rmdir()
     assert 'is not a folder' in pack(tmp_path / 'no', tmp_path / 'x.zip')[1]
     assert 'must be the name of a zip' in pack(source, tmp_path / 'x')[1]
@@ -191,10 +180,8 @@ def test_user_errors_of_pack(source, tmp_path):
 
 def test_full_disk(source, tmp_path):
     """Files are limited to 4 kB, as if the disk were full."""
-    limit = 'import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
-    limit += (
-        'resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); import dataset_tool; dataset_tool.main()'
-    )
+    limit = 'import resource, signal, dataset_tool; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
+    limit += 'resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); dataset_tool.main()'
     args = ['pack', '--source', source, '--dest', tmp_path / 'x.zip', '--resolution', 64, '--workers', 1]
     result = subprocess.run(
         [sys.executable, '-c', limit, *map(str, args)], cwd=ROOT, capture_output=True, text=True
@@ -206,15 +193,12 @@ def test_full_disk(source, tmp_path):
 def test_released_layout(tmp_path):
     root = tmp_path / 'vox'
     (root / 'smoothed_camera2world').mkdir(parents=True)
-    lists = {
-        'id1/clip.json': labels(3),
-        'id2/jsonclip.json': labels(9, 0.2),
-    }  # "mp4clip.mp4" with every mp4 replaced
+    lists = {'id1/clip.json': labels(3), 'id2/jsonclip.json': labels(9, 0.2)}  # of "mp4clip.mp4"
     for name, rows in lists.items():
         named = [[f'{i}.png', [str(v) for v in row]] for i, row in enumerate(rows)]
         (root / 'smoothed_camera2world' / Path(name).name).write_text(json.dumps(named))
     for name in ('id1/clip.mp4', 'id2/mp4clip.mp4'):
-        write_video(root / 'recrop_faces' / name, pictures(5))
+        write_video(root / 'recrop_faces' / name, images(5))
     (root / 'voxceleb.list').write_text('id1/clip.mp4\nid2/mp4clip.mp4\nid3/gone.mp4\n')
     code, output = pack(root, tmp_path / 'x.zip', '--layout', 'released')
     assert code == 0 and '1 clips without a video or labels: id3/gone.mp4' in output
@@ -227,9 +211,7 @@ def test_released_layout(tmp_path):
     (root / 'voxceleb.list').write_bytes(b'\xff\xfe\x00')
     assert 'voxceleb.list is not a text file' in pack(root, tmp_path / 'y.zip', '--layout', 'released')[1]
     os.remove(root / 'voxceleb.list')
-    assert (
-        'the released layout starts at its list' in pack(root, tmp_path / 'y.zip', '--layout', 'released')[1]
-    )
+    assert 'voxceleb.list: no such' in pack(root, tmp_path / 'y.zip', '--layout', 'released')[1]
 
 
 # ---- check and show
@@ -247,8 +229,8 @@ def test_bad_clips_are_drawn_red(data):
     index, _ = check_dataset(data, 1)
 
     def red(bad):
-        picture = np.asarray(sheets.camera_plot(index, bad, 'x')).astype(int)
-        return int((np.abs(picture - [220, 30, 40]).max(axis=2) < 30).sum())
+        image = np.asarray(sheets.camera_plot(index, bad, 'x')).astype(int)
+        return int((np.abs(image - [220, 30, 40]).max(axis=2) < 30).sum())
 
     assert red(set()) == 0 and red({'000002'}) > 50
 
@@ -300,24 +282,18 @@ def test_check_names_every_bad_clip(clip_files, tmp_path):
     rows['000001/00003.png'] = [0.0] * 24
     rows['000002/00004.png'][3] = 9.0
     del rows['000003/00005.png']
-    files = {
-        **clip_files,
-        '000005/00000.depth.png': clip_files['000000/00000.png'],
-    }  # ground truth has no label
+    truth = {'000005/00000.depth.png': clip_files['000000/00000.png']}  # needs no label
+    files = {**clip_files, **truth}
     files['000004/00006.png'] = files['000004/00006.png'][:60]
-    files['000005/00001.mask.png'] = b'no picture'
+    files['000005/00001.mask.png'] = b'not an image'
     table['labels'] = list(rows.items())
     path = write_zip(tmp_path / 'x.zip', {**files, 'dataset.json': json.dumps(table).encode()})
     code, output = run('check', path, '--workers', 2)
     assert code == 1 and '5 of 6 clips are bad: 000001, 000002, 000003, 000004, 000005' in output
-    for message in (
-        'the label of 00003.png has 24 numbers instead of 25',
-        'camera radius outside 2.16 to 3.24 scene units (frame 4)',
-        '00005.png has no label',
-        '000004/00006.png cannot be decoded',
-        '000005/00001.mask.png cannot be decoded',
-    ):
+    for message in ('00003.png has 24 numbers', 'camera radius outside 2.16 to 3.24 scene units (frame 4)'):
         assert message in output
+    for file in ('00005.png has no label', '000004/00006.png cannot be', '000005/00001.mask.png cannot be'):
+        assert file in output
     assert (tmp_path / 'x-cameras.png').exists()
 
 
@@ -326,17 +302,15 @@ def test_check_of_a_folder_and_of_nothing(data, tmp_path):
         archive.extractall(tmp_path / 'folder')
     os.remove(tmp_path / 'folder/000003/00001.png')
     code, output = run('check', tmp_path / 'folder')
-    assert (
-        code == 1 and '1 of 6 clips are bad: 000003' in output and '000003/00001.png cannot be read' in output
-    )
+    assert code == 1 and '1 of 6 clips are bad: 000003' in output
+    assert '000003/00001.png cannot be read' in output
     code, output = run('check', tmp_path / 'none.zip')
     assert code == 1 and 'no such file or folder' in output
 
 
 def test_contact_sheet_shows_the_frames(data, tmp_path):
-    code, output = run(
-        'show', data, '--dest', tmp_path / 's.png', '--clips', 3, '--frames', 2, '--size', SIZE
-    )
+    look = ['--clips', 3, '--frames', 2, '--size', SIZE]
+    code, output = run('show', data, '--dest', tmp_path / 's.png', *look)
     assert code == 0 and 's.png' in output
     sheet = np.asarray(Image.open(tmp_path / 's.png'))
     dataset = VideoDataset.Config(path=data).build()
@@ -346,24 +320,13 @@ def test_contact_sheet_shows_the_frames(data, tmp_path):
         rows = np.flatnonzero((windows[:, :, 0, 0] == tile[0, 0]).all(axis=-1))
         assert any((windows.reshape(-1, *tile.shape)[i] == tile).all() for i in rows)
     assert 'cannot write' in run('show', data, '--dest', tmp_path / 'no/folder/s.png')[1]
-    assert '8<=x<=1024' in run('show', data, '--size', 1025)[1]
+    assert 'must end in one of .png' in run('show', data, '--dest', tmp_path / 's.pdf')[1]
 
 
 # ---- the command line
 
 
-@pytest.mark.parametrize('command', [[], ['synth'], ['pack'], ['check'], ['show']])
-def test_help_teaches(command):
-    code, output = run(*command, '--help')
-    assert (
-        code == 0
-        and 'Example' in output
-        and f'python dataset_tool.py {command[0] if command else "synth"}' in output
-    )
-
-
 def test_synth_makes_a_data_set_that_passes(tmp_path):
-    pytest.importorskip('heads.dataset')
     args = ['--clips', 1, '--frames', 2, '--resolution', 32, '--workers', 1]
     code, output = run('synth', '--dest', tmp_path / 's.zip', *args)
     assert code == 0, output

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import click
 import torch
 from torch import Tensor
 
@@ -85,9 +84,8 @@ def batch_of(trainer):
 
 def config_of(*args, data='d.zip'):
     """Returns the config that train.py makes of a command line."""
-    with click.Context(train_script.main, **train_script.main.context_settings) as context:
-        train_script.main.parse_args(context, ['--outdir', 'o', '--data', data, *args])
-        return train_script.build_config(context.params)
+    context = train_script.main.make_context('train.py', ['--outdir', 'o', '--data', data, *args])
+    return train_script.build_config(train_script.Options(**context.params))
 
 
 class Result(NamedTuple):

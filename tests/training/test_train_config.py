@@ -74,12 +74,20 @@ def test_flags():
 
 
 def test_set():
-    text = '--set generator.renderer.depth_samples=9 --set generator.sr_channels=8,4'
-    config = config_of('--cfg', 'tiny', *text.split())
-    assert config.generator.renderer.depth_samples == 9
-    assert config.generator.sr_channels == (8, 4)
-    later = config_of('--cfg', 'tiny', '--gamma', '3', '--set', 'loss.r1_gamma=5')
-    assert later.loss.r1_gamma == 5.0  # --set has the last word
+    text = 'loss.density_weight=0.3 generator.renderer.depth_samples=9 generator.sr_channels=8,4'
+    text += ' dataset.max_clips=5'
+    config = config_of('--cfg', 'tiny', *(x for part in text.split() for x in ('--set', part)))
+    assert config.loss.density_weight == 0.3 and config.generator.renderer.depth_samples == 9
+    assert config.generator.sr_channels == (8, 4) and config.dataset.max_clips == 5
+    for twice in (
+        '--gamma 3 --set loss.r1_gamma=5',
+        '--set batch=4 --set batch=8',
+        '--set dataset.path=x.zip',
+    ):
+        with pytest.raises(UserError, match='given twice'):
+            config_of('--cfg', 'tiny', *twice.split())
+    both = config_of('--cfg', 'tiny', '--snap', '3', '--set', 'output.image_ticks=0')  # --snap sets two
+    assert (both.output.snapshot_ticks, both.output.image_ticks) == (3, 0)
 
 
 def test_set_of_the_resolution_reaches_all_networks(data):

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from dnnlib.util import UserError, download_path, file_sha256
+from dnnlib.util import UserError, file_sha256
 from metrics.detectors import registry
 from metrics.detectors.registry import DETECTORS, DetectorInfo, find_file, load_detector, parse_detector_files
 from support.paths import ROOT
+from torch_utils.misc import download_path
 
 
 class Small(nn.Module):

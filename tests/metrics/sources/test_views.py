@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
-from dnnlib.video import SystemTrouble
 from metrics.measures.consistency import MultiView
 from metrics.records.digests import json_digest
 from metrics.sources import shooting, views
@@ -251,7 +250,7 @@ def test_trouble_of_the_machine_is_no_failure_of_a_file(tmp_path, monkeypatch):
         raise OSError(errno.EMFILE, 'Too many open files')
 
     monkeypatch.setattr('numpy.load', fail)
-    with pytest.raises(SystemTrouble, match='00000.npz.*Too many open files'):
+    with pytest.raises(OSError, match='Too many open files'):
         views.load_view(tmp_path / '00000.npz')
 
 

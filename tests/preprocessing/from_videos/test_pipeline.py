@@ -224,7 +224,7 @@ def test_command_line(fakes, videos, tmp_path):
     look = f'look at it: python dataset_tool.py show {tmp_path}/my.zip --dest {tmp_path}/my.png'
     assert lines == [look, f'report: {tmp_path}/my-work/report.html']
     result = call('--only', 'cook')
-    assert result.exit_code == 1 and 'cook is no stage; the stages are fetch, sources, shots' in result.output
+    assert result.exit_code == 2 and "'cook' is not one of 'fetch', 'sources'" in result.output
     result = call('--list', 'celebvhq', tmp_path / 'none.json')
     assert result.exit_code == 1 and 'cannot read the list' in result.output
     assert CliRunner().invoke(main, ['check', str(tmp_path / 'my.zip')]).exit_code == 0

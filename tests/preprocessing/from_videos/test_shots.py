@@ -6,7 +6,8 @@ import weakref
 import numpy as np
 import pytest
 
-from dnnlib.video import VideoError, video_frames, write_video
+from dnnlib.util import DataError
+from dnnlib.video import video_frames, write_video
 from preprocessing.from_videos.shots import difference, find_shots, signature, split
 from support.real_faces import CLIPS
 
@@ -90,7 +91,7 @@ def test_other_sizes_and_files(tmp_path):
     write_video(tmp_path / 'a.mp4', wide)
     assert find_shots(tmp_path / 'a.mp4') == [(0, 12), (12, 24)]
     (tmp_path / 'b.mp4').touch()
-    with pytest.raises(VideoError):
+    with pytest.raises(DataError):
         find_shots(tmp_path / 'b.mp4')
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dnnlib.util import UserError
-from dnnlib.video import VideoError
+from dnnlib.util import DataError, UserError
 from preprocessing.from_videos.stages import (
     Results,
     StageError,
@@ -37,7 +36,7 @@ def work(folder, item, fail=None):
     if number == 3:
         raise StageError('a face is too small: 12 pixels')
     if number == 5:
-        raise VideoError('the video cannot be decoded')
+        raise DataError('the video cannot be decoded')
     Path(folder, f'{item}.bin').write_bytes(bytes([number]) * 100)
     if item == fail:
         raise RuntimeError('killed here')
