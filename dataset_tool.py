@@ -139,22 +139,10 @@ class FromVideos(pipeline.Options):
       python dataset_tool.py from-videos --source yt --dest hq.zip --list celebvhq info.json --download
     """
 
-    # Defaults and help texts that are not here stand in pipeline.Options.
+    # The other options stand in pipeline.Options.
 
-    source: Annotated[str, 'DIR']
-    dest: Zip
     # folder for what the stages find [default: X-work beside X]
     workdir: Annotated[str, 'W'] | None = None
-    resolution: Annotated[int, Range(32)]
-    min_frames: Annotated[int, Range(2)]
-    face_size: Annotated[float, Range(0, 1)]
-    sigma: Annotated[float, Range(0)]
-    deep3d: Annotated[str, 'DIR'] | None
-    similarity: Annotated[float, Range(-1, 1)]
-    noisy: Annotated[int, Range(0)]
-    same_person: Annotated[float, Range(-1, 1)]
-    per_person: Annotated[int, Range(1)]
-    format: Literal['png', 'webp', 'jpg']
     # a public clip list instead of all videos of DIR; see below
     list: Annotated[tuple[Literal['voxceleb', 'celebvhq', 'talkinghead'], str], 'KIND FILE'] | None = None
     arcface: Annotated[str, 'FILE'] | None = None  # weights of ArcFace, to recognise people [default: SFace]

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dnnlib.util import DataError
 from training.camera import unpack_label
-from training.data.dataset import VideoDataset, decode_picture
-from training.data.files import FileStore, FrameIndex, read_index
+from training.data.dataset import VideoDataset
+from training.data.files import FileStore, FrameIndex, decode_image, read_index
 from training.volumetric_rendering.ray_sampler import camera_rays
 
 DEPTH_SCALE = 10000  # depth files hold distance x 10000
@@ -118,7 +118,7 @@ class TruthReader:
         image, depth, normal = (
             decode(self._files.read(i), self._files.name(i), side)
             for i, decode in zip(
-                range(place, place + 3), (decode_picture, _decode_depth, decode_picture), strict=True
+                range(place, place + 3), (decode_image, _decode_depth, decode_image), strict=True
             )
         )
         distance = torch.from_numpy(depth.astype(np.float32) / DEPTH_SCALE)[None, None]
@@ -198,7 +198,7 @@ def _decode_depth(data: bytes, name: str, resolution: int) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=('PNG',)) as image:
             fits = image.size == (resolution, resolution) and image.mode in ('I;16', 'I')
             depth = np.array(image) if fits else None
-    except Exception as error:  # as in decode_picture
+    except Exception as error:  # as in decode_image
         raise DataError(f'{name} cannot be decoded ({type(error).__name__})') from error
     if depth is None:
         raise DataError(f'{name} is not a 16 bit gray picture of {resolution}x{resolution}')

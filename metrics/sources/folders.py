@@ -31,8 +31,7 @@ from metrics.sources.clip_source import (
     nth_clip,
     window_start,
 )
-from training.data.dataset import decode_picture
-from training.data.files import FORMAT, read_index
+from training.data.files import FORMAT, decode_image, read_index
 
 _log = logging.getLogger(__name__)
 
@@ -204,7 +203,7 @@ class FolderClips:
         if len(window) < self.frames:
             raise ClipError(f'has {len(files)} frames, fewer than {self.frames}')
         try:
-            return np.stack([decode_picture(f.read_bytes(), f.name, self.size) for f in window])
+            return np.stack([decode_image(f.read_bytes(), f.name, self.size) for f in window])
         except OSError as err:
             raise DataError(f'a picture cannot be read ({err.strerror})') from err
 

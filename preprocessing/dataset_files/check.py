@@ -1,7 +1,7 @@
-"""Checks a data set: every picture decodes, every camera is one that this framework can train on.
+"""Checks a data set: every image decodes, every camera is one that this framework can train on.
 
 Cameras must stand where the renderer looks (a radius of about 2.7 scene units around the head) and look at
-the box [-0.5, 0.5]^3 in which the planes lie; otherwise training sees empty space and fails without a word.
+the box [-0.5, 0.5]^3 in which the planes lie; otherwise training sees empty space and fails without an error.
 """
 
 import dataclasses
@@ -16,13 +16,12 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.progress import follow
+from dnnlib.scene import FOCAL, RADIUS
 from dnnlib.util import DataError
-from training.camera import FOCAL, RADIUS
-from training.data.dataset import decode_picture
-from training.data.files import FileStore, FrameIndex, read_index
+from dnnlib.video import IMAGE_TYPES
+from training.data.files import FileStore, FrameIndex, decode_image, read_index
 
 TRUTH = ('.depth.png', '.normal.png', '.mask.png')  # ground truth beside a frame, which has no label
-_PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
 _ROTATION_TOLERANCE = 1e-3  # largest deviation of R^T R from the identity
 _RADIUS_RANGE = (0.8 * RADIUS, 1.2 * RADIUS)  # scene units; the renderer samples 2.25 to 3.3 along a ray
 _FOCAL_RANGE = (FOCAL / 4, FOCAL * 4)  # image widths
@@ -43,7 +42,7 @@ class ClipReport:
 
 
 def check_dataset(path: str, workers: int) -> tuple[FrameIndex, list[ClipReport]]:
-    """Decodes every picture of a data set and examines every label.
+    """Decodes every image of a data set and examines every label.
 
     Args:
         path: zip or folder.
@@ -53,10 +52,10 @@ def check_dataset(path: str, workers: int) -> tuple[FrameIndex, list[ClipReport]
         the table of frames, and a report per clip in order of names (folders without any label included).
 
     Raises:
-        DataError: when there is no table of frames to begin with.
+        DataError: if it has no table of frames.
     """
     index = read_index(path)
-    extra = sorted(set(_list_pictures(path)) - {name.decode() for name in index.files})
+    extra = sorted(set(_list_images(path)) - {name.decode() for name in index.files})
     problems: dict[str, list[str]] = {clip: [] for clip in index.clips}
     for clip, what in index.problems.items():
         problems[clip].append(what)
@@ -65,16 +64,16 @@ def check_dataset(path: str, workers: int) -> tuple[FrameIndex, list[ClipReport]
     for i, clip in enumerate(index.clips):
         problems[clip] += camera_problems(index.cameras[index.starts[i] : index.starts[i + 1]])
     truth = [name.encode() for name in extra if name.endswith(TRUTH)]
-    for name, what in _broken_pictures(path, [*index.files, *truth], index.resolution, workers):
+    for name, what in _corrupted_images(path, [*index.files, *truth], index.resolution, workers):
         problems.setdefault(name.rpartition('/')[0], []).append(what)
     return index, [_report(index, clip, problems[clip]) for clip in sorted(problems)]
 
 
 def camera_problems(cameras: np.ndarray) -> list[str]:
-    """Says what is wrong with the camera labels of a clip; one sentence per kind of trouble.
+    """Returns what is wrong with the camera labels of a clip, one sentence per kind of error.
 
     Args:
-        cameras: labels [T, 25]; rows that are not finite are passed over.
+        cameras: labels [T, 25]; rows that are not finite are skipped.
     """
     usable = np.flatnonzero(np.isfinite(cameras).all(axis=1))
     cameras = cameras[usable].astype(np.float64)
@@ -90,10 +89,7 @@ def camera_problems(cameras: np.ndarray) -> list[str]:
     checks = [
         (~rigid, 'rotation is not orthonormal'),
         (rigid & (np.linalg.det(rotation) < 0), 'rotation has determinant -1: a mirrored axis'),
-        (
-            np.abs(last_rows).max(axis=1, initial=0) > _ROTATION_TOLERANCE,
-            'last rows are not (0 0 0 1) and (0 0 1)',
-        ),
+        (np.abs(last_rows).max(axis=1) > _ROTATION_TOLERANCE, 'last rows are not (0 0 0 1) and (0 0 1)'),
         ((radius < low) | (radius > high), f'camera radius outside {low:.2f} to {high:.2f} scene units'),
         (
             (focal < _FOCAL_RANGE[0]).any(axis=1) | (focal > _FOCAL_RANGE[1]).any(axis=1),
@@ -124,19 +120,17 @@ def format_table(reports: Sequence[ClipReport], limit: int) -> str:
     return '\n'.join(lines)
 
 
-def _broken_pictures(
+def _corrupted_images(
     path: str, names: Sequence[bytes], resolution: int, workers: int
 ) -> Iterator[tuple[str, str]]:
-    """Yields (name, what is wrong) of pictures that do not decode to the resolution."""
+    """Yields (name, what is wrong) of images that do not decode to the resolution."""
     store = FileStore(path, names)
 
     def look(i: int) -> str | None:
         name = store.name(i)
+        decode = _decode_truth if name.endswith(TRUTH) else decode_image
         try:
-            if name.endswith(TRUTH):
-                _decode_truth(store.read(i), name, resolution)
-            else:
-                decode_picture(store.read(i), name, resolution)
+            decode(store.read(i), name, resolution)
         except DataError as error:
             return str(error)
         return None
@@ -144,7 +138,7 @@ def _broken_pictures(
     # threads: Pillow decodes without the interpreter lock
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(look, range(len(names)))
-        for i, what in enumerate(follow(results, len(names), 'decoding', 'picture')):
+        for i, what in enumerate(follow(results, len(names), 'decoding', 'image')):
             if what is not None:
                 yield store.name(i), what
 
@@ -153,26 +147,27 @@ def _decode_truth(data: bytes, name: str, resolution: int) -> None:
     try:
         with Image.open(io.BytesIO(data)) as image:
             size = image.size
-            if size == (resolution, resolution):  # a huge picture is not worth its memory
+            if size == (resolution, resolution):  # a huge image is not worth its memory
                 image.load()
-    except Exception as error:  # as in decode_picture
+    except Exception as error:  # as in decode_image
         raise DataError(f'{name} cannot be decoded ({type(error).__name__})') from error
     if size != (resolution, resolution):
         raise DataError(f'{name} is {size[0]}x{size[1]} instead of {resolution}x{resolution}')
 
 
-def _list_pictures(path: str) -> list[str]:
+def _list_images(path: str) -> list[str]:
     if os.path.isdir(path):
         files = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
         names = [os.path.relpath(file, path).replace(os.sep, '/') for file in files]
     else:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    return [name for name in names if name.lower().endswith(_PICTURES)]
+    names = [name for name in names if name.lower().endswith(IMAGE_TYPES)]
+    return [name.encode(errors='backslashreplace').decode() for name in names]  # as a terminal prints them
 
 
 def _hits_box(origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Says which rays [N, 3], [N, 3] meet the box of the planes in front of them (slab test), [N]."""
+    """Returns which rays [N, 3], [N, 3] meet the box of the planes in front of them (slab test), [N]."""
     safe = np.where(np.abs(direction) < 1e-12, 1e-12, direction)
     near, far = np.sort(np.stack([(-_BOX - origin) / safe, (_BOX - origin) / safe]), axis=0)
     return (near.max(axis=1) <= far.min(axis=1)) & (far.min(axis=1) > 0)

@@ -5,15 +5,20 @@ the left and top edge of the first pixel, whose middle is 0.5.
 """
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from dnnlib import scene
+from dnnlib.util import Skip, atomic_write
+from preprocessing.dataset_files.pack import FORMATS
 from preprocessing.faces import canonical
 from preprocessing.from_videos import cameras
 from preprocessing.from_videos.smoothing import smooth
+from preprocessing.from_videos.sources import clip_frames
+from preprocessing.from_videos.stages import Item, Stage
 
 PIVOT = np.array(scene.PIVOT)
 _ROUNDS = 4  # of pose and placement in turn; the crop moves by less than 0.1 pixels of 512 in a fifth
@@ -132,3 +137,36 @@ def _scale_and_shift(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray
     s, t = source - mean_s[:, None], target - mean_t[:, None]
     scale = (s * t).sum(axis=(1, 2)) / (s * s).sum(axis=(1, 2))
     return scale, mean_t - scale[:, None] * mean_s
+
+
+@Stage('align', per='clip', needs=('sources', 'tracks'), options=('resolution', 'sigma'), version=3)
+def align_stage(item: Item, options: Any) -> dict[str, Any]:
+    """Crops the frames of a clip; writes align/CLIP/*.png and CLIP.npz, returns the content of CLIP.json."""
+    cv2.setNumThreads(1)  # the processes of a run share the cores
+    video, k, work = item.video, item.origin['track'], item.work
+    entry, track = work.read(f'sources/{video}'), work.read(f'tracks/{video}')['tracks'][k]
+    landmarks = work.arrays('tracks', video, [f'landmarks_{k}'])[f'landmarks_{k}'].astype(np.float64)
+    transforms = np.asarray(crop_transforms(landmarks, options.resolution, options.sigma), np.float64)
+    scales = np.sqrt(np.abs(np.linalg.det(transforms[:, :, :2])))
+    folder = work.root / 'align' / item.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():  # of a run that was killed
+        old.unlink()
+    first, count, done = track['first'], track['frames'], 0
+    for frame in clip_frames(entry, first, count):
+        image = warp_frame(frame, transforms[done], options.resolution)
+        with atomic_write(folder / f'{done:05d}.png') as file:
+            Image.fromarray(image).save(file, **FORMATS['png'])  # `pack` copies it
+        done += 1
+    if done != count:
+        raise Skip(f'only {done} of {count} frames can be decoded a second time')
+    points = transform_points(transforms, landmarks).astype(np.float32)
+    return {
+        'video': video,
+        'first': first,
+        'frames': count,
+        'fps': entry['fps'],
+        'transform': transforms.tolist(),
+        'upscale': float(scales.mean()),
+        'files': [f'align/{item.name}', work.write_arrays('align', item.name, {'landmarks': points})],
+    }

@@ -12,20 +12,42 @@ import numpy as np
 from dnnlib.util import UserError, file_sha256
 from preprocessing.dataset_files.check import check_dataset
 from preprocessing.dataset_files.pack import PackOptions, RawClip, pack
-from preprocessing.from_videos.stages import rounded
-from preprocessing.from_videos.work_folder import WorkFolder, clip_names
+from preprocessing.from_videos.stages import Item, Stage
+from preprocessing.from_videos.work_folder import WorkFolder, clip_names, rounded
+
+
+def _holds(item: Item, options: Any, result: dict[str, Any]) -> bool:
+    """Returns whether the zip is still there and the same."""
+    dest = Path(options.dest)
+    return result.get('dest') == dest.name and dest.is_file() and result['sha256'] == file_sha256(dest)
+
+
+@Stage(
+    'pack',
+    per='all',
+    needs=('sources', 'tracks', 'align', 'cameras', 'verify', 'identities'),
+    options=('resolution', 'format', 'min_frames'),
+    paths=('dest',),
+    version=3,
+    here=True,
+    holds=_holds,
+    note=lambda results: ', {frames} frames in {dest}'.format(**results['pack']),
+)
+def pack_stage(item: Item, options: Any) -> dict[str, Any]:
+    """Packs the clips that identities.json keeps; returns the content of pack.json."""
+    chosen = PackOptions(options.resolution, options.format)
+    return assemble(item.work, options.dest, chosen, options.min_frames, item.workers)
 
 
 def assemble(
-    workdir: str, dest: str, options: PackOptions, min_frames: int, workers: int = 1
+    work: WorkFolder, dest: str, options: PackOptions, min_frames: int, workers: int = 1
 ) -> dict[str, Any]:
     """Packs the clips that identities.json keeps into a data set zip, and checks it.
 
     Args:
-        workdir: the work folder; sources.json, identities.json, align/, cameras/, tracks/ and verify/ are
-            read.
+        work: the work folder; sources.json, identities.json, align/, cameras/, tracks/ and verify/ are read.
         dest: path of the zip.
-        options: size and format of the pictures.
+        options: size and format of the images.
         min_frames: shorter clips are left out.
         workers: processes that encode.
 
@@ -37,7 +59,6 @@ def assemble(
     Raises:
         UserError: if no clip is left, or the zip cannot be written.
     """
-    work = WorkFolder(workdir)
     videos = {video['id']: video for video in work.read('sources').get('videos', [])}
     identities = work.read('identities')
     clips, rejected = [], {}
@@ -49,8 +70,8 @@ def assemble(
             clips.append(_raw_clip(work, clip, videos, identities))
     if not clips:
         raise UserError(
-            f'{workdir}: no clip is left for the data set ({len(rejected)} are too short); '
-            'report.html in that folder says why'
+            f'{work.root}: no clip is left for the data set ({len(rejected)} are too short); '
+            'report.html in that folder shows which'
         )
     bad, _ = pack(clips, dest, options, workers=workers, skip_bad=True)
     names = [clip.name for clip in clips]
@@ -74,7 +95,7 @@ def assemble(
 def provenance(
     work: WorkFolder, clip: str, video: dict[str, Any], identities: dict[str, Any]
 ) -> dict[str, Any]:
-    """Says where a clip is from and what was measured on it; its entry in `clips` of dataset.json.
+    """Returns where a clip is from and what was measured on it; its entry in `clips` of dataset.json.
 
     Args:
         work: the work folder.
@@ -83,13 +104,12 @@ def provenance(
         identities: content of identities.json.
 
     Returns:
-        'source' (file name), 'sha256' (of it), 'video' (its id in the work folder), 'first' (frame),
-        'start_sec', 'end_sec' in that file, 'fps',
-        'crop': {'first', 'mean'} (2x3 matrices, pixels of the source -> pixels of the aligned picture),
-        'upscale' (aligned pixels per pixel of the source), 'landmarks_score' (mean), 'camera_residual'
-        (pixels at 512), 'similarity': {'min', 'mean'} of examined frames, 'identity' (number), and
-        'speaker' if known, and 'listed' for a clip of a list: its entry there. Its source is the cut, so
-        that this says which video it is from.
+        source (file name), sha256 (of it), video (its id in the work folder), first (frame), start_sec and
+        end_sec in that file, fps; crop: first and mean (2x3 matrices, pixels of the source -> pixels of the
+        aligned image); upscale (aligned pixels per pixel of the source), landmarks_score (mean),
+        camera_residual (pixels at 512), similarity: min and mean of examined frames, identity (number),
+        speaker if known, and listed for a clip of a list: its entry there, which names the video; the source
+        is then the cut.
     """
     aligned = work.read(f'align/{clip}')
     transforms = np.array(aligned['transform'], np.float64)

@@ -19,10 +19,11 @@ import numpy as np
 import scipy.io
 from scipy.spatial.transform import Rotation
 
-from dnnlib.util import UserError, explain_os_error
+from dnnlib.util import Skip, UserError, explain_os_error
 from dnnlib.video import natural
-from preprocessing.from_videos.cameras import RADIUS, Cameras, make_labels
+from preprocessing.from_videos.cameras import RADIUS, Cameras, estimate_cameras, make_labels
 from preprocessing.from_videos.smoothing import smooth, smooth_rotations
+from preprocessing.from_videos.stages import Item, Stage, TryAgain, file_state
 
 SCALE = 0.27  # scene units per unit of the 3DMM [EG3D]
 OFFSET = np.array([0.0, 0.006, 0.161])  # of the middle of the 3DMM in the world, scene units [EG3D]
@@ -127,3 +128,40 @@ def _numbers(content: Mapping[str, Any], key: str, width: int) -> np.ndarray:
         shape = list(numbers.shape)
         raise ValueError(f'{key} of shape {shape} must be finite numbers of shape [{width}] or [T, {width}]')
     return numbers.reshape(-1, width)
+
+
+def _coefficients(item: Item, options: Any) -> Path | None:
+    """Returns the file or folder with the coefficients of a clip; none = it is missing."""
+    named = [Path(options.deep3d or '', item.name + suffix) for suffix in ('', *_KINDS)]
+    return next((path for path in named if options.deep3d and path.exists()), None)
+
+
+@Stage(
+    'cameras',
+    per='clip',
+    needs=('align',),
+    options=('resolution', 'sigma'),
+    paths=('deep3d',),
+    state=lambda item, options: [options.deep3d is None, file_state(_coefficients(item, options))],
+)
+def cameras_stage(item: Item, options: Any) -> dict[str, Any]:
+    """Estimates the camera labels of a clip, from coefficients or from its landmarks.
+
+    Returns:
+        {"labels", "raw_labels", "residual"}.
+    """
+    landmarks = item.work.landmarks(item.name).astype(np.float64)
+    if options.deep3d is None:
+        cameras = estimate_cameras(landmarks, options.resolution, options.sigma)
+    else:
+        path = _coefficients(item, options)
+        if path is None:
+            raise TryAgain('no coefficients of the clip in the folder of --deep3d')
+        angle, translation = load_coefficients(path)
+        if len(angle) != len(landmarks):
+            raise TryAgain(f'{len(landmarks)} frames but {len(angle)} coefficients')
+        cameras = coefficient_cameras(angle, translation, options.sigma)
+    if not np.isfinite(cameras.labels).all():
+        raise Skip('no finite camera can be estimated')
+    tables = {'labels': cameras.labels.tolist(), 'raw_labels': cameras.raw_labels.tolist()}
+    return {**tables, 'residual': cameras.residual}

@@ -1,13 +1,12 @@
 """Who is who: face embeddings of aligned clips, pseudo-identities, at most two clips of each [PV3D A.3].
 
 An embedding is a unit vector of a face recognition network of metrics.detectors (SFace, or ArcFace from a
-file); the cosine of two says how alike two faces are. Clips whose speaker is known keep that label; the
+file); the cosine of two is the similarity of two faces. Clips whose speaker is known keep that label; the
 others are joined by agglomerative clustering with average linkage [Day & Edelsbrunner 1984].
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,10 @@ from torch import nn
 
 from metrics.detectors.face_alignment import align_faces
 from metrics.detectors.registry import default_cache, load_detector
-from preprocessing.from_videos.work_folder import WorkFolder, write_arrays
+from preprocessing.from_videos.stages import Item, Stage, file_state
+from preprocessing.from_videos.work_folder import WorkFolder
 
 STEP = 2  # every second frame is looked at [PV3D A.3]
-LIMIT = 2  # clips of an identity [PV3D A.3]
 # Points of the 468-point mesh whose means are the five points of metrics.detectors.face_alignment: the
 # person's right and left eye, tip of the nose, right and left corner of the mouth.
 FIVE_POINTS = ((33, 133, 159, 145), (362, 263, 386, 374), (4,), (61,), (291,))
@@ -35,24 +34,16 @@ _BATCH = 16  # faces at a time, bounds memory
 _BLOCK = 1024  # rows of the matrix of similarities at a time
 
 
-@dataclass(frozen=True)
-class Recognizer:
-    """Which face recognition network is used, as the options of the command line say it."""
-
-    name: str = 'sface'  # 'sface' or 'arcface'
-    files: tuple[tuple[str, str], ...] = ()  # (detector, FILE or FILE@sha256:HEX)
-    device: str = 'cpu'
-    offline: bool = False  # forbids downloads
-
-    def load(self) -> nn.Module:
-        """Opens the network, once per process; see metrics.detectors.registry.load_detector."""
-        return _load(self)
-
-
 @functools.lru_cache(maxsize=1)
-def _load(recognizer: Recognizer) -> nn.Module:
-    r = recognizer
-    return load_detector(r.name, 'identity', dict(r.files), default_cache(), r.device, r.offline).network
+def load_recognizer(name: str, file: str | None) -> nn.Module:
+    """Opens a face recognition network, once per process.
+
+    Args:
+        name: 'sface' or 'arcface'.
+        file: FILE or FILE@sha256:HEX; none = the one of its package.
+    """
+    files = {name: file} if file else {}
+    return load_detector(name, 'identity', files, default_cache(), 'cpu', False).network
 
 
 def five_points(landmarks: np.ndarray) -> np.ndarray:
@@ -70,7 +61,7 @@ def five_points(landmarks: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def embed_faces(frames: np.ndarray, points: np.ndarray, network: nn.Module) -> np.ndarray:
-    """Embeds the faces of pictures.
+    """Embeds the faces of images.
 
     Args:
         frames: uint8 [N, H, W, 3].
@@ -89,24 +80,23 @@ def embed_faces(frames: np.ndarray, points: np.ndarray, network: nn.Module) -> n
     return nn.functional.normalize(torch.cat(parts).float(), dim=1).cpu().numpy()
 
 
-@dataclass(frozen=True)
-class EmbedWork:
-    """Work of the stage that embeds clips: reads align/, writes embeddings/CLIP.npz."""
-
-    workdir: str
-    recognizer: Recognizer = Recognizer()
-    step: int = STEP
-
-    def __call__(self, clip: str) -> dict[str, Any]:
-        """Embeds one clip and returns what was looked at."""
-        folder = WorkFolder(self.workdir)
-        landmarks = folder.landmarks(clip)
-        chosen = range(0, len(landmarks), self.step)
-        points = five_points(landmarks[chosen])
-        vectors = embed_faces(folder.frames(clip, chosen), points, self.recognizer.load())
-        write_arrays(folder.root / 'embeddings' / f'{clip}.npz', {'embeddings': vectors})
-        file = f'embeddings/{clip}.npz'
-        return {'files': [file], 'frames': list(chosen), 'network': self.recognizer.name, 'step': self.step}
+@Stage(
+    'embeddings',
+    per='clip',
+    needs=('align',),
+    options=('recognizer',),
+    paths=('recognizer_file',),
+    torch=True,
+    state=lambda item, options: file_state(options.recognizer_file),
+)
+def embeddings_stage(item: Item, options: Any) -> dict[str, Any]:
+    """Embeds the faces of a clip; writes embeddings/CLIP.npz and returns what was looked at."""
+    landmarks = item.work.landmarks(item.name)
+    chosen = range(0, len(landmarks), STEP)
+    network = load_recognizer(options.recognizer, options.recognizer_file)
+    vectors = embed_faces(item.work.frames(item.name, chosen), five_points(landmarks[chosen]), network)
+    file = item.work.write_arrays('embeddings', item.name, {'embeddings': vectors})
+    return {'files': [file], 'frames': list(chosen), 'network': options.recognizer, 'step': STEP}
 
 
 def mean_direction(vectors: np.ndarray) -> np.ndarray:
@@ -118,9 +108,9 @@ def mean_direction(vectors: np.ndarray) -> np.ndarray:
 def cluster(embeddings: Mapping[str, np.ndarray], threshold: float) -> dict[str, int]:
     """Joins clips of the same face: average linkage of cosine distances, cut at 1 - threshold.
 
-    Clusters never reach across a graph that joins clips of at least the threshold's similarity, since an
-    average is not above its largest term, and average linkage only climbs. So each connected part is
-    clustered by itself, with the same result, and 100000 clips fit into memory.
+    A graph joins the clips that are at least as similar as the threshold. No cluster reaches beyond a
+    connected part of it, because an average is at most its largest term, and average linkage only climbs. So
+    each part is clustered by itself, with the same result, and 100000 clips fit into memory.
 
     Args:
         embeddings: clip -> mean unit vector [D].
@@ -148,14 +138,14 @@ def cluster(embeddings: Mapping[str, np.ndarray], threshold: float) -> dict[str,
 
 
 def balance(
-    clusters: Mapping[str, int], resolution: Mapping[str, float], limit: int = LIMIT
+    clusters: Mapping[str, int], resolution: Mapping[str, float], limit: int = 2
 ) -> tuple[list[str], dict[str, str]]:
     """Keeps the clips of highest original resolution of each identity.
 
     Args:
         clusters: clip -> identity.
         resolution: clip -> pixels of the source that a side of its crop spans.
-        limit: clips that an identity may have.
+        limit: clips that an identity may have [PV3D A.3].
 
     Returns:
         clips that are kept, sorted, and clip -> reason for the others.
@@ -176,42 +166,41 @@ def balance(
     return sorted(kept), dict(sorted(rejected.items()))
 
 
-def identify(
-    workdir: str, clips: Iterable[str], speakers: Mapping[str, str], threshold: float, limit: int = LIMIT
-) -> dict[str, Any]:
-    """Tells who is who among clips that have embeddings, and balances them; the content of identities.json.
+@Stage(
+    'identities',
+    per='all',
+    needs=('sources', 'align', 'embeddings', 'verify'),
+    options=('same_person', 'per_person'),
+    here=True,
+    note=lambda results: f' of {len(set(results["identities"]["clusters"].values()))} people',
+)
+def identities_stage(item: Item, options: Any) -> dict[str, Any]:
+    """Finds out who is who among clips that have embeddings, and balances them.
 
-    Args:
-        workdir: the work folder; align/ and embeddings/ are read.
-        clips: those that may come into the data set.
-        speakers: clip -> label, for clips whose speaker is known; they are not clustered.
-        threshold: see `cluster`.
-        limit: clips that an identity may have.
+    Clips whose speaker is known are not clustered.
 
     Returns:
-        {'clusters': {clip: number}, 'speakers': {number: label}, 'kept': [clip], 'rejected': {clip: reason},
-        'resolution': {clip: pixels of the source}, 'threshold', 'limit'}.
+        content of identities.json: {'clusters': {clip: number}, 'speakers': {number: label}, 'kept': [clip],
+        'rejected': {clip: reason}, 'resolution': {clip: pixels of the source}, 'threshold', 'limit'}.
     """
-    folder, clips = WorkFolder(workdir), sorted(clips)
-    means = {
-        clip: mean_direction(folder.arrays('embeddings', clip)['embeddings'])
-        for clip in clips
-        if clip not in speakers
-    }
-    clusters = cluster(means, threshold)
-    labels = sorted({speakers[clip] for clip in clips if clip in speakers})
+    work, clips = item.work, sorted(item.origin['clips'])
+    known = {clip: work.read(f'sources/{item.origin["clips"][clip]["video"]}')['speaker'] for clip in clips}
+    speakers = {clip: label for clip, label in known.items() if label is not None}
+    vectors = {c: work.arrays('embeddings', c)['embeddings'] for c in clips if c not in speakers}
+    clusters = cluster({clip: mean_direction(v) for clip, v in vectors.items()}, options.same_person)
+    labels = sorted(set(speakers.values()))
     first = max(clusters.values(), default=-1) + 1
-    clusters |= {clip: first + labels.index(speakers[clip]) for clip in clips if clip in speakers}
-    resolution = {clip: _source_pixels(folder, clip) for clip in clips}
-    kept, rejected = balance(clusters, resolution, limit)
+    clusters |= {clip: first + labels.index(label) for clip, label in speakers.items()}
+    resolution = {clip: _source_pixels(work, clip) for clip in clips}
+    kept, rejected = balance(clusters, resolution, options.per_person)
     return {
         'clusters': clusters,
         'speakers': {str(first + i): label for i, label in enumerate(labels)},
         'kept': kept,
         'rejected': rejected,
         'resolution': resolution,
-        'threshold': threshold,
-        'limit': limit,
+        'threshold': options.same_person,
+        'limit': options.per_person,
     }
 
 

@@ -1,11 +1,11 @@
-"""What the work folder of `from-videos` tells about a run: facts of clips, and what was left out and why.
+"""What the work folder of `from-videos` holds of a run: facts of clips, and what was left out and why.
 
 Read at any time, also of a run that has not ended. What earlier runs with other videos or options left in the
-folder is passed over: a clip counts when its video and its track are still there.
+folder is skipped: a clip counts if its video and its track are still there.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,7 @@ class Rejection:
     stage: str  # one of STAGES
     item: str  # file, video or clip
     reason: str
-    clip: str = ''  # with aligned pictures, if there is one
-    video: str = ''  # otherwise the video that shows it
+    video: str = ''  # that shows it, if it has no aligned images
     time_sec: float = 0.0  # where in that video
 
 
@@ -49,27 +48,33 @@ class Clip:
 
 @dataclasses.dataclass
 class Facts:
-    """Everything that the page shows, but for pictures."""
+    """Everything that the page shows, but for images."""
 
     videos: dict[str, dict[str, Any]]  # id -> entry in sources.json
-    clips: dict[str, Clip]
-    rejections: list[Rejection]
-    passed: dict[str, tuple[str, str]]  # stage -> what went in, what came out, in words
-    threshold: float  # of similarity; nan = not known
     pack: dict[str, Any]  # content of pack.json
-    speakers: dict[str, str]  # identity -> label
+    clips: dict[str, Clip] = dataclasses.field(default_factory=dict)
+    rejections: list[Rejection] = dataclasses.field(default_factory=list)
+    passed: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)  # stage -> in, out, in words
+    threshold: float = np.nan  # of similarity; nan = not known
+    speakers: dict[str, str] = dataclasses.field(default_factory=dict)  # identity -> label
 
     def kept(self) -> list[Clip]:
-        """Returns the clips that nothing speaks against."""
+        """Returns the clips that no stage has rejected."""
         return [clip for clip in self.clips.values() if not clip.reason]
+
+    def reject(self, stage: str, item: str, reason: str, video: str = '', time_sec: float = 0.0) -> None:
+        """Notes an item that a stage left out."""
+        self.rejections.append(Rejection(stage, item, reason, video, time_sec))
+        if item in self.clips:
+            self.clips[item].reason = reason
 
 
 def angles(labels: np.ndarray) -> np.ndarray:
     """Returns yaw, pitch and roll of cameras about the head, in degrees.
 
-    Yaw and pitch say where the camera stands, as dataset_files.check has them: yaw is positive at positive
-    x (the face looks to the left of the picture), pitch above. Roll is positive when the right side of the
-    camera is lowered (the head leans to the left of the picture).
+    Yaw and pitch are where the camera stands, as in dataset_files.check: yaw is positive at positive x (the
+    face looks to the left of the image), pitch above. Roll is positive when the right side of the camera is
+    lowered (the head leans to the left of the image).
 
     Args:
         labels: [T, 25].
@@ -89,133 +94,86 @@ def angles(labels: np.ndarray) -> np.ndarray:
 def collect(work: WorkFolder) -> Facts:
     """Reads the work folder."""
     sources = work.read('sources')
-    videos = {video['id']: video for video in sources.get('videos', [])}
-    facts = Facts(videos, {}, [], {}, np.nan, work.read('pack'), {})
-    for name, reason in sorted(sources.get('rejected', {}).items()):
-        facts.rejections.append(Rejection('sources', name, reason, video=name))
-    _count(
-        facts, 'sources', (len(videos) + len(sources.get('rejected', {})), 'files'), (len(videos), 'videos')
-    )
-    _collect_aligned(work, facts, _collect_tracks(work, facts))
-    _collect_cameras(work, facts)
-    _collect_verified(work, facts)
-    _collect_identities(work, facts)
-    _collect_packed(facts)
+    videos, rejected = sources.get('videos', []), sources.get('rejected', {})
+    facts = Facts({video['id']: video for video in videos}, work.read('pack'))
+    for name, reason in sorted(rejected.items()):
+        facts.reject('sources', name, reason, video=name)
+    facts.passed['sources'] = f'{len(videos) + len(rejected)} files', f'{len(videos)} videos'
+    names = _collect_tracks(work, facts)
+    aligned = _collect_clips(work, facts, 'align', names)
+    facts.passed['align'] = f'{aligned} faces', f'{len(facts.clips)} clips'
+    for stage in ('cameras', 'verify'):
+        count = _collect_clips(work, facts, stage, [clip.name for clip in facts.kept()])
+        gone = sum(rejection.stage == stage for rejection in facts.rejections)
+        facts.passed[stage] = f'{count} clips', f'{count - gone} clips'
+    _collect_whole(work, facts)
     return facts
 
 
 def _collect_tracks(work: WorkFolder, facts: Facts) -> list[str]:
     """Returns the names of the clips that should be aligned."""
-    cut = 0
     starts = {}  # video -> first frames of its shots
     for video in _present(work, 'shots', facts.videos):
         result = work.read(f'shots/{video}')
-        starts[video] = [shot[0] for shot in result.get('shots', [])]
-        cut += len(starts[video])
-        _reject(facts, 'shots', video, result, video=video)
-    _count(facts, 'shots', (len(starts), 'videos'), (cut, 'shots'))
+        starts[video] = [first for first, _ in result.get('shots', [])]
+        if 'rejected' in result:
+            facts.reject('shots', video, result['rejected'], video)
     names: list[str] = []
     for video in _present(work, 'tracks', starts):
         result = work.read(f'tracks/{video}')
         names += clip_names(video, result.get('tracks', []))
-        rejected = result.get('rejected', [])
-        if isinstance(rejected, str):  # the whole video
-            _reject(facts, 'tracks', video, result, video=video)
+        if isinstance(result.get('rejected'), str):  # the whole video
+            facts.reject('tracks', video, result['rejected'], video)
             continue
-        for entry in rejected:
-            (first,) = starts.get(video, [])[entry['shot'] : entry['shot'] + 1] or [0]
-            time_sec = first / facts.videos.get(video, {}).get('fps', 25.0)
-            item = f'{video}, shot {entry["shot"] + 1}'
-            rejection = Rejection('tracks', item, entry['reason'], video=video, time_sec=time_sec)
-            facts.rejections.append(rejection)
-    _count(facts, 'tracks', (cut, 'shots'), (len(names), 'faces'))
+        for part in result.get('rejected', []):
+            (first,) = starts[video][part['shot'] : part['shot'] + 1] or [0]
+            item = f'{video}, shot {part["shot"] + 1}'
+            facts.reject('tracks', item, part['reason'], video, first / facts.videos[video]['fps'])
+    shots = sum(map(len, starts.values()))
+    facts.passed['shots'] = f'{len(starts)} videos', f'{shots} shots'
+    facts.passed['tracks'] = f'{shots} shots', f'{len(names)} faces'
     return names
 
 
-def _collect_aligned(work: WorkFolder, facts: Facts, clips: list[str]) -> None:
-    names = _present(work, 'align', clips)
+def _collect_clips(work: WorkFolder, facts: Facts, stage: str, wanted: Iterable[str]) -> int:
+    """Takes the results that a stage has of clips; returns how many there are."""
+    names = _present(work, stage, wanted)
     for name in names:
-        result = work.read(f'align/{name}')
-        if not _reject(facts, 'align', name, result):
+        result = work.read(f'{stage}/{name}')
+        if 'rejected' in result:
+            facts.reject(stage, name, result['rejected'])
+        if stage == 'align' and 'rejected' not in result:
             values = (result[key] for key in ('video', 'first', 'frames', 'fps', 'upscale'))
             facts.clips[name] = Clip(name, *values)
-    _count(facts, 'align', (len(names), 'faces'), (len(facts.clips), 'clips'))
-
-
-def _collect_cameras(work: WorkFolder, facts: Facts) -> None:
-    names = _present(work, 'cameras', [clip.name for clip in facts.kept()])
-    good = 0
-    for name in names:
-        result = work.read(f'cameras/{name}')
-        if not _reject(facts, 'cameras', name, result, clip=name):
-            clip = facts.clips[name]
-            clip.angles_deg = angles(result['labels'])
-            clip.residual = np.nan if result['residual'] is None else result['residual']
-            good += 1
-    _count(facts, 'cameras', (len(names), 'clips'), (good, 'clips'))
-
-
-def _collect_verified(work: WorkFolder, facts: Facts) -> None:
-    names = _present(work, 'verify', [clip.name for clip in facts.kept()])
-    good = 0
-    for name in names:
-        result, clip = work.read(f'verify/{name}'), facts.clips[name]
-        if 'similarity' in result:
+        elif stage == 'cameras' and 'rejected' not in result:
+            facts.clips[name].angles_deg = angles(result['labels'])
+            facts.clips[name].residual = np.nan if result['residual'] is None else result['residual']
+        elif stage == 'verify' and 'similarity' in result:
+            clip, facts.threshold = facts.clips[name], result['threshold']
             clip.similarity, clip.examined = np.array(result['similarity']), result['frames']
-            clip.noisy, facts.threshold = result['noisy'], result['threshold']
-        if not result.get('accepted', 'rejected' not in result):
-            result = {'rejected': result.get('reason') or result['rejected']}
-        good += not _reject(facts, 'verify', name, result, clip=name)
-    _count(facts, 'verify', (len(names), 'clips'), (good, 'clips'))
+            clip.noisy = result['noisy']
+    return len(names)
 
 
-def _collect_identities(work: WorkFolder, facts: Facts) -> None:
-    result = work.read('identities')
-    clusters, kept = result.get('clusters', {}), result.get('kept', [])
+def _collect_whole(work: WorkFolder, facts: Facts) -> None:
+    """Takes the results of the stages over all clips."""
+    result, pack = work.read('identities'), facts.pack
+    clusters, folders = result.get('clusters', {}), {name: f for f, name in pack.get('clips', {}).items()}
     facts.speakers = result.get('speakers', {})
-    for name, number in clusters.items():
-        if name in facts.clips:
-            facts.clips[name].identity = number
-    _reject_clips(facts, 'identities', result.get('rejected', {}))
-    people = len(set(clusters.values()))
-    _count(facts, 'identities', (len(clusters), f'clips of {people} people'), (len(kept), 'clips'))
-
-
-def _collect_packed(facts: Facts) -> None:
-    clips = facts.pack.get('clips', {})
-    rejected = facts.pack.get('rejected', {})
-    for folder, name in clips.items():
-        if name in facts.clips:
-            facts.clips[name].packed = folder
-    _reject_clips(facts, 'pack', rejected)
-    frames = f'clips, {facts.pack.get("frames", 0)} frames'
-    _count(facts, 'pack', (len(clips) + len(rejected), 'clips'), (len(clips), frames))
+    for stage, table in (('identities', result), ('pack', pack)):
+        for clip in facts.kept():
+            if clip.name in table.get('rejected', {}):
+                facts.reject(stage, clip.name, table['rejected'][clip.name])
+    for clip in facts.clips.values():
+        clip.identity = clusters.get(clip.name, -1)
+        clip.packed = folders.get(clip.name, '')
+    people = f'{len(clusters)} clips of {len(set(clusters.values()))} people'
+    facts.passed['identities'] = people, f'{len(result.get("kept", []))} clips'
+    packed, gone = len(folders), len(pack.get('rejected', {}))
+    facts.passed['pack'] = f'{packed + gone} clips', f'{packed} clips, {pack.get("frames", 0)} frames'
 
 
 def _present(work: WorkFolder, stage: str, wanted: Iterable[str]) -> list[str]:
     """Returns the wanted items that a stage has results of, in natural order."""
     chosen = set(wanted)
     return [item for item in work.items(stage) if item in chosen]
-
-
-def _reject(
-    facts: Facts, stage: str, item: str, result: dict[str, Any], clip: str = '', video: str = ''
-) -> bool:
-    """Notes an item that was rejected; says whether it was."""
-    reason = result.get('rejected')
-    if reason is None:
-        return False
-    facts.rejections.append(Rejection(stage, item, reason, clip, video))
-    if item in facts.clips:
-        facts.clips[item].reason = reason
-    return True
-
-
-def _reject_clips(facts: Facts, stage: str, rejected: Mapping[str, str]) -> None:
-    for clip in facts.kept():
-        if clip.name in rejected:
-            _reject(facts, stage, clip.name, {'rejected': rejected[clip.name]}, clip=clip.name)
-
-
-def _count(facts: Facts, stage: str, before: tuple[int, str], after: tuple[int, str]) -> None:
-    facts.passed[stage] = f'{before[0]} {before[1]}', f'{after[0]} {after[1]}'

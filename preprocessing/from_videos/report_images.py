@@ -1,19 +1,18 @@
-"""Pictures and charts of the report: frames with landmarks and pose axes, thumbnails, histograms in SVG."""
+"""Images and charts of the report: frames with landmarks and pose axes, thumbnails, histograms."""
 
 import base64
 import contextlib
-import html
 import io
-import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from dnnlib.util import DataError
+from dnnlib.util import UserError
 from dnnlib.video import video_frames
-from preprocessing.from_videos.report_facts import Rejection
+from preprocessing.from_videos.report_facts import Facts, Rejection
 from preprocessing.from_videos.work_folder import WorkFolder
 from training.camera import project
 from viz.images import strip
@@ -38,7 +37,20 @@ _AXES = ((235, 60, 50), (40, 200, 80), (70, 130, 255))  # x, y, z
 _LINE = (255, 255, 255, 170)
 _SCALE = 2  # drawn this much larger, then reduced: smooth lines
 _QUALITY = 82  # of JPEG
-_BAR, _AXIS_INK, _MARK = '#4878a8', '#666', '#c62828'
+
+
+class Histogram(NamedTuple):
+    """A chart of 30 bins; what lies outside the limits counts in the outer bins."""
+
+    title: str
+    unit: str
+    values: np.ndarray  # finite numbers [N]
+    limits: tuple[float, float]
+    mark: float | None = None  # a threshold, drawn as a red line
+
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns how many values are in each bin [30], and the edges [31]."""
+        return np.histogram(np.clip(self.values, *self.limits), bins=30, range=self.limits)
 
 
 def sheet(work: WorkFolder, clip: str, frames: Sequence[int], size: int) -> Image.Image:
@@ -50,154 +62,129 @@ def sheet(work: WorkFolder, clip: str, frames: Sequence[int], size: int) -> Imag
         frames: their numbers.
         size: pixels of a side of each.
     """
-    labels = work.read(f'cameras/{clip}').get('labels', [])
-    landmarks = work.landmarks(clip)
-    row = Image.new('RGB', (size * len(frames), size))
-    for i, (number, picture) in enumerate(zip(frames, work.frames(clip, frames), strict=True)):
-        label = labels[number] if number < len(labels) else None
-        row.paste(annotate(picture, landmarks[number], label, size), (i * size, 0))
-    return row
+    labels = work.read(f'cameras/{clip}').get('labels') or [None] * (max(frames) + 1)
+    landmarks, images = work.landmarks(clip), work.frames(clip, frames)
+    tiles = [annotate(image, landmarks[i], labels[i], size) for i, image in zip(frames, images, strict=True)]
+    return Image.fromarray(strip(np.stack(tiles)))
 
 
 def annotate(
-    picture: np.ndarray, landmarks: np.ndarray, label: Sequence[float] | None, size: int
-) -> Image.Image:
-    """Draws contours and pose axes (x red, y green, z blue, from the middle of the head) on a picture.
+    image: np.ndarray, landmarks: np.ndarray, label: Sequence[float] | None, size: int
+) -> np.ndarray:
+    """Draws contours and pose axes (x red, y green, z blue, from the middle of the head) on an image.
 
     Args:
-        picture: uint8 [S, S, 3].
+        image: uint8 [S, S, 3].
         landmarks: pixels of it, 0 = left or top edge, [468, 2 or 3].
         label: camera, 25 numbers; none = no axes.
         size: pixels of a side of the result.
+
+    Returns:
+        uint8 [size, size, 3].
     """
     side = size * _SCALE
-    image = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
-    draw = ImageDraw.Draw(image, 'RGBA')
-    points = landmarks[:, :2] * (side / picture.shape[0]) - 0.5
+    canvas = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(canvas, 'RGBA')
+    points = landmarks[:, :2] * (side / image.shape[0]) - 0.5
     for line in _OPEN + tuple((*line, line[0]) for line in _CLOSED):
         draw.line([tuple(points[i]) for i in line], fill=_LINE, width=_SCALE)
     if label is not None:
-        ends = axis_ends(label) * side - 0.5
-        depth_order = np.argsort(-axis_depths(label))  # the nearest is drawn last
-        for k in depth_order:
+        ends, depths = project_axes(label)
+        ends = ends * side - 0.5
+        for k in np.argsort(-depths):  # the nearest is drawn last
             draw.line([tuple(ends[0]), tuple(ends[k + 1])], fill=_AXES[k], width=3 * _SCALE)
-    return image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(canvas.resize((size, size), Image.Resampling.LANCZOS))
 
 
-def axis_ends(label: Sequence[float]) -> np.ndarray:
-    """Projects the origin and the ends of the x, y and z axis into the picture [0, 1]^2; [4, 2]."""
-    return project(_axis_points(), torch.tensor(label, dtype=torch.float64))[0].numpy()
+def project_axes(label: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Projects the axes of the head.
+
+    Args:
+        label: camera, 25 numbers.
+
+    Returns:
+        the origin and the ends of x, y, z in the image [0, 1]^2, [4, 2]; how far the ends are away, [3].
+    """
+    points = torch.cat([torch.zeros(1, 3), torch.eye(3) * _AXIS]).double()
+    places, depths = project(points, torch.tensor(label, dtype=torch.float64))
+    return places.numpy(), depths.numpy()[1:, 0]
 
 
-def axis_depths(label: Sequence[float]) -> np.ndarray:
-    """Returns how far the ends of the three axes are from the camera, [3]."""
-    return project(_axis_points(), torch.tensor(label, dtype=torch.float64))[1].numpy()[1:, 0]
-
-
-def _axis_points() -> torch.Tensor:
-    return torch.cat([torch.zeros(1, 3), torch.eye(3) * _AXIS]).double()
-
-
-def rejection_picture(
-    work: WorkFolder, rejection: Rejection, frames: Sequence[int], path: str, size: int
-) -> Image.Image | None:
-    """Shows what was left out: frames of the aligned clip, otherwise one of the video; none = no picture.
+def rejection_image(work: WorkFolder, rejection: Rejection, facts: Facts, size: int) -> Image.Image | None:
+    """Shows what was left out: frames of the aligned clip, otherwise one of the video; none = no image.
 
     Args:
         work: the work folder.
         rejection: what was left out.
-        frames: which frames of an aligned clip, beside each other.
-        path: file of the video, '' = not known.
+        facts: all about the run.
         size: pixels of the width at most; the height is at most half of it.
     """
+    clip = facts.clips.get(rejection.item)
     try:
-        if rejection.clip:
-            picture = Image.fromarray(strip(work.frames(rejection.clip, frames)))
-        else:
-            picture = video_picture(path, rejection.time_sec)
-    except (DataError, OSError, ValueError, LookupError):  # the reason is told all the same
+        if clip is None:
+            path = facts.videos[rejection.video]['path']
+            with contextlib.closing(video_frames(path, rejection.time_sec)) as frames:
+                image = Image.fromarray(next(frames)[0])
+        else:  # the first and the last frame, and between them the one least like the others, if examined
+            worst = clip.examined[int(clip.similarity.argmin())] if len(clip.similarity) else clip.frames // 2
+            image = Image.fromarray(strip(work.frames(clip.name, [0, worst, clip.frames - 1])))
+    except (UserError, OSError, LookupError, StopIteration):  # the reason is shown all the same
         return None
-    picture.thumbnail((size, size // 2), Image.Resampling.LANCZOS)
-    return picture
+    image.thumbnail((size, size // 2), Image.Resampling.LANCZOS)
+    return image
 
 
-def video_picture(path: str, time_sec: float) -> Image.Image:
-    """Decodes one frame of a video.
-
-    Raises:
-        DataError, OSError: if it cannot be decoded.
-    """
-    with contextlib.closing(video_frames(path, time_sec)) as frames:
-        return Image.fromarray(next(frames)[0])
-
-
-def data_uri(picture: Image.Image) -> str:
-    """Encodes a picture as a JPEG in a data URI."""
+def data_uri(image: Image.Image) -> str:
+    """Encodes an image as a JPEG in a data URI."""
     buffer = io.BytesIO()
-    picture.save(buffer, 'JPEG', quality=_QUALITY)
+    image.save(buffer, 'JPEG', quality=_QUALITY)
     return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
 
 
-def histogram(
-    values: np.ndarray, title: str, unit: str, limits: tuple[float, float], mark: float | None = None
-) -> str:
-    """Draws a histogram of 30 bins as inline SVG; what lies outside the limits counts in the outer bins.
-
-    Args:
-        values: finite numbers [N].
-        title: what they are.
-        unit: behind the numbers of the axis.
-        limits: of the axis.
-        mark: a threshold, drawn as a red line.
-    """
-    low, high = limits
-    counts, edges = np.histogram(np.clip(values, low, high), bins=30, range=limits)
-    width, height, left, top, bottom = 330, 150, 8, 26, 20
-    inner, plot = width - 2 * left, height - top - bottom
-
-    def place(value: float) -> float:
-        return left + (value - low) / (high - low) * inner
-
-    parts = [f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">']
-    told = f', median {np.median(values):.3g}{unit}' if len(values) else ''
-    text = html.escape(f'{title}: {len(values)}{told}')
-    parts.append(f'<text x="{left}" y="15" font-size="12" fill="#222">{text}</text>')
-    for count, start, end in zip(counts.tolist(), edges, edges[1:], strict=False):
-        tall = count / max(counts.max(), 1) * plot
-        where = f'x="{place(start):.1f}" y="{top + plot - tall:.1f}"'
-        extent = f'width="{inner / 30 - 1:.1f}" height="{tall:.1f}"'
-        tip = html.escape(f'{start:.3g} to {end:.3g}{unit}: {count}')
-        parts.append(f'<rect {where} {extent} fill="{_BAR}" data-count="{count}"><title>{tip}</title></rect>')
-    y = top + plot
-    parts.append(f'<line x1="{left}" x2="{width - left}" y1="{y}" y2="{y}" stroke="{_AXIS_INK}"/>')
-    for tick in _ticks(low, high):
-        x = place(tick)
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y}" y2="{y + 4}" stroke="{_AXIS_INK}"/>')
-        anchor = 'start' if x < left + 8 else 'end' if x > width - left - 8 else 'middle'
-        number = html.escape(f'{tick:g}{unit}')
-        style = f'font-size="10" fill="{_AXIS_INK}" text-anchor="{anchor}"'
-        parts.append(f'<text x="{x:.1f}" y="{y + 16}" {style}>{number}</text>')
-    if mark is not None and low <= mark <= high:
-        x = place(mark)
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{y}" stroke="{_MARK}"/>')
-    return ''.join([*parts, '</svg>'])
+def histograms(facts: Facts) -> list[Histogram]:
+    """Returns what was measured: angles, sizes and residuals of clips that were kept, similarity of all."""
+    kept = [clip for clip in facts.kept() if len(clip.angles_deg)]
+    turns = np.concatenate([np.zeros((0, 3)), *(clip.angles_deg for clip in kept)])
+    alike = np.concatenate([np.zeros(0), *(clip.similarity for clip in facts.clips.values())])
+    reach = np.ceil(np.abs(turns).max(initial=30))
+    names = ('Yaw of frames', 'Pitch of frames', 'Roll of frames')
+    charts = [Histogram(name, '°', turns[:, k], (-reach, reach)) for k, name in enumerate(names)]
+    mark = None if np.isnan(facts.threshold) else facts.threshold
+    low = min(0.0, alike.min(initial=0.0))
+    charts.append(Histogram('Similarity of all examined frames', '', alike, (low, 1.0), mark))
+    for values, name, least in (
+        ([clip.upscale for clip in facts.kept()], 'Upscale factor of clips', 2),
+        ([clip.frames for clip in facts.kept()], 'Frames of clips', 100),
+        ([clip.residual for clip in kept], 'Camera residual, pixels at 512', 5),
+    ):
+        array = np.array(values, np.float64)
+        array = array[np.isfinite(array)]
+        charts.append(Histogram(name, '', array, (0.0, np.ceil(array.max(initial=least)))))
+    return charts
 
 
-def round_limits(values: np.ndarray, at_least: tuple[float, float]) -> tuple[float, float]:
-    """Returns limits that hold all values and `at_least`, ending at round numbers."""
-    low = min(at_least[0], values.min(initial=at_least[0]))
-    high = max(at_least[1], values.max(initial=at_least[1]))
-    step = _step(low, high)
-    return math.floor(low / step) * step, math.ceil(high / step) * step
+def draw_histograms(charts: Sequence[Histogram]) -> str:
+    """Draws charts in rows of three; returns a PNG in a data URI, the same bytes for the same charts."""
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and wants a screen
 
-
-def _ticks(low: float, high: float) -> list[float]:
-    step = _step(low, high)
-    return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def _step(low: float, high: float) -> float:
-    """Returns 1, 2 or 5 times a power of ten, of which four to ten fit between the limits."""
-    rough = max(high - low, 1e-6) / 8
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(k * power for k in (1, 2, 5, 10) if k * power >= rough)
+    rows = -(-len(charts) // 3)
+    figure = Figure(figsize=(10.8, 1.9 * rows), dpi=130)
+    figure.subplots_adjust(0.03, 0.06, 0.98, 0.95, wspace=0.14, hspace=0.45)
+    for axes, chart in zip(figure.subplots(rows, 3).flat, charts, strict=False):
+        counts, edges = chart.counts()
+        axes.bar(edges[:-1], counts, np.diff(edges) * 0.9, align='edge', color='#4878a8')
+        title = f'{chart.title}: {len(chart.values)}'
+        if len(chart.values):
+            title += f', median {np.median(chart.values).round(2) + 0.0:g}{chart.unit}'
+        axes.set_title(title, fontsize=8, loc='left')
+        axes.set_xlim(chart.limits)
+        axes.tick_params(labelsize=7)
+        axes.xaxis.set_major_formatter(f'{{x:g}}{chart.unit}')
+        axes.spines[['top', 'right', 'left']].set_visible(False)
+        if chart.mark is not None:
+            axes.axvline(chart.mark, color='#c62828', linewidth=1)
+    for axes in figure.axes[len(charts) :]:
+        axes.set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', metadata={'Software': None})
+    return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()

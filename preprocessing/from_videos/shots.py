@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.video import video_frames
+from preprocessing.from_videos.stages import Item, Stage
 
 _GRID = 32  # pixels of a side of the small grey image
 _SAMPLES = 4  # samples per pixel of the small image and axis
@@ -101,13 +102,19 @@ def _differences(signatures: Iterable[np.ndarray]) -> np.ndarray:
     return table
 
 
-def shots_result(path: Path | str) -> dict[str, Any]:
-    """Returns what stage `shots` stores of a video: {"shots": [[first, end], ...]}."""
-    return {'shots': [list(shot) for shot in find_shots(path)]}
-
-
 def _soft(place: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Splits each value between its two bins, so that small changes of colour stay small."""
     low = np.floor(place).astype(int)
     fraction = (place - low).astype(np.float32)
     return [(low, 1 - fraction), (low + 1, fraction)]
+
+
+@Stage(
+    'shots',
+    per='video',
+    needs=('sources',),
+    note=lambda results: f', {sum(len(results[video]["shots"]) for video in results.accepted())} shots',
+)
+def shots_stage(item: Item, options: Any) -> dict[str, Any]:
+    """Finds the shots of a video; returns {"shots": [[first, end], ...]}."""
+    return {'shots': [list(shot) for shot in find_shots(item.work.read(f'sources/{item.name}')['path'])]}

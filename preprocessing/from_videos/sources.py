@@ -1,51 +1,78 @@
-"""Which videos there are: those of a folder, or of the lists of VoxCeleb, CelebV-HQ and TalkingHead-1KH.
+"""Which videos there are, what is in them, and clips of lists cut out of them.
 
-A list names YouTube videos, the time ranges and the boxes of its clips; `fetch.py` brings
-them. Layouts of the lists, from what their authors publish:
-- voxceleb: a folder of .txt files, one per utterance: lines "Identity : id00012", "Reference : YouTube id",
-  then rows "FRAME X Y W H" at 25 frames per second. Boxes are fractions of the picture (VoxCeleb2). Those of
-  VoxCeleb1 are pixels of a picture whose size is not told, and are left out.
-- celebvhq: celebvhq_info.json, {"clips": {name: {"ytb_id", "duration": {"start_sec", "end_sec"}, "bbox":
-  {"top", "bottom", "left", "right"}}}} with boxes as fractions.
-- talkinghead: rows "name, H, W, start, end, left, top, right, bottom". Assumed: name is the YouTube id, '_'
-  and the number of a piece of one minute, which begins with the first key frame of its minute; start and end
-  are frames of that piece, boxes pixels of an HxW picture. A file with ids alone stands for the whole videos.
+Every video is decoded once: how many frames it has, when they are shown, and whether it is whole.
 """
 
+import contextlib
 import dataclasses
-import json
+import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dnnlib.util import DataError, UserError, explain_os_error, file_sha256
-from dnnlib.video import VIDEO_TYPES, cut_video, frame_times, is_cut_short, key_frame_after, natural, probe
-from preprocessing.from_videos.stages import StageError, item_name
+from dnnlib.util import DataError, Skip, UserError, file_sha256
+from dnnlib.video import (
+    VIDEO_TYPES,
+    cut_video,
+    frame_times,
+    is_cut_short,
+    key_frame_after,
+    natural,
+    probe,
+    video_frames,
+)
+from preprocessing.from_videos.lists import Box, Listed
+from preprocessing.from_videos.stages import Item, Results, Stage, file_state
+from preprocessing.from_videos.work_folder import WorkFolder, item_name
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-_VIDEO_ID = re.compile(r'[A-Za-z0-9_-]{5,64}')  # it becomes a file name and part of an address
-_VOXCELEB_FPS = 25.0
-_PIECE_SEC = 60.0  # of TalkingHead-1KH
-_SHORTFALL = 0.98  # a video that decodes to less than this part of its length was cut short
+_SHORTFALL = 0.98  # a video that decodes to less than this fraction of its length was cut short
+_SEEK_FRAMES = 50  # fewer frames before a clip are decoded
 
 
-@dataclasses.dataclass(frozen=True)
-class Listed:
-    """A clip of a public list."""
+def find_sources(
+    options: Any, work: WorkFolder, listed: Sequence[Listed], fetched: Results | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Finds what the stage `sources` works on: clips of a list, otherwise the videos of a folder.
 
-    name: str  # unique in the list
-    video: str  # YouTube id
-    start_sec: float | None = None  # none = from the beginning, to the end
-    end_sec: float | None = None
-    frames: tuple[int, int] | None = None  # [first, end) counted from the first key frame after start_sec
-    box: Box | None = None  # fractions of the picture
-    speaker: str | None = None
+    Args:
+        options: source, workdir and dest are read.
+        work: the work folder.
+        listed: the list.
+        fetched: results of the stage `fetch`, of the videos of the list.
+
+    Returns:
+        {name: origin}: path, file (as people know it), listed and id (of the video of a listed clip);
+        {file: reason why it is skipped}.
+
+    Raises:
+        UserError: if the folder cannot be used, or the work folder is that of other videos, whose results
+            took hours and would be removed.
+    """
+    found: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    if fetched is None:
+        paths, skipped = find_videos(options.source, without=(options.workdir, options.dest))
+        for name, path in paths.items():
+            file = path.relative_to(options.source).as_posix()
+            found[name] = {'path': os.path.abspath(path), 'file': file, 'listed': None}
+    for clip in listed:
+        if clip.video in fetched.rejected:
+            skipped[clip.name] = fetched.rejected[clip.video]
+        else:
+            entry = {'path': fetched[clip.video]['path'], 'file': clip.name, 'id': clip.video}
+            found[clip.name] = entry | {'listed': dataclasses.asdict(clip)}
+    old = work.items('sources')
+    if old and not any(video in found for video in old):
+        raise UserError(
+            f'{work.root} holds results of other videos than {options.source}, such as {old[0]}, which would '
+            'be removed; give another --workdir, or remove it first'
+        )
+    return found, skipped
 
 
 def find_videos(source: str, without: Sequence[str] = ()) -> tuple[dict[str, Path], dict[str, str]]:
@@ -56,44 +83,37 @@ def find_videos(source: str, without: Sequence[str] = ()) -> tuple[dict[str, Pat
         without: files and folders that do not count, such as the work folder, if they are in it.
 
     Returns:
-        {id: path} and {relative path: why it is passed over}; an id is the relative path without suffix, '/'
-        as '__', with a number behind it where two would be the same.
+        {id: path} and {relative path: why it is skipped}; an id is the relative path without suffix, '/' as
+        '__', with a number at its end if two would be the same.
 
     Raises:
-        UserError: if there is no such folder, or it cannot be read.
+        UserError: if the folder is one of `without`.
+        OSError: if it cannot be read.
     """
-    root = Path(source)
-    if not root.is_dir():
-        raise UserError(f'{source} is not a folder; --source is the folder that holds the videos')
-    found, passed = {}, {}
+    found: dict[str, Path] = {}
+    skipped = {}
     for name in sorted(_files(source, {os.path.realpath(path) for path in without}), key=natural):
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            told = name.encode('utf-8', 'backslashreplace').decode()
-            passed[told] = 'the name is not in UTF-8; rename the file'
-            continue
-        suffix = Path(name).suffix
-        if suffix.lower() not in VIDEO_TYPES:
-            passed[name] = f'no video: the suffix {suffix or "(none)"} is not one of {", ".join(VIDEO_TYPES)}'
-            continue
-        base = video = item_name(name.removesuffix(suffix))
-        number = 1
-        while video in found:
-            number += 1
-            video = f'{base}~{number}'
-        found[video] = root / name
-    return found, passed
+        printed, suffix = name.encode(errors='backslashreplace').decode(), Path(name).suffix
+        if printed != name:
+            skipped[printed] = 'the name is not in UTF-8; rename the file'
+        elif suffix.lower() not in VIDEO_TYPES:
+            known = ', '.join(VIDEO_TYPES)
+            skipped[name] = f'not a video: the suffix {suffix or "(none)"} is not one of {known}'
+        else:
+            base = item_name(name.removesuffix(suffix))
+            names = itertools.chain([base], (f'{base}~{number}' for number in itertools.count(2)))
+            found[next(video for video in names if video not in found)] = Path(source, name)
+    return found, skipped
 
 
 def _files(root: str, without: set[str]) -> Iterator[str]:
     """Yields the relative paths of the files below a folder that are not hidden."""
 
     def stop(err: OSError) -> None:
-        raise UserError('cannot read ' + explain_os_error(err)) from err
+        raise err
 
     if os.path.realpath(root) in without:
-        raise UserError(f'{root} cannot be --source and --workdir at once; give another --workdir')
+        raise UserError(f'{root} cannot be both --source and --workdir; give another --workdir')
     for folder, folders, files in os.walk(root, onerror=stop):
         inside = [name for name in folders if not name.startswith('.')]
         folders[:] = [name for name in inside if os.path.realpath(Path(folder, name)) not in without]
@@ -102,17 +122,86 @@ def _files(root: str, without: set[str]) -> Iterator[str]:
                 yield path.relative_to(root).as_posix()
 
 
+def write_sources(work: WorkFolder, results: Results, skipped: dict[str, str]) -> None:
+    """Writes sources.json: the videos that can be used, and the reasons why others cannot."""
+    entries = [results[video] for video in results.accepted()]
+    entries = [{k: v for k, v in entry.items() if k not in ('key', 'times')} for entry in entries]
+    files = {name: item.origin['file'] for name, item in results.items.items()}
+    rejected = skipped | {files[name]: reason for name, reason in results.rejected.items()}
+    work.write('sources', {'videos': entries, 'rejected': rejected})
+
+
+@Stage(
+    'sources',
+    per='video',
+    needs=('fetch',),
+    facts=('sha256', 'fps', 'frames', 'width', 'height', 'box', 'speaker'),
+    state=lambda item, options: file_state(item.origin['path']),
+    gather=write_sources,
+)
+def sources_stage(item: Item, options: Any) -> dict[str, Any]:
+    """Examines a video, after cutting it out if it is a clip of a list; returns its entry of sources.json."""
+    path, listed = Path(item.origin['path']), item.origin['listed']
+    entry = {'speaker': None, 'start_sec': None, 'end_sec': None, 'box': None}
+    if listed is not None:
+        clip = Listed(**listed)
+        entry |= {'listed': listed, **{k: listed[k] for k in ('speaker', 'start_sec', 'end_sec')}}
+        if clip.box is not None or clip.frames is not None or clip.end_sec is not None or clip.start_sec:
+            entry['files'] = [f'sources/{item.name}.mp4']
+            dest = item.work.root / entry['files'][0]
+            entry['box'] = cut_listed(path, clip, dest)
+            path = dest
+    try:
+        return {**entry, **examine(path), 'id': item.name, 'path': str(path)}
+    except DataError:
+        for file in entry.get('files', []):
+            Path(item.work.root, file).unlink()
+        raise
+
+
+def clip_frames(entry: Mapping[str, Any], first: int, count: int) -> Iterator[np.ndarray]:
+    """Yields frames [first, first + count) of a video of sources.json, without decoding all before them."""
+    skipped, start_sec = first, 0.0
+    if first > _SEEK_FRAMES and entry['pace'] is not None:
+        begin, step = entry['pace']
+        skipped, start_sec = 0, begin + (first - 0.5) * step
+    elif first > _SEEK_FRAMES and 'times' in entry:
+        before, at = entry['times'][first - 1 : first + 1]
+        if before < at:  # corrupted files have frames of the same time
+            skipped, start_sec = 0, (before + at) / 2
+    with contextlib.closing(video_frames(entry['path'], start_sec)) as frames:
+        for frame, _ in itertools.islice(frames, skipped, skipped + count):
+            yield frame
+
+
+def keep_listed_face(
+    arrays: Mapping[str, np.ndarray], result: Mapping[str, Any], box: Sequence[float]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Keeps those of the tracks of `tracks.track_video` whose face lies in the box that the list gives."""
+    kept, tracks, rejected = {}, [], list(result['rejected'])
+    for k, track in enumerate(result['tracks']):
+        left, top, right, bottom = track['box']
+        x, y = (left + right) / 2, (top + bottom) / 2
+        if box[0] <= x <= box[2] and box[1] <= y <= box[3]:
+            for name in ('landmarks', 'scores'):
+                kept[f'{name}_{len(tracks)}'] = arrays[f'{name}_{k}']
+            tracks.append(track)
+        else:
+            rejected.append({'shot': track['shot'], 'reason': 'another face than the listed one'})
+    return kept, {**result, 'tracks': tracks, 'rejected': rejected}
+
+
 def examine(path: Path) -> dict[str, Any]:
     """Decodes a whole video.
 
     Returns:
         sha256, fps, frames, width, height, and pace: [time of the first frame, time between frames] in
-        seconds where frames are evenly spaced, otherwise none, and then times: of all frames, where the
-        container tells them.
+        seconds, none if frames are not evenly spaced; then also times: those of all frames, if the container
+        has them.
 
     Raises:
         DataError: if it is empty, not a video, or cut short.
-        OSError: if the machine could not do it, which says nothing of the video.
+        OSError: if the machine could not do it, which says nothing about the video.
     """
     stated = probe(path)
     seconds, errors = frame_times(path)
@@ -121,8 +210,8 @@ def examine(path: Path) -> dict[str, Any]:
     if frames < 1 or (errors and short):
         raise DataError(f'the video is cut short: {frames} of about {expected:.0f} frames can be decoded')
     pace = _pace(seconds)
-    told = pace is None and re.match('mov|matroska', stated.container)  # others may not find a time exactly
-    times = {'times': seconds.tolist()} if told else {}
+    exact = re.match('mov|matroska', stated.container)  # others may not seek to an exact time
+    times = {'times': seconds.tolist()} if pace is None and exact else {}
     facts = {'fps': stated.fps, 'width': stated.width, 'height': stated.height}
     return {**facts, 'sha256': file_sha256(path), 'frames': frames, 'pace': pace, **times}
 
@@ -138,10 +227,10 @@ def cut_listed(path: Path, clip: Listed, dest: Path) -> Box | None:
         dest: mp4 file to write; its folder must exist.
 
     Returns:
-        the listed box in pixels of what was written, none where the list has no box.
+        the listed box in pixels of what was written, none if the list has no box.
 
     Raises:
-        StageError: if the range or the box lies outside the video.
+        Skip: if the range or the box lies outside the video.
         DataError: if the video cannot be decoded, or was cut short.
     """
     stated = probe(path)  # to decode all of an hour for each of its clips would take days
@@ -151,117 +240,10 @@ def cut_listed(path: Path, clip: Listed, dest: Path) -> Box | None:
         start, end = (start + (frame - 0.5) / stated.fps for frame in clip.frames)
     length = stated.length_sec or math.inf
     if start >= length or (end is not None and end <= start):
-        raise StageError(f'the listed time {start:.2f} s to {end} s is not in the video of {length:.2f} s')
+        raise Skip(f'the listed time {start:.2f} s to {end} s is not in the video of {length:.2f} s')
     region, box = (None, None) if clip.box is None else _regions(clip.box, stated.width, stated.height)
     cut_video(path, dest, max(start, 0.0), end, region)
     return box
-
-
-def read_list(kind: str, path: str) -> list[Listed]:
-    """Reads a public clip list.
-
-    Args:
-        kind: a key of LISTS.
-        path: its file, or its folder for voxceleb.
-
-    Returns:
-        the clips in natural order of their names.
-
-    Raises:
-        UserError: if it is missing, holds nothing, or a part of it cannot be understood.
-    """
-    try:
-        clips = list(LISTS[kind](Path(path)))
-    except OSError as err:
-        raise UserError(f'cannot read the list: {explain_os_error(err, path)}') from err
-    if not clips:
-        raise UserError(f'{path} holds no clips of a {kind} list; see docs/data.md for its layout')
-    names: dict[str, Listed] = {}
-    for clip in clips:
-        if not _VIDEO_ID.fullmatch(clip.video):
-            raise UserError(f'{path}: {clip.video!r} of {clip.name} is not the id of a YouTube video')
-        name = item_name(clip.name)
-        if names.setdefault(name, clip) is not clip:
-            raise UserError(f'{path} names the clip {clip.name} twice')
-    return [dataclasses.replace(names[name], name=name) for name in sorted(names, key=natural)]
-
-
-def _voxceleb(path: Path) -> Iterator[Listed]:
-    if not path.is_dir():
-        raise UserError(f'{path} is not a folder; a voxceleb list is the folder with its .txt files')
-    for file in path.rglob('*.txt'):
-        fields, rows = {}, []
-        for line in file.read_text(errors='replace').splitlines():
-            if ':' in line:
-                name, _, value = line.partition(':')
-                fields[name.strip().lower()] = value.strip()
-            elif line.strip() and not line.lstrip().upper().startswith('FRAME'):
-                rows.append(line.split())
-        try:
-            numbers = [[float(value) for value in row[:5]] for row in rows]
-            frames, boxes = [row[0] for row in numbers], [row[1:] for row in numbers]
-            box = _union([(x, y, x + w, y + h) for x, y, w, h in boxes])
-            video, first, last = fields['reference'], min(frames), max(frames)
-        except (KeyError, ValueError) as err:
-            raise UserError(
-                f'{file} must have a line "Reference : id" and rows "FRAME X Y W H", as those of VoxCeleb2'
-            ) from err
-        yield Listed(
-            name=file.relative_to(path).with_suffix('').as_posix(),
-            video=video,
-            start_sec=first / _VOXCELEB_FPS,
-            end_sec=(last + 1) / _VOXCELEB_FPS,
-            box=box if max(box) <= 2 else None,  # fractions may stand out a little
-            speaker=fields.get('identity'),
-        )
-
-
-def _celebvhq(path: Path) -> Iterator[Listed]:
-    try:
-        table = json.loads(path.read_bytes())['clips']
-        for name, clip in table.items():
-            times, box = clip['duration'], clip['bbox']
-            yield Listed(
-                name=name,
-                video=clip['ytb_id'],
-                start_sec=float(times['start_sec']),
-                end_sec=float(times['end_sec']),
-                box=tuple(float(box[side]) for side in ('left', 'top', 'right', 'bottom')),
-            )
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        raise UserError(
-            f'{path} is not a CelebV-HQ list, {{"clips": {{name: {{"ytb_id", "duration", "bbox"}}}}}}: {err}'
-        ) from err
-
-
-def _talkinghead(path: Path) -> Iterator[Listed]:
-    for number, line in enumerate(path.read_text(errors='replace').splitlines(), 1):
-        fields = [field.strip() for field in line.split(',')]
-        if fields == ['']:
-            continue
-        if len(fields) == 1:
-            yield Listed(name=fields[0], video=fields[0])
-            continue
-        try:
-            height, width, start, end, left, top, right, bottom = (int(field) for field in fields[1:])
-            video, _, piece = fields[0].rpartition('_')
-            yield Listed(
-                name=f'{fields[0]}_S{start}_E{end}_L{left}_T{top}_R{right}_B{bottom}',
-                video=video,
-                start_sec=int(piece) * _PIECE_SEC,
-                frames=(start, end),
-                box=(left / width, top / height, right / width, bottom / height),
-            )
-        except (ValueError, ZeroDivisionError) as err:
-            what = 'an id alone, or "id_piece, H, W, start, end, left, top, right, bottom"'
-            raise UserError(f'line {number} of {path} must be {what}') from err
-
-
-LISTS: dict[str, Callable[[Path], Iterator[Listed]]] = {
-    'voxceleb': _voxceleb,
-    'celebvhq': _celebvhq,
-    'talkinghead': _talkinghead,
-}
 
 
 def _pace(seconds: np.ndarray) -> list[float] | None:
@@ -271,20 +253,13 @@ def _pace(seconds: np.ndarray) -> list[float] | None:
     return [float(seconds[0]), step] if step > 0 and np.abs(seconds - even).max() < 0.3 * step else None
 
 
-def _union(boxes: list[Box]) -> Box:
-    left, top, right, bottom = zip(*boxes, strict=True)
-    return min(left), min(top), max(right), max(bottom)
-
-
 def _regions(box: Box, width: int, height: int) -> tuple[tuple[int, int, int, int], Box]:
     """Returns the region to keep (width, height, left, top; even numbers) and the box in its pixels."""
     left, top, right, bottom = (v * s for v, s in zip(box, (width, height) * 2, strict=True))
-    margin = (
-        max(right - left, bottom - top) / 2
-    )  # on each side: twice the box, where the picture goes that far
+    margin = max(right - left, bottom - top) / 2  # on each side: twice the box, as far as the image goes
     x0, y0 = max(0, int(left - margin)) // 2 * 2, max(0, int(top - margin)) // 2 * 2
     x1, y1 = min(width, int(right + margin)), min(height, int(bottom + margin))
     w, h = (x1 - x0) // 2 * 2, (y1 - y0) // 2 * 2
     if right <= left or bottom <= top or w < 16 or h < 16:
-        raise StageError('the listed box is not in the picture')
+        raise Skip('the listed box is not in the image')
     return (w, h, x0, y0), (left - x0, top - y0, right - x0, bottom - y0)

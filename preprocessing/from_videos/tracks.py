@@ -7,6 +7,7 @@ a cut that stage `shots` missed ends a track. Everything depends on the video al
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import numpy as np
 from dnnlib.video import video_frames
 from preprocessing.faces.detector import SAME_FACE, overlap
 from preprocessing.faces.mesh import FaceMesh, rect_of_face, rect_of_landmarks
+from preprocessing.from_videos.sources import keep_listed_face
+from preprocessing.from_videos.stages import Item, Stage
+from preprocessing.from_videos.work_folder import clip_names
 
 _KEPT_PLACE = 0.3  # overlap (intersection over union) of a face's boxes in neighbouring frames, at least
 _TWICE = 0.5  # two tracks whose boxes overlap by more follow the same face
@@ -200,3 +204,33 @@ class _Follower:
 def _continues(track: Track, points: np.ndarray) -> bool:
     """Returns whether points are about where the last ones of a track were."""
     return overlap(box_of(points), box_of(track.points[-1])[None])[0] > _KEPT_PLACE
+
+
+def _clips(video: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Returns the clips that begin in a video: name -> origin."""
+    names = clip_names(video, result['tracks'])
+    return {name: {'video': video, 'track': k} for k, name in enumerate(names)}
+
+
+@Stage(
+    'tracks',
+    per='video',
+    needs=('sources', 'shots'),
+    options=('min_frames', 'face_size'),
+    torch=True,
+    clips=_clips,
+)
+def tracks_stage(item: Item, options: Any) -> dict[str, Any]:
+    """Follows the faces of a video; writes tracks/VIDEO.npz and returns {"tracks", "rejected", "files"}."""
+    entry, shots = (item.work.read(f'{stage}/{item.name}') for stage in ('sources', 'shots'))
+    chosen = TrackOptions(min_frames=options.min_frames, min_size=options.face_size)
+    arrays, result = track_video(entry['path'], shots['shots'], _face_mesh(), chosen)
+    if entry['box'] is not None:
+        arrays, result = keep_listed_face(arrays, result, entry['box'])
+    return {**result, 'files': [item.work.write_arrays('tracks', item.name, arrays)]}
+
+
+@functools.cache
+def _face_mesh() -> FaceMesh:
+    """Returns the networks that find faces, loaded once per process."""
+    return FaceMesh()

@@ -1,7 +1,7 @@
 """Verification of clips: is it the same face, sharp and in place, all the time? [PV3D A.3]
 
-Of every second frame an embedding is made. A frame whose similarity to the others is below 0.5 is noisy; a
-clip with more than two noisy frames is discarded. The similarity to the others is their median: in a clip
+Every second frame has an embedding. A frame whose similarity to the others is below 0.5 is noisy; a clip with
+more than two noisy frames is discarded. The similarity to the others is their median: in a clip
 spliced from two people all frames of the shorter part then count as noisy.
 
 The threshold, which the paper gives for ArcFace, holds for SFace too. Measured on 16 aligned clips of 15
@@ -13,15 +13,11 @@ people whose heads turn by up to 50 degrees, and on what was made of them:
   (47 of 48), 20 all.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from preprocessing.from_videos.work_folder import WorkFolder
-
-THRESHOLD = 0.5  # of similarity [PV3D A.3]
-LIMIT = 2  # noisy frames that a clip may have [PV3D A.3]
+from preprocessing.from_videos.stages import Item, Stage
 
 
 def similarities(embeddings: np.ndarray) -> np.ndarray:
@@ -41,52 +37,41 @@ def similarities(embeddings: np.ndarray) -> np.ndarray:
     return np.median(others, axis=1)
 
 
-def judge(
-    embeddings: np.ndarray, step: int, threshold: float = THRESHOLD, limit: int = LIMIT
-) -> dict[str, Any]:
+def judge(embeddings: np.ndarray, step: int, threshold: float = 0.5, limit: int = 2) -> dict[str, Any]:
     """Judges a clip by its embeddings.
 
     Args:
         embeddings: unit vectors of frames 0, step, 2 step, ..., [N, D].
         step: see there.
-        threshold: frames below this similarity are noisy.
-        limit: more noisy frames than this discard the clip.
+        threshold: frames below this similarity are noisy [PV3D A.3].
+        limit: more noisy frames than this discard the clip [PV3D A.3].
 
     Returns:
         {'similarity': [one per examined frame], 'frames': [their numbers], 'noisy': [numbers of noisy ones],
-        'accepted', 'reason' ('' when accepted), 'threshold'}.
+        'threshold'}, and 'rejected': reason of a clip that is discarded.
     """
     values = similarities(embeddings)
     frames = np.arange(len(values)) * step
     noisy = frames[values < threshold].tolist()
-    reason = ''
-    if len(values) < 2:
-        reason = 'too short to be verified: fewer than two frames are examined'
-    elif len(noisy) > limit:
-        reason = (
-            f'{len(noisy)} of {len(values)} examined frames are noisy (similarity to the others below '
-            f'{threshold:g}), allowed are {limit}'
-        )
-    return {
+    result = {
         'similarity': np.nan_to_num(values).tolist(),
         'frames': frames.tolist(),
         'noisy': noisy,
-        'accepted': not reason,
-        'reason': reason,
         'threshold': threshold,
     }
+    if len(values) < 2:
+        result['rejected'] = 'too short to be verified: fewer than two frames are examined'
+    elif len(noisy) > limit:
+        result['rejected'] = (
+            f'{len(noisy)} of {len(values)} examined frames are noisy (similarity to the others below '
+            f'{threshold:g}), allowed are {limit}'
+        )
+    return result
 
 
-@dataclass(frozen=True)
-class VerifyWork:
-    """Work of the stage `verify`: embeddings/CLIP.npz -> the content of verify/CLIP.json."""
-
-    workdir: str
-    threshold: float = THRESHOLD
-    limit: int = LIMIT
-
-    def __call__(self, clip: str) -> dict[str, Any]:
-        """Judges one clip."""
-        folder = WorkFolder(self.workdir)
-        step = folder.read(f'embeddings/{clip}')['step']
-        return judge(folder.arrays('embeddings', clip)['embeddings'], step, self.threshold, self.limit)
+@Stage('verify', per='clip', needs=('embeddings',), options=('similarity', 'noisy'), version=2)
+def verify_stage(item: Item, options: Any) -> dict[str, Any]:
+    """Judges a clip; returns the content of verify/CLIP.json."""
+    step = item.work.read(f'embeddings/{item.name}')['step']
+    embeddings = item.work.arrays('embeddings', item.name)['embeddings']
+    return judge(embeddings, step, options.similarity, options.noisy)

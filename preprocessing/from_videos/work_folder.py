@@ -1,18 +1,22 @@
-"""The work folder of `from-videos`: where each stage leaves what, and how it is read.
+"""The work folder of `from-videos`: where each stage leaves what, and how it is read and written.
 
-    sources.json                        the videos, and the files that are none
+    sources.json                        the videos, and the files that are not videos
+    fetch/ID.json, sources/VIDEO.json   where a video is; what is in it; VIDEO.mp4 = a listed clip, cut out
     shots/VIDEO.json                    cuts
     tracks/VIDEO.json, VIDEO.npz        tracked faces of a video
-    align/CLIP.json, CLIP.npz, CLIP/  crops, landmarks in pixels of the crop, transforms
+    align/CLIP.json, CLIP.npz, CLIP/    crops, landmarks in pixels of the crop, transforms
     cameras/CLIP.json                   labels
     embeddings/CLIP.npz, CLIP.json      unit vectors of every second frame
     verify/CLIP.json                    similarity of frames
     identities.json, pack.json          who is kept; what the data set holds
 
-A result with the key 'rejected' and a sentence is an item that its stage could not use.
+A result whose 'rejected' is a sentence is an item that its stage could not use. JSON has sorted keys and
+rounded numbers, and .npz files have no dates: a second run gives the same bytes.
 """
 
+import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +24,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dnnlib.util import UserError, atomic_write, explain_os_error
+from dnnlib.util import UserError, atomic_write
 from dnnlib.video import natural
+
+_DIGITS = 6  # of numbers in results
+_LONGEST_NAME = 150  # bytes of the name of an item: file systems take 255 bytes with the suffixes
 
 
 class WorkFolder:
-    """Reads what the stages left in a folder.
+    """Reads and writes what the stages leave in a folder.
 
     Args:
         root: the folder; what a stage has not written yet reads as empty.
@@ -35,20 +42,38 @@ class WorkFolder:
         self.root = Path(root)
 
     def read(self, name: str) -> dict[str, Any]:
-        """Returns the object in `name`.json; {} = not there."""
+        """Returns the object in `name`.json; {} = the file is missing.
+
+        Raises:
+            UserError: if the file holds something else.
+        """
         path = self.root / f'{name}.json'
-        return read_json(path) if path.exists() else {}
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise UserError(f'{path} is not valid JSON; remove it and run its stage again')
+        return content
+
+    def write(self, name: str, value: Mapping[str, Any]) -> None:
+        """Writes `name`.json, whole or not at all; numbers are rounded."""
+        data = json.dumps(rounded(value), sort_keys=True, allow_nan=False, separators=(',', ':'))
+        with atomic_write(self.root / f'{name}.json') as file:
+            file.write(data.encode() + b'\n')
 
     def items(self, stage: str) -> list[str]:
         """Lists the items that a stage has results of, in natural order; read one as `stage`/item."""
         return sorted((path.stem for path in self.root.glob(f'{stage}/*.json')), key=natural)
 
     def frame_files(self, clip: str) -> list[Path]:
-        """Lists the aligned pictures of a clip in order of time."""
+        """Lists the aligned images of a clip in order of time."""
         return sorted((self.root / 'align' / clip).glob('*.png'), key=lambda p: natural(p.name))
 
     def frames(self, clip: str, chosen: Iterable[int] | None = None) -> np.ndarray:
-        """Decodes aligned pictures of a clip (none named = all), uint8 [N, H, W, 3].
+        """Decodes aligned images of a clip (none named = all), uint8 [N, H, W, 3].
 
         Raises:
             UserError: if one of them is missing or cannot be decoded.
@@ -58,7 +83,7 @@ class WorkFolder:
             return np.stack([_decode(files[i]) for i in (range(len(files)) if chosen is None else chosen)])
         except (OSError, IndexError, ValueError, SyntaxError) as error:
             raise UserError(
-                f'{self.root / "align" / clip}: a picture is missing or broken; remove the folder and '
+                f'{self.root / "align" / clip}: an image is missing or corrupted; remove the folder and '
                 f'align/{clip}.json and run the stage align again'
             ) from error
 
@@ -76,10 +101,18 @@ class WorkFolder:
         try:
             with np.load(path) as file:
                 return {name: file[name] for name in (file.files if names is None else names)}
-        except OSError as error:
-            raise UserError(f'cannot read {explain_os_error(error, path)}') from error
-        except Exception as error:  # a cut-off zip raises what zipfile, zlib or numpy think fit
-            raise UserError(f'{path} is broken; remove it and run the stage {stage} again') from error
+        except Exception as error:  # corrupted files make numpy raise a dozen unrelated types
+            raise UserError(
+                f'{path} cannot be read ({error}); remove it and run the stage {stage} again'
+            ) from error
+
+    def write_arrays(self, stage: str, item: str, arrays: Mapping[str, np.ndarray]) -> str:
+        """Writes `stage`/item.npz; returns its name for the "files" of the result."""
+        path = self.root / stage / f'{item}.npz'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            np.savez(file, **{name: arrays[name] for name in sorted(arrays)})
+        return f'{stage}/{item}.npz'
 
 
 def clip_names(video: str, tracks: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -95,30 +128,28 @@ def clip_names(video: str, tracks: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f'{video}-{first:06d}{number}' for first, number in zip(firsts, numbers, strict=True)]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        UserError: if it cannot be read or is something else.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f'cannot read {explain_os_error(error, path)}') from error
-    except ValueError as error:
-        raise UserError(f'{path} is not valid JSON ({error}); remove it and run its stage again') from error
-    if not isinstance(content, dict):
-        raise UserError(f'{path} is no JSON object; remove it and run its stage again')
-    return content
+def item_name(path: str) -> str:
+    """Turns a path into the name of an item: one file name, not too long."""
+    name = path.replace('/', '__').replace('\\', '__')
+    if len(name.encode()) > _LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        name = name.encode()[: _LONGEST_NAME - 17].decode(errors='ignore') + '-' + digest
+    return name
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a .npz without dates: the same arrays give the same bytes; its folder is made when missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        np.savez(file, **{name: arrays[name] for name in sorted(arrays)})
+def rounded(value: Any) -> Any:
+    """Rounds all numbers to 6 digits after the point, in lists and objects of any depth; -0 becomes 0."""
+    if isinstance(value, Mapping):
+        return {str(k): rounded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(v) for v in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f'{value} in the result of a stage')
+        return round(value, _DIGITS) + 0.0
+    return value
 
 
 def _decode(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert('RGB'))
+    with Image.open(path) as image:
+        return np.asarray(image.convert('RGB'))

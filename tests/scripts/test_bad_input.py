@@ -60,10 +60,10 @@ BAD_TABLES = {  # change of dataset.json -> what is named
     'clip of one frame': (drop_frames, '000002: has one frame'),
     'another size': (lambda t: t.update(resolution=64), 'holds 64x64'),
     'another format': (lambda t: t.update(format='video'), '"pv3d-dataset"'),
-    'size is no number': (lambda t: t.update(resolution=True), 'resolution=True in dataset.json'),
-    'rate is text': (lambda t: t.update(fps='25'), "fps='25' in dataset.json"),
-    'rate is 0': (lambda t: t.update(fps=0), 'fps=0 in dataset.json'),
-    'rate is nan': (lambda t: t.update(fps=float('nan')), 'fps=nan in dataset.json'),
+    'size is no number': (lambda t: t.update(resolution=True), 'resolution=True'),
+    'rate is text': (lambda t: t.update(fps='25'), "fps='25'"),
+    'rate is 0': (lambda t: t.update(fps=0), 'fps=0'),
+    'rate is nan': (lambda t: t.update(fps=float('nan')), 'fps=nan'),
     'newer version': (lambda t: t.update(version=9), 'version 9'),
 }
 

@@ -20,7 +20,7 @@ from preprocessing.dataset_files import sheets
 from preprocessing.dataset_files.check import camera_problems, check_dataset
 from support.paths import ROOT
 from support.small_data import CLIPS, FRAMES, SIZE, write_zip
-from support.videos import pictures as images
+from support.videos import ramps as images
 from support.videos import write_video
 from training.camera import orbit_label
 from training.data.archive import parallel
@@ -139,8 +139,8 @@ def bad_source(tmp_path):
 REASONS = [
     'few: 3 frames but 4 labels',
     'wide: is 16x8, not square',
-    'numbers: the label of frame 0 is 24 numbers instead of 25',
-    'nan: the label of frame 2 is not finite',
+    'numbers: the label of frame 0 is not a list of 25 finite numbers',
+    'nan: the label of frame 2 is not a list of 25 finite numbers',
     'single: a clip needs at least two frames, this has 1',
     'torn: f1.png cannot be decoded',
     'cut.mp4: the video cannot be decoded',
@@ -209,7 +209,7 @@ def test_released_layout(tmp_path):
     (root / 'voxceleb.list').write_text('id3/gone.mp4\n')
     assert 'none of them has' in pack(root, tmp_path / 'y.zip', '--layout', 'released')[1]
     (root / 'voxceleb.list').write_bytes(b'\xff\xfe\x00')
-    assert 'voxceleb.list is not a text file' in pack(root, tmp_path / 'y.zip', '--layout', 'released')[1]
+    assert 'is not a text file' in pack(root, tmp_path / 'y.zip', '--layout', 'released')[1]
     os.remove(root / 'voxceleb.list')
     assert 'voxceleb.list: no such' in pack(root, tmp_path / 'y.zip', '--layout', 'released')[1]
 

@@ -1,11 +1,16 @@
 """Stand-ins for the face parts of the pipeline, and what a run left."""
 
 import hashlib
+import os
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
-from preprocessing.from_videos import align, cameras, identities, stage_work, tracks
+from dnnlib.video import video_frames
+from preprocessing.from_videos import align, deep3d, identities, report, tracks
 from preprocessing.from_videos.cameras import Cameras
 from preprocessing.from_videos.pipeline import Options
 from training.camera import orbit_label
@@ -14,7 +19,7 @@ from training.camera import orbit_label
 def faces_of_ramps(path, shots, mesh, options):
     """Stands in for tracks: a face per shot, at a place that depends on the video; plain green has none."""
     del mesh
-    frames = [frame for frame, _ in stage_work.video_frames(path)]
+    frames = [frame for frame, _ in video_frames(path)]
     arrays, kept, rejected = {}, [], []
     for shot, (first, end) in enumerate(shots):
         if frames[first][..., 0].max() < 60:
@@ -36,38 +41,40 @@ def orbit_cameras(landmarks, size, sigma):
     return Cameras(labels, labels, 1.0)
 
 
-class FakeEmbedWork:
-    """Stands in for embeddings: the mean colour of the first picture says who it is."""
-
-    def __init__(self, workdir, recognizer):
-        self.workdir, self.recognizer = workdir, recognizer
-
-    def __call__(self, clip):
-        work = identities.WorkFolder(self.workdir)
-        mean = work.frames(clip, [0]).mean(axis=(0, 1, 2)) - 100.0
-        count = len(work.frame_files(clip))
-        vectors = np.tile(mean / np.linalg.norm(mean), (count, 1)).astype(np.float32)
-        identities.write_arrays(Path(self.workdir, 'embeddings', f'{clip}.npz'), {'embeddings': vectors})
-        return {'files': [f'embeddings/{clip}.npz'], 'frames': list(range(count)), 'network': 'x', 'step': 1}
-
-
-class FakeRecognizer:
-    def __init__(self, name, files):
-        del name, files
-
-    def load(self):
-        pass
+def mean_colours(frames, points, network):
+    """Stands in for embeddings: the mean colour of an image says who it is."""
+    del points, network
+    assert torch.get_num_threads() == 1
+    means = frames.mean(axis=(1, 2)) - 100.0
+    return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
 
 
 def replace(patch):
     patch.setattr(tracks, 'track_video', faces_of_ramps)
-    patch.setattr(stage_work, 'face_mesh', lambda: None)
+    patch.setattr(tracks, 'FaceMesh', lambda: None)
     patch.setattr(
         align, 'crop_transforms', lambda points, size, sigma: np.tile(np.eye(3)[:2], (len(points), 1, 1))
     )
-    patch.setattr(cameras, 'estimate_cameras', orbit_cameras)
-    patch.setattr(identities, 'EmbedWork', FakeEmbedWork)
-    patch.setattr(identities, 'Recognizer', FakeRecognizer)
+    patch.setattr(deep3d, 'estimate_cameras', orbit_cameras)
+    patch.setattr(identities, 'load_recognizer', lambda name, file: None)
+    patch.setattr(identities, 'embed_faces', mean_colours)
+    patch.setattr(report, 'draw_histograms', lambda charts: '')  # takes seconds
+
+
+def work_slowly(address, folder):
+    """Runs a Dask worker with the stand-ins; a file NUMBER.pid says that this process crops a clip."""
+    from distributed.cli.dask_worker import main
+
+    replace(pytest.MonkeyPatch())
+    transforms = align.crop_transforms
+
+    def slowly(points, size, sigma):
+        Path(folder, f'{os.getpid()}.pid').touch()
+        time.sleep(1)
+        return transforms(points, size, sigma)
+
+    align.crop_transforms = slowly
+    main([address, '--no-nanny', '--nthreads', '1', '--no-dashboard', '--death-timeout', '60'])
 
 
 def options(videos, tmp_path, **change):

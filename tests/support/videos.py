@@ -4,8 +4,8 @@ import imageio_ffmpeg
 import numpy as np
 
 
-def pictures(n, size=64, start=0):
-    """Smooth pictures that differ from frame to frame, uint8 [n, size, size, 3]."""
+def ramps(n, size=64, start=0):
+    """Smooth images that differ from frame to frame, uint8 [n, size, size, 3]."""
     y, x = np.mgrid[:size, :size] / size
     frames = [np.stack([x, y, np.full_like(x, (start + i) / 40)], axis=2) for i in range(n)]
     return (np.array(frames) * 255).astype(np.uint8)

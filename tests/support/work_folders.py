@@ -52,7 +52,8 @@ def add_verdict(root, clip, similarity, reason=''):
     frames = [2 * i for i in range(len(similarity))]
     noisy = [f for f, s in zip(frames, similarity, strict=True) if s < 0.5]
     verdict = {'similarity': similarity, 'frames': frames, 'noisy': noisy, 'threshold': 0.5}
-    write_json(root / 'verify' / f'{clip}.json', {**verdict, 'accepted': not reason, 'reason': reason})
+    rejected = {'rejected': reason} if reason else {}
+    write_json(root / 'verify' / f'{clip}.json', verdict | rejected)
 
 
 def make(root: Path):

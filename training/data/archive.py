@@ -13,9 +13,8 @@ import signal
 import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextvars import ContextVar
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -23,42 +22,59 @@ from dnnlib.util import UserError
 
 A, B = TypeVar('A'), TypeVar('B')
 
-_function: ContextVar[Callable[[Any], Any]] = ContextVar('function')  # of a worker process
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever it is made
 
 
 def parallel(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
-    """Maps in processes, keeps the order, and has at most two items per worker under way (bounded memory).
+    """Maps in processes and keeps the order; see `in_order` and `worker_pool`."""
+    with worker_pool(workers) as pool:
+        yield from in_order(pool, function, items, 2 * workers)
 
-    After an error or an interrupt, or when the iterator is closed, what is under way is given up.
+
+def in_order(
+    executor: Executor | None, function: Callable[[A], B], items: Iterable[A], limit: int
+) -> Iterator[B]:
+    """Maps in an executor, keeps the order, and has at most `limit` items under way (bounded memory).
 
     Args:
-        function: what is done; it is sent to each process once, so it may hold a table of all items.
+        executor: where the work is done; none = in this process, one item at a time.
+        function: sent with each item, so it should be small.
         items: each is made when its turn comes.
-        workers: processes; 1 works in this one.
+        limit: a few for each worker.
+    """
+    if executor is None:
+        yield from map(function, items)
+        return
+    pending: collections.deque[Future[B]] = collections.deque()
+    for item in items:
+        pending.append(executor.submit(function, item))
+        if len(pending) >= limit:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+@contextlib.contextmanager
+def worker_pool(workers: int) -> Iterator[Executor | None]:
+    """Opens a pool of processes; none for one worker, which is this process.
+
+    After an error or an interrupt in the block what is under way is given up.
 
     Raises:
         UserError: if a process dies.
     """
     if workers <= 1:
-        yield from map(function, items)
+        yield None
         return
     context = multiprocessing.get_context('spawn')  # forking a process that has threads is not safe
     reader, writer = context.Pipe(duplex=False)  # nothing is sent: workers see when our end is closed
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (reader, function))
-    pending: collections.deque[Any] = collections.deque()
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (reader,))
     try:
-        for item in items:
-            pending.append(pool.submit(_call, item))
-            if len(pending) >= 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        yield pool
     except BaseException as error:
         writer.close()  # a worker may be in the middle of an hour's work
         if isinstance(error, BrokenProcessPool):
-            told = 'a worker process died, perhaps for want of memory; try fewer --workers'
-            raise UserError(told) from error
+            raise UserError('a worker process died, maybe out of memory; use fewer --workers') from error
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -79,12 +95,7 @@ def write_entry(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(entry, data)
 
 
-def _call(item: Any) -> Any:
-    return _function.get()(item)
-
-
-def _start_worker(parent: Connection, function: Callable[[Any], Any]) -> None:
-    _function.set(function)
+def _start_worker(parent: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

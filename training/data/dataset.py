@@ -1,9 +1,9 @@
 """Clips with camera labels: reading, drawing pairs of frames and cameras, and the order of training.
 
-A data set is a zip or a folder with `dataset.json` and one folder of pictures per clip; `dataset_tool.py`
-makes them. Nothing here keeps a random state: every draw is a pure function of a seed and a position, so that
-a run stopped at any clip goes on as if it had not been. Times are in units of a span: frame i of a window has
-t = i / (span - 1). Frames stay uint8 until they reach the device. Source: sampling of PV3D as released.
+A data set is a zip or a folder with `dataset.json` and one folder of images per clip; `dataset_tool.py` makes
+them. Nothing here keeps a random state: every draw is a pure function of a seed and a position, so that a run
+that was stopped at any clip continues as if it had not been. Times are in units of a span: frame i of a
+window has t = i / (span - 1). Frames stay uint8 until they reach the device. Source: PV3D as released.
 """
 
 import dataclasses
@@ -23,12 +23,11 @@ from torch import Tensor
 from dnnlib.config import BaseConfig, Configurable
 from dnnlib.util import ConfigError, DataError
 from training.camera import mirror_label
-from training.data.files import FileStore, read_index
+from training.data.files import IMAGE_FORMATS, FileStore, decode_image, read_index
 
-_MAX_BAD = 0.01  # share of unreadable clips that training puts up with
+_MAX_BAD = 0.01  # fraction of unreadable clips that training accepts
 _MAX_REPLACED = 8  # unreadable clips in a row after which training gives up
 _ORDER, _PAIR = 0, 1  # first word of the seeds, keeps the streams apart
-_PICTURES = ('PNG', 'JPEG', 'WEBP')  # what Pillow may take a file for
 _log = logging.getLogger(__name__)
 
 
@@ -84,10 +83,10 @@ def sample_times(rng: np.random.Generator, n: int, span: int, distinct: bool, la
 
 
 class VideoDataset(torch.utils.data.Dataset, Configurable):
-    """Clips of a zip or folder. Safe to pickle and to fork; pictures are read when asked for.
+    """Clips of a zip or folder. Safe to pickle and to fork; images are read when asked for.
 
     Raises:
-        DataError: when the data cannot be used as they are; names what is wrong and what to do.
+        DataError: if the data cannot be used; the message names what is wrong and what to do.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,7 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
         span: int = 16  # frames in which a pair is drawn; t = 1 at the last of them [PV3D 3]
         frames: Literal['pair', 'clip'] = 'pair'  # of a draw: two [PV3D 3], or all of a span
         distinct: bool = True  # draw again until the two frames differ [ours; released: false]
-        mirror: bool = True  # mirror real clips (picture and camera) with probability 1/2 [PV3D 3]
+        mirror: bool = True  # mirror real clips (image and camera) with probability 1/2 [PV3D 3]
         mirror_fakes: bool = True  # mirror cameras for fakes likewise [ours; released: false]
         max_clips: int | None = None  # use only the first clips; none = all
 
@@ -114,8 +113,10 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
         index = read_index(config.path)
         if index.problems:
             named = [f'{name or "(no clip)"}: {what}' for name, what in list(index.problems.items())[:5]]
-            more = f', and {len(index.problems) - 5} more' if len(index.problems) > 5 else ''
-            raise DataError(f'{config.path}: {"; ".join(named)}{more}; `dataset_tool.py check` lists all')
+            count = len(index.problems)
+            raise DataError(
+                f'{config.path}: {"; ".join(named)} ({count} bad clips); `dataset_tool.py check` lists all'
+            )
         self.names = index.clips[: config.max_clips]
         self.fps = index.fps
         self._starts = index.starts[: len(self.names) + 1]
@@ -125,22 +126,21 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
         self._check_resolution()
 
     def _check_resolution(self) -> None:
-        config = self.config
-        if config.resolution not in (None, self.resolution):
+        config, known = self.config, self.resolution
+        if config.resolution not in (None, known):
             raise DataError(
-                f'{config.path} holds {self.resolution}x{self.resolution} pictures but '
-                f'resolution={config.resolution} is asked for; choose another --cfg, or make the set again '
-                f'with --resolution {config.resolution}'
+                f'{config.path} holds {known}x{known} images, not {config.resolution}x{config.resolution}; '
+                f'choose another --cfg, or make the set again with --resolution {config.resolution}'
             )
         try:
-            with Image.open(io.BytesIO(self._files.read(0)), formats=_PICTURES) as image:
+            with Image.open(io.BytesIO(self._files.read(0)), formats=IMAGE_FORMATS) as image:
                 size = image.size
-        except Exception:  # as in decode_picture
-            return  # one unreadable picture is for the tolerance of training to judge
-        if size != (self.resolution, self.resolution):
+        except Exception:  # as in decode_image: training accepts a few unreadable images
+            return
+        if size != (known, known):
             raise DataError(
                 f'{config.path}: {self._files.name(0)} is {size[0]}x{size[1]} but dataset.json says '
-                f'{self.resolution}x{self.resolution}; make the set again with dataset_tool.py pack'
+                f'{known}x{known}; make the set again with dataset_tool.py pack'
             )
 
     def __len__(self) -> int:
@@ -171,7 +171,7 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
         """Decodes the given frames of a clip, uint8 [len(frames), 3, R, R].
 
         Raises:
-            DataError: when a frame is missing, broken or of another size.
+            DataError: if a frame is missing, corrupted or of another size.
         """
         start, count = self._range(clip)
         if not all(0 <= i < count for i in frames):
@@ -185,7 +185,7 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
         window: indices are spread over its frames, but t is still in units of the span.
 
         Raises:
-            DataError: when a frame is missing, broken or of another size.
+            DataError: if a frame is missing, corrupted or of another size.
         """
         key = (seed,) if isinstance(seed, int) else tuple(seed)
         where, t, mirrored = self._draw(
@@ -238,26 +238,8 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
         return int(self._starts[index]), int(self._starts[index + 1] - self._starts[index])
 
     def _decode(self, row: int) -> Tensor:
-        picture = decode_picture(self._files.read(row), self._files.name(row), self.resolution)
-        return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
-
-
-def decode_picture(data: bytes, name: str, resolution: int) -> np.ndarray:
-    """Decodes a picture to uint8 [R, R, 3].
-
-    Raises:
-        DataError: when it cannot be decoded or is not `resolution` pixels wide and high.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=_PICTURES) as image:
-            width, height = image.size
-            fits = width == height == resolution
-            picture = np.array(image.convert('RGB')) if fits else None  # a bomb is not unpacked
-    except Exception as error:  # broken files make Pillow raise a dozen unrelated types
-        raise DataError(f'{name} cannot be decoded ({type(error).__name__})') from error
-    if picture is None:
-        raise DataError(f'{name} is {width}x{height} instead of {resolution}x{resolution}')
-    return picture
+        image = decode_image(self._files.read(row), self._files.name(row), self.resolution)
+        return torch.from_numpy(image).permute(2, 0, 1).contiguous()
 
 
 def clip_order(seed: int, start: int, num_clips: int) -> Iterator[tuple[int, int]]:
@@ -280,7 +262,7 @@ def batches(
     world_size: int = 1,
     num_workers: int = 0,
 ) -> Iterator[Draw]:
-    """Yields batches of pairs for ever, each of which is a pure function of (seed, clips seen).
+    """Yields batches of pairs forever, each of which is a pure function of (seed, clips seen).
 
     All ranks together see the clips k = start, start + 1, ... in the order of `clip_order`; of every `batch`
     of them rank r gets the r-th of world_size equal parts. Neither world_size nor num_workers changes pairs.
@@ -295,8 +277,8 @@ def batches(
         num_workers: processes that decode ahead of time; 0 decodes in this one.
 
     Raises:
-        ValueError: when batch does not divide.
-        DataError: when more than 1 % of the clips, and more than one, cannot be read. Such a clip is named in
+        ValueError: if batch does not divide.
+        DataError: if more than 1 % of the clips, and more than one, cannot be read. Such a clip is named in
             the log once and replaced by the next one.
     """
     if batch < 1 or batch % world_size:
@@ -320,7 +302,7 @@ def _watch(loader: Iterator[tuple[Draw | None, dict[str, str]]], dataset: VideoD
     for pair, bad in loader:
         for name, reason in bad.items():
             if name not in known:
-                _log.warning('clip %s is left out, another takes its place: %s', name, reason)
+                _log.warning('clip %s is skipped, another takes its place: %s', name, reason)
         known.update(bad)
         if pair is None or len(known) > max(1, _MAX_BAD * len(dataset)):
             named = ', '.join(list(known)[:5]) + (', ...' if len(known) > 5 else '')
@@ -367,10 +349,10 @@ def _collate(items: list[tuple[Draw | None, dict[str, str]]]) -> tuple[Draw | No
 
 
 def _start_worker(worker: int) -> None:
-    """Keeps signals from a worker that are meant for the trainer, which finishes its step with it.
+    """Keeps from a worker the signals that are for the trainer, which needs it to finish its step.
 
-    Ctrl-C reaches a process group, so the worker leaves it. Schedulers send SIGTERM to every process of a
-    job: the worker obeys only that of its own trainer.
+    Ctrl-C reaches a process group, so the worker leaves the group. Schedulers send SIGTERM to every process
+    of a job: the worker obeys only a SIGTERM of its own trainer.
     """
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -383,4 +365,4 @@ def _obey(trainer: int) -> None:
     """Ends this process when process `trainer` sends SIGTERM."""
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != trainer:
         pass
-    os._exit(0)  # another code would be taken for a failure by torch
+    os._exit(0)  # torch would report another code as a failure

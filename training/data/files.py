@@ -1,11 +1,12 @@
-"""The files of a data set: its table of frames (`dataset.json`) and the bytes of its pictures.
+"""The files of a data set: its table of frames (`dataset.json`) and the bytes of its images.
 
-The pictures of a zip are read by position from one plain file, so that a process needs neither the zip's
+The images of a zip are read by position from one plain file, so that a process needs neither the zip's
 directory nor a handle of its own: reading is safe after a fork, cheap to pickle, and a frame costs 70 bytes.
-Nothing is unpacked beyond the limits below, whatever a file says of itself.
+Nothing is unpacked beyond the limits below, whatever a file states about itself.
 """
 
 import dataclasses
+import io
 import json
 import os
 import struct
@@ -16,21 +17,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
+from dnnlib.scene import LABEL_DIM
 from dnnlib.util import DataError
-from training.camera import LABEL_DIM
 
 FORMAT, VERSION = 'pv3d-dataset', 1
+IMAGE_FORMATS = ('PNG', 'JPEG', 'WEBP')  # what Pillow may take a file for
 _DEFAULT_FPS = 25.0
 _MAX_FPS = 1000  # no camera of talking heads is faster
 _MAX_INT = 2**63  # longer integers do not fit into a float
 _MAX_TABLE = 1 << 30  # bytes of dataset.json, about two million frames
 _MAX_RATIO = 250  # of dataset.json to its deflated size; equal labels in all frames come to half of it
-_MAX_PICTURE = 1 << 26  # bytes of the file of a picture; a PNG of 4096x4096 needs fewer
+_MAX_IMAGE = 1 << 26  # bytes of the file of an image; a PNG of 4096x4096 needs fewer
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what is read of a zip
-_LOCAL_HEADER = struct.Struct(
-    '<4s22xHH'
-)  # zip local file header: signature, ..., length of the name, of the extra field
+_LOCAL_HEADER = struct.Struct('<4s22xHH')  # zip local file header: signature, ..., lengths of name and extra
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,8 @@ class FrameIndex:
     fps: float  # frames per second
     clips: list[str]  # [N]
     starts: np.ndarray  # int64 [N + 1]
-    files: np.ndarray  # names of the pictures, utf-8 bytes [F]
-    cameras: np.ndarray  # labels, float32 [F, 25]; nan where the label is no good
+    files: np.ndarray  # names of the images, utf-8 bytes [F]
+    cameras: np.ndarray  # labels, float32 [F, 25]; nan where the label is invalid
     problems: dict[str, str]  # clip -> what is wrong with its labels or their number
 
 
@@ -50,21 +51,17 @@ def read_index(path: str) -> FrameIndex:
     """Reads `dataset.json` of a zip or folder.
 
     Raises:
-        DataError: when there is none, or none of this format. What is wrong with clips is in `problems`.
+        DataError: if it is missing or not of this format. What is wrong with clips is in `problems`.
     """
-    table = _parse_json(path, _read_json(path))
-    labels = table.get('labels')
-    if not isinstance(labels, list) or not labels:
-        raise DataError(
-            f'{path}: dataset.json has no labels; every frame needs a camera, see dataset_tool.py pack'
-        )
-    if not all(isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) for row in labels):
-        raise DataError(
-            f'{path}: labels of dataset.json must be a list of [file name, [{LABEL_DIM} numbers]]'
-        )
-    rows = sorted((*row[0].rpartition('/')[::2], row[1]) for row in labels) if _unique(labels) else None
-    if rows is None:
-        raise DataError(f'{path}: dataset.json names a frame twice')
+    try:
+        table = json.loads(_read_table(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f'{path}: dataset.json is not valid JSON ({error})') from error
+    if problem := _table_problem(table):
+        raise DataError(f'{path}: dataset.json {problem}')
+    # JSON can hold half a character (a lone surrogate), which no file name is and no terminal prints
+    labels = [(name.encode(errors='replace').decode(), label) for name, label in table['labels']]
+    rows = sorted((*name.rpartition('/')[::2], label) for name, label in labels)
     cameras, bad = _parse_cameras([row[2] for row in rows])
     folders = [row[0] for row in rows]
     starts = [i for i in range(len(rows)) if i == 0 or folders[i] != folders[i - 1]] + [len(rows)]
@@ -75,13 +72,12 @@ def read_index(path: str) -> FrameIndex:
             problems[clip] = f'{rows[start][1]} is in no folder, but a clip is a folder of frames'
         elif end - start < 2:
             problems[clip] = 'has one frame, but a clip needs at least two'
-    names = [f'{folder}/{name}' if folder else name for folder, name, _ in rows]
     return FrameIndex(
         resolution=table['resolution'],
         fps=float(table.get('fps', _DEFAULT_FPS)),
         clips=clips,
         starts=np.array(starts, dtype=np.int64),
-        files=np.array([name.encode(errors='replace') for name in names]),
+        files=np.array([f'{folder}/{name}'.removeprefix('/').encode() for folder, name, _ in rows]),
         cameras=cameras,
         problems=problems,
     )
@@ -113,22 +109,19 @@ class FileStore:
         """Reads file i; of a zip its checksum is compared.
 
         Raises:
-            DataError: when the file is missing or broken.
+            DataError: if the file is missing or corrupted.
         """
         name = self.name(i)
         try:
             if self._entries is None:
-                return self._read_file(name)
+                with open(os.path.join(self._path, name), 'rb') as file:
+                    data = file.read(_MAX_IMAGE + 1)
+                _check_size(name, len(data))
+                return data
             return self._read_entry(name, *self._entries[i].tolist())
         except (OSError, OverflowError, struct.error, zlib.error) as error:
-            reason = getattr(error, 'strerror', None) or 'it is broken'
+            reason = getattr(error, 'strerror', None) or 'it is corrupted'
             raise DataError(f'{name} cannot be read: {reason}') from error
-
-    def _read_file(self, name: str) -> bytes:
-        with open(os.path.join(self._path, name), 'rb') as file:
-            data = file.read(_MAX_PICTURE + 1)
-        _check_size(name, len(data))
-        return data
 
     def _read_entry(self, name: str, offset: int, stored: int, size: int, crc: int, method: int) -> bytes:
         if offset < 0:
@@ -141,16 +134,34 @@ class FileStore:
         signature, *skip = _LOCAL_HEADER.unpack(os.pread(file.fileno(), _LOCAL_HEADER.size, offset))
         data = os.pread(file.fileno(), stored, offset + _LOCAL_HEADER.size + sum(skip))
         if method == zipfile.ZIP_DEFLATED:
-            # no further than it should be: it may hold more than it says
+            # no further than it should be: it may hold more than it states
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
         if signature != b'PK\3\4' or zlib.crc32(data) != crc:
-            raise DataError(f'{name} is damaged: its bytes do not match the checksum of the zip')
+            raise DataError(f'{name} is corrupted: its bytes do not match the checksum of the zip')
         return data
 
 
+def decode_image(data: bytes, name: str, resolution: int) -> np.ndarray:
+    """Decodes an image to uint8 [R, R, 3].
+
+    Raises:
+        DataError: if it cannot be decoded or is not `resolution` pixels wide and high.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+            fits = width == height == resolution
+            pixels = np.array(image.convert('RGB')) if fits else None  # a bomb is not unpacked
+    except Exception as error:  # corrupted files make Pillow raise a dozen unrelated types
+        raise DataError(f'{name} cannot be decoded ({type(error).__name__})') from error
+    if pixels is None:
+        raise DataError(f'{name} is {width}x{height} instead of {resolution}x{resolution}')
+    return pixels
+
+
 def _check_size(name: str, size: int) -> None:
-    if size > _MAX_PICTURE:
-        raise DataError(f'{name} is larger than {_MAX_PICTURE >> 20} MiB; no picture of a data set is')
+    if size > _MAX_IMAGE:
+        raise DataError(f'{name} is larger than {_MAX_IMAGE >> 20} MiB; no image of a data set is')
 
 
 def _locate(path: str, names: np.ndarray) -> np.ndarray:
@@ -166,26 +177,21 @@ def _locate(path: str, names: np.ndarray) -> np.ndarray:
     return entries
 
 
-def _read_json(path: str) -> bytes:
-    if not os.path.exists(path):
-        raise DataError(
-            f'{path}: no such file or folder; make a data set with dataset_tool.py (synth, from-videos, pack)'
-        )
-    missing = f'{path} holds no dataset.json; make a data set with dataset_tool.py (synth, from-videos, pack)'
+def _read_table(path: str) -> bytes:
+    advice = 'make a data set with dataset_tool.py (synth, from-videos, pack)'
     try:
         if os.path.isdir(path):
             return Path(path, 'dataset.json').read_bytes()
         with zipfile.ZipFile(path) as archive:
             return _unpack_table(path, archive)
     except (FileNotFoundError, KeyError) as error:
-        raise DataError(missing) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: it is encrypted
-        what = (
-            'is empty'
-            if os.path.getsize(path) == 0
-            else 'is not a zip, or a zip that was cut short or damaged'
-        )
-        raise DataError(f'{path} {what}; copy it again or make it with dataset_tool.py') from error
+        what = 'holds no dataset.json' if os.path.exists(path) else 'no such file or folder'
+        raise DataError(f'{path}: {what}; {advice}') from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, UnicodeDecodeError) as error:
+        # RuntimeError: it is encrypted; UnicodeDecodeError: so are the names of its files
+        empty = os.path.getsize(path) == 0
+        what = 'is empty' if empty else 'is not a zip, or a zip that was cut short or corrupted'
+        raise DataError(f'{path} {what}; copy it again or {advice}') from error
     except OSError as error:
         raise DataError(f'{path} cannot be read: {error.strerror}') from error
 
@@ -196,40 +202,34 @@ def _unpack_table(path: str, archive: zipfile.ZipFile) -> bytes:
     if info.compress_type not in _METHODS or info.file_size > limit:
         raise DataError(
             f'{path}: dataset.json is not unpacked ({info.compress_size} bytes become {info.file_size}); it '
-            f'must be stored or deflated, at most {_MAX_RATIO} times, and have {_MAX_TABLE >> 30} GiB at most'
+            f'must be stored or deflated, at most {_MAX_RATIO} times, and have at most {_MAX_TABLE >> 30} GiB'
         )
     with archive.open(info) as file:
-        return file.read(info.file_size)  # not read(): that unpacks more if there is more than it says
+        return file.read(info.file_size)  # not read(): that unpacks more if there is more than it states
 
 
-def _parse_json(path: str, text: bytes) -> dict[str, Any]:
-    try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f'{path}: dataset.json is not valid JSON ({error})') from error
+def _table_problem(table: Any) -> str | None:
+    """Returns what is wrong with the content of dataset.json as a whole, if anything."""
     if not isinstance(table, dict) or table.get('format') != FORMAT:
-        raise DataError(
-            f'{path}: dataset.json is not of the format "{FORMAT}"; make the set with dataset_tool.py pack'
-        )
+        return f'is not of the format "{FORMAT}"; make the set with dataset_tool.py pack'
     if table.get('version') != VERSION:
-        raise DataError(
-            f'{path}: version {table.get("version")} of the format is not {VERSION}; update the code'
-        )
-    resolution = table.get('resolution')
+        return f'has version {table.get("version")} of the format, not {VERSION}; update the code'
+    resolution, fps, labels = table.get('resolution'), table.get('fps', _DEFAULT_FPS), table.get('labels')
     if type(resolution) is not int or resolution < 1:
-        raise DataError(f'{path}: resolution={resolution!r} in dataset.json must be a whole number of pixels')
-    fps = table.get('fps', _DEFAULT_FPS)
+        return f'has resolution={resolution!r}, which must be a whole number of pixels'
     if type(fps) not in (int, float) or not 0 < fps <= _MAX_FPS:
-        raise DataError(f'{path}: fps={fps!r} in dataset.json must be a number up to {_MAX_FPS}')
-    return table
-
-
-def _unique(labels: list[Any]) -> bool:
-    return len({row[0] for row in labels}) == len(labels)
+        return f'has fps={fps!r}, which must be a number up to {_MAX_FPS}'
+    if not isinstance(labels, list) or not labels:
+        return 'has no labels; every frame needs a camera, see dataset_tool.py pack'
+    if not all(isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) for row in labels):
+        return f'has labels that are not a list of [file name, [{LABEL_DIM} numbers]]'
+    if len({row[0] for row in labels}) < len(labels):
+        return 'names a frame twice'
+    return None
 
 
 def _parse_cameras(labels: list[Any]) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """Turns labels into float32 [F, 25] (nan where no good) and a list of (row, what is wrong)."""
+    """Turns labels into float32 [F, 25] (nan where invalid) and a list of (row, what is wrong)."""
     bad = []
     try:
         cameras = np.asarray(labels, dtype=np.float32)

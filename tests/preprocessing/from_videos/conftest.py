@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from support.pipelines import replace
-from support.videos import pictures, write_video
+from support.videos import ramps, write_video
 
 
 @pytest.fixture
@@ -16,8 +16,8 @@ def fakes(monkeypatch):
 def videos(tmp_path_factory):
     """Two people, the second in two videos, one with a cut; a landscape, an empty file, a text."""
     root = tmp_path_factory.mktemp('videos')
-    red = pictures(18)
-    blue = 255 - pictures(20)[:, :, ::-1]
+    red = ramps(18)
+    blue = 255 - ramps(20)[:, :, ::-1]
     green = np.zeros((20, 64, 64, 3), np.uint8)
     green[..., 1] = np.arange(64) * 3
     write_video(root / 'a' / 'red.mp4', red)

@@ -11,7 +11,7 @@ from PIL import Image
 from dnnlib.util import UserError, file_sha256
 from preprocessing.dataset_files.pack import FORMATS, PackOptions
 from preprocessing.from_videos.assemble import assemble
-from preprocessing.from_videos.work_folder import WorkFolder, clip_names, write_arrays
+from preprocessing.from_videos.work_folder import WorkFolder, clip_names
 from support.work_folders import EVIL, SIZE, add_verdict, add_video, make, write_json
 from training.data.dataset import VideoDataset
 
@@ -23,7 +23,8 @@ def work(tmp_path):
 
 
 def pack(folder, dest='d.zip', size=SIZE, fmt='png', min_frames=16, **more):
-    return assemble(str(folder / 'w'), str(folder / dest), PackOptions(size, fmt), min_frames, **more)
+    work = WorkFolder(folder / 'w')
+    return assemble(work, str(folder / dest), PackOptions(size, fmt), min_frames, **more)
 
 
 def table(folder, name='d.zip'):
@@ -81,18 +82,17 @@ def test_crops_of_the_right_size_are_copied(work):
     folder, clips = work
     files = sorted((folder / 'w' / 'align' / sorted(clips)[1]).iterdir())
     Image.effect_noise((SIZE, SIZE), 50).convert('RGB').save(files[2], compress_level=0)
-    Image.effect_noise((SIZE, SIZE), 50).save(
-        files[3], compress_level=0
-    )  # grey, which a data set must not be
+    grey = Image.effect_noise((SIZE, SIZE), 50)  # which a data set must not hold
+    grey.save(files[3], compress_level=0)
     assert pack(folder)['problems'] == {}
     with zipfile.ZipFile(folder / 'd.zip') as archive:
         packed = [archive.read(f'000001/{i:05d}.png') for i in range(16)]
     assert [data == file.read_bytes() for data, file in zip(packed, files, strict=True)] == [
         i != 3 for i in range(16)
     ]
-    with Image.open(io.BytesIO(packed[3])) as ours, Image.open(files[3]) as grey:
-        assert ours.mode == 'RGB'
-        np.testing.assert_array_equal(ours, grey.convert('RGB'))
+    ours = Image.open(io.BytesIO(packed[3]))
+    assert ours.mode == 'RGB'
+    np.testing.assert_array_equal(ours, grey.convert('RGB'))
 
 
 def test_crops_are_changed_where_the_data_set_wants_others(work):
@@ -105,17 +105,17 @@ def test_crops_are_changed_where_the_data_set_wants_others(work):
         np.testing.assert_array_equal(packed, ours.resize((16, 16)))
 
 
-@pytest.mark.parametrize('spoil', [lambda d: d[:-20], lambda d: d[:45] + b'??' + d[47:], lambda d: b'none'])
-def test_spoilt_crops_are_not_copied(work, spoil):
+@pytest.mark.parametrize('corrupt', [lambda d: d[:-20], lambda d: d[:45] + b'??' + d[47:], lambda d: b'none'])
+def test_corrupted_crops_are_not_copied(work, corrupt):
     folder, clips = work
     crop = folder / 'w' / 'align' / clips[0] / '00003.png'
-    crop.write_bytes(spoil(crop.read_bytes()))
+    crop.write_bytes(corrupt(crop.read_bytes()))
     result = pack(folder)
     assert list(result['rejected']) == [clips[0]]
     assert result['rejected'][clips[0]].startswith('00003.png cannot be decoded')
 
 
-def test_short_and_broken_clips_are_left_out_with_a_reason(work):
+def test_short_and_corrupted_clips_are_left_out_with_a_reason(work):
     folder, clips = work
     root = folder / 'w'
     short = add_video(root, 'short', frames=15)
@@ -133,7 +133,7 @@ def test_short_and_broken_clips_are_left_out_with_a_reason(work):
     assert short in pack(folder, min_frames=15)['clips'].values()
 
 
-def test_what_the_check_finds_is_told(work):
+def test_what_the_check_finds_is_reported(work):
     folder, clips = work
     path = folder / 'w' / 'cameras' / f'{clips[0]}.json'
     cameras = json.loads(path.read_text())
@@ -157,16 +157,16 @@ def test_names_of_clips_of_several_faces(work):
     assert clip_names('v', tracks) == ['v-000000-0', 'v-000000-1', 'v-000030']
 
 
-def test_only_named_arrays_are_read(work):
+def test_only_named_arrays_are_read(tmp_path):
     """The landmarks of a long video would otherwise be read once for each of its clips."""
-    root = work[0] / 'w'
-    write_arrays(root / 'tracks' / 'x.npz', {'scores_0': np.ones(3), 'landmarks_0': np.zeros((3, 468, 3))})
-    assert set(WorkFolder(root).arrays('tracks', 'x')) == {'scores_0', 'landmarks_0'}
-    assert list(WorkFolder(root).arrays('tracks', 'x', ['scores_0'])) == ['scores_0']
+    work = WorkFolder(tmp_path)
+    work.write_arrays('tracks', 'x', {'scores_0': np.ones(3), 'landmarks_0': np.zeros((3, 468, 3))})
+    assert set(work.arrays('tracks', 'x')) == {'scores_0', 'landmarks_0'}
+    assert list(work.arrays('tracks', 'x', ['scores_0'])) == ['scores_0']
 
 
 @pytest.mark.parametrize('data', [b'', b'PK\x03\x04 cut off', b'nothing'])
-def test_broken_files_are_named(work, data):
+def test_corrupted_files_are_named(work, data):
     folder, clips = work
     reader = WorkFolder(folder / 'w')
     np.testing.assert_array_equal(reader.frames(clips[0], [2])[0, 0, 0], [20, 90, 120])

@@ -1,6 +1,7 @@
 """Embeddings of clips, pseudo-identities, balance."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,22 +15,24 @@ from metrics.detectors.yunet import YuNet
 from preprocessing.from_videos.identities import (
     FIVE_POINTS,
     THRESHOLD,
-    EmbedWork,
-    Recognizer,
     balance,
     cluster,
     embed_faces,
+    embeddings_stage,
     five_points,
-    identify,
+    identities_stage,
+    load_recognizer,
     mean_direction,
 )
+from preprocessing.from_videos.stages import Item
 from preprocessing.from_videos.verify import judge
+from preprocessing.from_videos.work_folder import WorkFolder
 from support.real_faces import person, real_frames, sface_file, yunet_file
-from support.work_folders import SIZE, add_video, mesh
+from support.work_folders import SIZE, add_video, mesh, write_json
 
 
 class Colors(torch.nn.Module):
-    """A network that tells the mean colour of a crop."""
+    """A network that returns the mean colour of a crop."""
 
     def forward(self, crops):
         assert crops.shape[1:] == (3, 112, 112)
@@ -78,29 +81,26 @@ def test_embedding_sees_the_face_that_the_landmarks_name():
 
 def test_work_writes_unit_vectors_of_every_second_frame(tmp_path):
     clip = add_video(tmp_path, 'v', frames=7)
-    work = EmbedWork(str(tmp_path), Recognizer(files=(('sface', str(sface_file())),)))
-    result = work(clip)
-    assert result == {
-        'files': [f'embeddings/{clip}.npz'],
-        'frames': [0, 2, 4, 6],
-        'network': 'sface',
-        'step': 2,
-    }
-    file = tmp_path / 'embeddings' / f'{clip}.npz'
+    item = Item(clip, WorkFolder(tmp_path), {'video': 'v', 'track': 0})
+    options = SimpleNamespace(recognizer='sface', recognizer_file=str(sface_file()))
+    files = [f'embeddings/{clip}.npz']
+    expected = {'files': files, 'frames': [0, 2, 4, 6], 'network': 'sface', 'step': 2}
+    assert embeddings_stage(item, options) == expected
+    file = tmp_path / files[0]
     vectors = np.load(file)['embeddings']
     assert vectors.shape == (4, 128)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     frames = np.zeros([7, SIZE, SIZE, 3], np.uint8)
     frames[...] = np.stack([[10 * i, 90, 120] for i in range(7)])[:, None, None]
-    np.testing.assert_allclose(
-        vectors, embed_faces(frames[::2], five_points(mesh(7)[::2]), work.recognizer.load()), atol=1e-6
-    )
+    network = load_recognizer('sface', str(sface_file()))
+    again = embed_faces(frames[::2], five_points(mesh(7)[::2]), network)
+    np.testing.assert_allclose(vectors, again, atol=1e-6)
     first = file.read_bytes()
-    work(clip)
+    embeddings_stage(item, options)
     assert file.read_bytes() == first
-    (tmp_path / 'align' / clip / '00004.png').write_bytes(b'no picture')
-    with pytest.raises(UserError, match='missing or broken'):
-        work(clip)
+    (tmp_path / 'align' / clip / '00004.png').write_bytes(b'not an image')
+    with pytest.raises(UserError, match='missing or corrupted'):
+        embeddings_stage(item, options)
 
 
 @pytest.mark.parametrize('spread', [0.3, 0.8, 1.2])
@@ -135,12 +135,16 @@ def test_balance_keeps_the_two_of_highest_resolution():
 
 
 def test_identify_keeps_labels_of_known_speakers(tmp_path):
-    """Faces all alike: labels alone tell the known speakers apart, the others are one person."""
+    """All faces are alike: only labels distinguish the known speakers, the others are one person."""
     clips = [add_video(tmp_path, v, frames=2, upscale=u) for v, u in (('a', 1), ('b', 2), ('c', 4), ('d', 1))]
     (tmp_path / 'embeddings').mkdir()
     for clip in clips:
         np.savez(tmp_path / 'embeddings' / f'{clip}.npz', embeddings=np.eye(4)[[0, 0]])
-    result = identify(str(tmp_path), clips, {clips[0]: 'Zoe', clips[3]: 'Ada'}, THRESHOLD, limit=1)
+    for video, speaker in (('a', 'Zoe'), ('b', None), ('c', None), ('d', 'Ada')):
+        write_json(tmp_path / 'sources' / f'{video}.json', {'speaker': speaker})
+    origins = {clip: {'video': clip[0], 'track': 0} for clip in clips}
+    item = Item('identities', WorkFolder(tmp_path), {'clips': origins})
+    result = identities_stage(item, SimpleNamespace(same_person=THRESHOLD, per_person=1))
     assert result['clusters'] == {clips[1]: 0, clips[2]: 0, clips[3]: 1, clips[0]: 2}
     assert result['speakers'] == {'1': 'Ada', '2': 'Zoe'}
     assert result['kept'] == [clips[0], clips[1], clips[3]]
@@ -153,12 +157,12 @@ def test_identify_keeps_labels_of_known_speakers(tmp_path):
 def real():
     """Frames [T, 3, 512, 512], points and embeddings of the real clips, a few frames of each."""
     clips = real_frames(8, 6)
-    network, yunet = Recognizer(files=(('sface', str(sface_file())),)).load(), YuNet(yunet_file())
+    network, yunet = load_recognizer('sface', str(sface_file())), YuNet(yunet_file())
     table = {}
     for name, (frames, _) in clips.items():
         points = torch.stack(find_faces(frames, yunet)).numpy()
-        pictures = frames.permute(0, 2, 3, 1).numpy()
-        table[name] = pictures, points, embed_faces(pictures, points, network)
+        images = frames.permute(0, 2, 3, 1).numpy()
+        table[name] = images, points, embed_faces(images, points, network)
     return network, table
 
 
@@ -176,21 +180,22 @@ def test_real_clips_pass_and_splices_do_not(real):
         assert judge(rows, 2)['noisy'] == [], name
         for other in vectors:
             if person(other) != person(name) and min(len(rows), len(vectors[other])) == 6:
-                assert not judge(np.concatenate([rows[:3], vectors[other][3:]]), 2)['accepted'], (name, other)
+                assert 'rejected' in judge(np.concatenate([rows[:3], vectors[other][3:]]), 2), (name, other)
 
 
 def test_blurred_frames_of_a_real_clip(real):
     network, table = real
-    pictures, points, rows = table['generated48/rgb_0008.mp4']
+    images, points, rows = table['generated48/rgb_0008.mp4']
 
     def blur(sigma, frames):
         changed = rows.copy()
         for i in frames:
-            picture = Image.fromarray(pictures[i]).filter(ImageFilter.GaussianBlur(sigma))
-            changed[i] = embed_faces(np.array(picture)[None], points[i : i + 1], network)[0]
+            image = Image.fromarray(images[i]).filter(ImageFilter.GaussianBlur(sigma))
+            changed[i] = embed_faces(np.array(image)[None], points[i : i + 1], network)[0]
         return judge(changed, 2)
 
     verdict = blur(24, [2])
-    assert verdict['noisy'] == [4] and verdict['accepted']
+    assert verdict['noisy'] == [4] and 'rejected' not in verdict
     assert blur(6, [1, 2, 4])['noisy'] == []
-    assert [blur(24, [2, 4])['accepted'], len(blur(24, [2, 4])['noisy'])] == [True, 2]
+    verdict = blur(24, [2, 4])
+    assert 'rejected' not in verdict and len(verdict['noisy']) == 2

@@ -1,53 +1,56 @@
 """The whole pipeline: with small stand-ins for the face parts, and on real clips where they are."""
 
 import dataclasses
+import functools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from dataset_tool import main
 from dnnlib.util import UserError
-from preprocessing.from_videos import pipeline, stage_work
-from preprocessing.from_videos.pipeline import Options, run
+from preprocessing.from_videos import pipeline
+from preprocessing.from_videos.pipeline import run
+from preprocessing.from_videos.sources import keep_listed_face
 from support.paths import ROOT
-from support.pipelines import (
-    contents,
-    digest,
-    made,
-    options,
-    replace,
-)
+from support.pipelines import contents, digest, made, options, replace
 from support.real_faces import CLIPS, sface_file
 from training.data.dataset import VideoDataset
 
 CLIP_STAGES = ('align', 'cameras', 'embeddings', 'verify')
+VARYING = ('w/report.html', 'w/pack.json')  # they name the zip, which is elsewhere
 
 
 @pytest.fixture(scope='module')
 def whole(videos, tmp_path_factory):
-    """The folder of a run that was not stopped, and what it said."""
+    """The folder of a run that was not stopped, and what it printed."""
     folder, lines = tmp_path_factory.mktemp('whole'), []
     with pytest.MonkeyPatch.context() as patch:
         replace(patch)
-        assert run(options(videos, folder), say=lines.append) == 'pack'
+        assert run(options(videos, folder), echo=lines.append) == 'pack'
     return folder, lines
+
+
+def results(folder):
+    return {name: value for name, value in contents(folder).items() if name not in VARYING}
 
 
 def test_whole(videos, whole):
     tmp_path, lines = whole
     assert lines == [
-        'sources: 6 in, 4 videos out; rejected: 1 x no video; 1 x the file is empty',
-        'shots: 4 in, 6 shots out',
+        'sources: 6 in, 4 videos out; rejected: 1 x not a video; 1 x the file is empty',
+        'shots: 4 in, 4 videos, 6 shots out',
         'tracks: 4 in, 3 clips out; rejected: 2 x no face in any frame; 1 x face only in 5 frames',
         *(f'{stage}: 3 in, 3 clips out' for stage in CLIP_STAGES),
         'identities: 3 in, 3 clips of 2 people out',
-        f'pack: 3 in, 3 clips, 58 frames in {tmp_path}/x.zip out',
+        'pack: 3 in, 3 clips, 58 frames in x.zip out',
     ]
     found = json.loads((tmp_path / 'w' / 'sources.json').read_text())
     assert [video['id'] for video in found['videos']] == ['a__red', 'blue2', 'blue10', 'landscape']
@@ -65,99 +68,127 @@ def test_whole(videos, whole):
 
 @pytest.mark.parametrize('stage', [*CLIP_STAGES, 'sources', 'shots', 'tracks', 'identities', 'pack'])
 def test_stopped_in_any_stage_and_run_again(fakes, videos, whole, tmp_path, monkeypatch, stage):
-    """An interrupt in the middle of each stage: then all files are those of a run that was not stopped."""
+    """Files are written, their result is not: then all files are those of a run that was not stopped."""
+    known, seen = pipeline.stages(), []
 
-    def interrupted(self, name, items, depends, work, workers=None):
-        if (name or items[0]) == stage:
-            seen = []
+    @functools.wraps(known[stage])
+    def stop(item, options):
+        seen.append(item)
+        result = known[stage](item, options)
+        if len(seen) == 2 or item.name == stage:
+            raise KeyboardInterrupt
+        return result
 
-            def stop(item):
-                if len(seen) == len(items) // 2:
-                    raise KeyboardInterrupt
-                seen.append(item)
-                return work(item)
-
-            return original(self, name, items, depends, stop, 1)
-        return original(self, name, items, depends, work, workers)
-
-    original = pipeline.Pipeline._stage
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pipeline.Pipeline, '_stage', interrupted)
-        run(options(videos, tmp_path), say=str)
-    assert not (tmp_path / 'x.zip').exists()
-    run(options(videos, tmp_path), say=str)
+        patch.setattr(pipeline, 'stages', lambda: {**known, stage: stop})
+        run(options(videos, tmp_path), echo=str)
+    assert not (tmp_path / 'w' / 'pack.json').exists()
+    run(options(videos, tmp_path), echo=str)
+    assert results(whole[0]) == results(tmp_path)
+
+
+def test_a_cluster_whose_worker_is_killed(fakes, videos, whole, tmp_path):
+    distributed = pytest.importorskip('distributed')
+    code = 'import sys; from support.pipelines import work_slowly; work_slowly(*sys.argv[1:])'
+    paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+    with distributed.LocalCluster(
+        n_workers=0, processes=False, protocol='tcp://', dashboard_address=None
+    ) as cluster:
+        command = [sys.executable, '-c', code, cluster.scheduler_address, str(tmp_path)]
+        # away from the project: paths must be absolute, and the same on all machines
+        workers = [
+            subprocess.Popen(command, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': paths}) for _ in range(2)
+        ]
+
+        def kill():
+            while not (found := list(tmp_path.glob('*.pid'))):
+                time.sleep(0.02)
+            os.kill(int(found[0].stem), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        try:
+            run(options(videos, tmp_path, scheduler=cluster.scheduler_address), echo=str)
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+    assert not killer.is_alive() and sorted(worker.returncode for worker in workers) == [-9, -9]
     assert digest(whole[0] / 'x.zip') == digest(tmp_path / 'x.zip')
-    same = {name: value for name, value in contents(whole[0]).items() if name not in VARYING}
-    assert same == {name: value for name, value in contents(tmp_path).items() if name not in VARYING}
 
 
-VARYING = ('w/report.html', 'w/pack.json')  # they name the zip, which is elsewhere
+def test_a_cluster_that_cannot_be_used(fakes, videos, tmp_path, monkeypatch):
+    pytest.importorskip('distributed')
+    with pytest.raises(UserError, match='--scheduler tcp//x'):
+        run(options(videos, tmp_path, scheduler='tcp//x'), echo=str)
+    monkeypatch.setitem(sys.modules, 'distributed', None)
+    with pytest.raises(UserError, match=r"pip install -e '.\[cluster\]'"):
+        run(options(videos, tmp_path, scheduler='tcp://x:1'), echo=str)
 
 
+WHOLE = ['identities', 'pack']
 CHANGES = [
     ({}, []),
-    ({'similarity': 0.4}, ['verify', 'pack']),  # the same clips are accepted
-    ({'per_person': 1}, ['identities', 'pack']),
+    ({'similarity': 0.4}, ['verify', *WHOLE]),  # the same clips are accepted
+    ({'per_person': 1}, WHOLE),
     ({'format': 'webp'}, ['pack']),
-    ({'sigma': 1.0}, ['align', 'cameras', 'embeddings', 'verify', 'identities', 'pack']),
+    ({'sigma': 1.0}, [*CLIP_STAGES, *WHOLE]),
 ]
 
 
 def test_changed_options_make_what_depends_on_them(fakes, videos, tmp_path):
-    run(options(videos, tmp_path), say=str)
+    run(options(videos, tmp_path), echo=str)
     for change, expected in CHANGES:
         before = made(tmp_path / 'w')
-        run(options(videos, tmp_path, **change), say=str)
+        run(options(videos, tmp_path, **change), echo=str)
         after = made(tmp_path / 'w')
         parts = {name.removesuffix('.json').split('/')[0] for name in before if before[name] != after[name]}
         assert parts - {'sources'} == set(expected)  # sources.json is written by each run
-        run(options(videos, tmp_path), say=str)
+        run(options(videos, tmp_path), echo=str)
 
 
 def test_removed_video(fakes, videos, tmp_path):
     """What is not asked for any more leaves the work folder, and the data set is as if it had never been."""
     source = tmp_path / 'source'
     shutil.copytree(videos, source)
-    run(options(source, tmp_path / 'a'), say=str)
+    run(options(source, tmp_path / 'a'), echo=str)
     (source / 'blue2.mp4').unlink()
-    run(options(source, tmp_path / 'a'), say=str)
-    run(options(source, tmp_path / 'b'), say=str)
+    run(options(source, tmp_path / 'a'), echo=str)
+    run(options(source, tmp_path / 'b'), echo=str)
     assert not [name for name in contents(tmp_path / 'a' / 'w') if 'blue2' in name]
     assert digest(tmp_path / 'a' / 'x.zip') == digest(tmp_path / 'b' / 'x.zip')
 
 
-def test_lost_zip_is_written_again(fakes, videos, tmp_path):
-    run(options(videos, tmp_path), say=str)
+def test_lost_and_moved_zips_are_written_again(fakes, videos, tmp_path):
+    run(options(videos, tmp_path), echo=str)
     before = digest(tmp_path / 'x.zip')
     (tmp_path / 'x.zip').write_bytes(b'x')
-    run(options(videos, tmp_path), say=str)
-    assert digest(tmp_path / 'x.zip') == before
+    run(options(videos, tmp_path), echo=str)
+    other = tmp_path / 'a' / 'b' / 'x.zip'
+    run(dataclasses.replace(options(videos, tmp_path), dest=str(other)), echo=str)
+    assert digest(tmp_path / 'x.zip') == digest(other) == before
 
 
 def test_single_stages(fakes, videos, tmp_path):
     with pytest.raises(UserError, match='stage sources has no result.*run it first: --until sources'):
-        run(options(videos, tmp_path), only='shots', say=str)
-    assert run(options(videos, tmp_path), until='tracks', say=str) == 'tracks'
+        run(options(videos, tmp_path), only='shots', echo=str)
+    assert run(options(videos, tmp_path), until='tracks', echo=str) == 'tracks'
     assert not (tmp_path / 'w' / 'align').exists()
     lines = []
-    run(options(videos, tmp_path), only='align', say=lines.append)
+    run(options(videos, tmp_path), only='align', echo=lines.append)
     assert lines == ['align: 3 in, 3 clips out']
-    with pytest.raises(
-        UserError, match='stage align has no result, or one with other options.*run it first: --until align$'
-    ):
-        run(options(videos, tmp_path, sigma=1.0), only='cameras', say=str)
-    run(options(videos, tmp_path), say=str)
-    assert (tmp_path / 'x.zip').exists()
+    with pytest.raises(UserError, match='stage align has no result.*run it first: --until align$'):
+        run(options(videos, tmp_path, sigma=1.0), only='cameras', echo=str)
 
 
 def test_nothing_usable(fakes, videos, tmp_path):
     (tmp_path / 'none').mkdir()
     (tmp_path / 'none' / 'a.mp4').touch()
-    with pytest.raises(UserError, match=r'holds no video that can be used \(a.mp4: the file is empty\)'):
-        run(options(tmp_path / 'none', tmp_path), say=str)
+    with pytest.raises(UserError, match=r'no video of .*none is left .*; rejected: 1 x the file is empty'):
+        run(options(tmp_path / 'none', tmp_path), echo=str)
     shutil.copy(videos / 'landscape.mp4', tmp_path / 'none')
-    with pytest.raises(UserError, match='no clip is left of .*report.html says why'):
-        run(options(tmp_path / 'none', tmp_path), say=str)
+    with pytest.raises(UserError, match=r'no clip of .* is left .*report\.html'):
+        run(options(tmp_path / 'none', tmp_path), echo=str)
     assert 'no face in any frame' in (tmp_path / 'w' / 'report.html').read_text()
 
 
@@ -172,16 +203,15 @@ def test_lists(fakes, videos, tmp_path):
         (tmp_path / 'list' / 'id7' / video / f'{name}.txt').write_text(text.format(video))
     lines = []
     chosen = options(folder, tmp_path, list_kind='voxceleb', list_path=str(tmp_path / 'list'))
-    run(chosen, say=lines.append)
+    run(chosen, echo=lines.append)
     assert lines[:2] == [
         'fetch: 2 in, 1 videos out; rejected: 1 x not in the folder of --source',
         'sources: 2 in, 1 videos out; rejected: 1 x not in the folder of --source',
     ]
     (video,) = json.loads((tmp_path / 'w' / 'sources.json').read_text())['videos']
     assert video['id'] == 'id7__abcdefghijk__one' and video['speaker'] == 'id7' and video['frames'] == 20
-    assert video['box'] == [0, 0, 64, 64] and video['path'] == str(
-        tmp_path / 'w' / 'cuts' / f'{video["id"]}.mp4'
-    )
+    assert video['box'] == [0, 0, 64, 64]
+    assert video['path'] == str(tmp_path / 'w' / 'sources' / f'{video["id"]}.mp4')
     assert json.loads((tmp_path / 'w' / 'identities.json').read_text())['speakers'] == {'0': 'id7'}
     with zipfile.ZipFile(tmp_path / 'x.zip') as archive:
         listed = json.loads(archive.read('dataset.json'))['clips']['000000']['listed']
@@ -189,53 +219,35 @@ def test_lists(fakes, videos, tmp_path):
 
 
 def test_faces_outside_the_listed_box_are_rejected():
-    result = {
-        'tracks': [{'shot': 0, 'box': [0, 0, 10, 10]}, {'shot': 0, 'box': [30, 30, 50, 50]}],
-        'rejected': [],
-    }
+    tracks = [{'shot': 0, 'box': [0, 0, 10, 10]}, {'shot': 0, 'box': [30, 30, 50, 50]}]
     arrays = {f'{name}_{k}': np.full(3, k) for name in ('landmarks', 'scores') for k in (0, 1)}
-    kept, result = stage_work._listed_face(arrays, result, [25, 25, 60, 60])
-    assert result['tracks'] == [{'shot': 0, 'box': [30, 30, 50, 50]}]
+    kept, result = keep_listed_face(arrays, {'tracks': tracks, 'rejected': []}, [25, 25, 60, 60])
+    assert result['tracks'] == tracks[1:]
     assert result['rejected'] == [{'shot': 0, 'reason': 'another face than the listed one'}]
     assert set(kept) == {'landmarks_0', 'scores_0'} and (kept['landmarks_0'] == 1).all()
 
 
 def test_coefficients(fakes, videos, tmp_path):
-    folder = tmp_path / 'coefficients'
-    folder.mkdir()
+    """Of two clips there are some; a changed file costs its own clip, a missing one is looked for again."""
+    folder, lines = tmp_path / 'coefficients', []
+    table = {'angle': [0.1, 0.2, 0.0], 'trans': [0.0, 0.0, 0.0]}
     for clip, count in (('a__red-000000', 18), ('blue2-000000', 7)):
-        table = {'angle': [[0.1, 0.2, 0.0]] * count, 'trans': [[0.0, 0.0, 0.0]] * count}
-        (folder / f'{clip}.json').write_text(json.dumps(table))
-    lines = []
-    run(options(videos, tmp_path, deep3d=str(folder)), say=lines.append)
+        (folder / clip).mkdir(parents=True)
+        for i in range(count):
+            (folder / clip / f'{i}.json').write_text(json.dumps(table))
+    chosen = options(videos, tmp_path, deep3d=str(folder))
+    run(chosen, until='cameras', echo=lines.append)
     expected = '1 x 20 frames but 7 coefficients; 1 x no coefficients of the clip in the folder of --deep3d'
     assert f'cameras: 3 in, 1 clips out; rejected: {expected}' in lines
-
-
-def test_command_line(fakes, videos, tmp_path):
-    def call(*args):
-        command = ['from-videos', '--source', videos, '--dest', tmp_path / 'my.zip', '--workers', 1, *args]
-        return CliRunner().invoke(main, [str(arg) for arg in command])
-
-    result = call('--resolution', 64)
-    assert result.exit_code == 0, result.output
-    assert 'identities: 3 in, 3 clips of 2 people out' in result.output
-    lines = result.output.splitlines()[-2:]
-    look = f'look at it: python dataset_tool.py show {tmp_path}/my.zip --dest {tmp_path}/my.png'
-    assert lines == [look, f'report: {tmp_path}/my-work/report.html']
-    result = call('--only', 'cook')
-    assert result.exit_code == 2 and "'cook' is not one of 'fetch', 'sources'" in result.output
-    result = call('--list', 'celebvhq', tmp_path / 'none.json')
-    assert result.exit_code == 1 and 'cannot read the list' in result.output
-    assert CliRunner().invoke(main, ['check', str(tmp_path / 'my.zip')]).exit_code == 0
-
-
-def test_defaults_are_those_of_the_command_line():
-    fields = {field.name: field.default for field in dataclasses.fields(Options)}
-    given = {param.name: param.default for param in main.commands['from-videos'].params}
-    none = (None, False, dataclasses.MISSING)
-    shared = [name for name in given if fields.get(name) not in none]
-    assert len(shared) > 8 and all(fields[name] == given[name] for name in shared)
+    for i in range(20):
+        (folder / 'blue2-000000' / f'{i}.json').write_text(json.dumps(table))
+    run(chosen, until='cameras', echo=str)
+    before = made(tmp_path / 'w' / 'cameras')
+    (folder / 'a__red-000000' / '3.json').write_text(json.dumps({**table, 'angle': [0.3, 0.0, 0.0]}))
+    run(chosen, until='cameras', echo=str)
+    after = made(tmp_path / 'w' / 'cameras')
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {'a__red-000000.json', 'blue10-000000.json'}
 
 
 @pytest.mark.slow

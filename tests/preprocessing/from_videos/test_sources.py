@@ -1,4 +1,4 @@
-"""Sources: folders of videos in natural order, broken files named, public lists, clips cut out of videos."""
+"""Sources: folders of videos in natural order, corrupted files, public lists, clips cut out of videos."""
 
 import json
 import os
@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dnnlib.util import DataError, UserError, file_sha256
+from dnnlib.util import DataError, Skip, UserError, file_sha256
 from dnnlib.video import key_frame_after, run_ffmpeg, video_frames
 from dnnlib.video import write_video as write_front
 from preprocessing.from_videos import sources
-from preprocessing.from_videos.sources import Listed, cut_listed, examine, find_videos, read_list
-from preprocessing.from_videos.stages import StageError
-from support.videos import pictures, write_video
+from preprocessing.from_videos.lists import Listed, read_list
+from preprocessing.from_videos.sources import clip_frames, cut_listed, examine, find_videos
+from support.videos import ramps, write_video
 
 
 @pytest.fixture(scope='module')
 def video(tmp_path_factory):
-    """Three seconds at 10 frames per second; pixels tell position and time."""
+    """Three seconds at 10 frames per second; pixels depend on position and time."""
     path = tmp_path_factory.mktemp('video') / 'abcdefghijk.mp4'
-    write_video(path, pictures(30, size=128))
+    write_video(path, ramps(30, size=128))
     return path
 
 
@@ -52,7 +52,7 @@ def test_folder(tmp_path, video):
         list(passed) == ['frames', 'notes.txt']
         and 'the suffix .txt is not one of .mp4' in passed['notes.txt']
     )
-    with pytest.raises(UserError, match='is not a folder; --source'):
+    with pytest.raises(FileNotFoundError):
         find_videos(str(tmp_path / 'none'))
 
 
@@ -61,8 +61,8 @@ def test_examine(video):
     assert examine(video) == {**expected, 'pace': [0.0, pytest.approx(0.1)]}
 
 
-@pytest.mark.parametrize('content', ['empty', 'text', 'picture', 'headless', 'half'])
-def test_broken_files_are_told(tmp_path, video, content):
+@pytest.mark.parametrize('content', ['empty', 'text', 'image', 'headless', 'half'])
+def test_corrupted_files_are_reported(tmp_path, video, content):
     data = video.read_bytes()
     path = tmp_path / 'x.mp4'
     if content == 'half':  # the table of frames at the front: the first half can be decoded
@@ -72,7 +72,7 @@ def test_broken_files_are_told(tmp_path, video, content):
     path.write_bytes(
         {'empty': b'', 'text': b'hello' * 99, 'headless': data[: len(data) // 2]}.get(content, data)
     )
-    if content == 'picture':
+    if content == 'image':
         path.write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(99))
     reason = {'empty': 'the file is empty', 'half': r'cut short: \d+ of about 30 frames'}
     with pytest.raises(DataError, match=reason.get(content, 'cannot be decoded; it is corrupted')):
@@ -101,10 +101,10 @@ def test_voxceleb(tmp_path):
     assert (clip.start_sec, clip.end_sec, clip.speaker) == (4.0, 5.0, 'id00017')
     np.testing.assert_allclose(clip.box, (0.25, 0.2, 0.55, 0.75))
     assert pixels.box is None and pixels.start_sec == 4.0
-    with pytest.raises(UserError, match='is not a folder; a voxceleb list is the folder'):
+    with pytest.raises(UserError, match='cannot read the list: .*not a folder'):
         read_list('voxceleb', str(tmp_path / 'id1/b/1.txt'))
     (tmp_path / 'z.txt').write_text('what is this')
-    with pytest.raises(UserError, match=r'z.txt must have a line "Reference : id"'):
+    with pytest.raises(UserError, match=r'z.txt is not a file of VoxCeleb2'):
         read_list('voxceleb', str(tmp_path))
 
 
@@ -147,10 +147,10 @@ def test_talkinghead(tmp_path):
         Listed('abcdefghijk', 'abcdefghijk'),
     ]
     path.write_text('abcdefghijk\nabcdefghijk\n')
-    with pytest.raises(UserError, match='names the clip abcdefghijk twice'):
+    with pytest.raises(UserError, match='abcdefghijk is there twice'):
         read_list('talkinghead', str(path))
     path.write_text('abcdefghijk\na, b, c\n')
-    with pytest.raises(UserError, match='line 2 of .* must be an id alone, or'):
+    with pytest.raises(UserError, match='line 2 of .* is not an id alone, or'):
         read_list('talkinghead', str(path))
 
 
@@ -193,7 +193,7 @@ def test_pieces_begin_with_key_frames(tmp_path):
     'change', [{'start_sec': 5.0}, {'start_sec': 2.0, 'end_sec': 1.0}, {'box': (0.9, 0.9, 0.9, 0.95)}]
 )
 def test_ranges_outside_are_rejected(tmp_path, video, change):
-    with pytest.raises(StageError, match='is not in the'):
+    with pytest.raises(Skip, match='is not in the'):
         cut_listed(video, Listed('c', 'abcdefghijk', **change), tmp_path / 'a.mp4')
     assert not list(tmp_path.iterdir())
 
@@ -210,8 +210,6 @@ CONTAINERS = [
 @pytest.mark.parametrize('name, encode', CONTAINERS, ids=[name for name, _ in CONTAINERS])
 def test_frames_of_a_clip(tmp_path, name, encode):
     """A clip in the middle of a video is found without decoding from the start: exactly its frames."""
-    from preprocessing.from_videos.stage_work import _frames
-
     make = ['-nostdin', '-f', 'lavfi', '-i', 'testsrc=size=64x48:rate=60:duration=7']
     sound = ['-f', 'lavfi', '-i', 'sine=duration=8']
     assert run_ffmpeg([*make, *sound, *encode, str(tmp_path / name)]).returncode == 0
@@ -220,7 +218,7 @@ def test_frames_of_a_clip(tmp_path, name, encode):
     assert (facts['pace'] is None) == name.endswith('.avi') and facts['frames'] == len(whole)
     entry = {**facts, 'path': str(tmp_path / name)}
     for first in (0, 51, 60, 75, len(whole) - 3):
-        clip = np.stack(list(_frames(entry, first, 9)))
+        clip = np.stack(list(clip_frames(entry, first, 9)))
         assert (clip == whole[first : first + 9]).all(), first
 
 
@@ -236,8 +234,6 @@ def test_uneven_frames_are_noticed(tmp_path):
 @pytest.mark.parametrize('suffix', ['mp4', 'mkv'])
 def test_clips_of_uneven_frames(tmp_path, suffix):
     """Also where frames are missing, as phones record: exactly the frames of the clip."""
-    from preprocessing.from_videos.stage_work import _frames
-
     path = tmp_path / f'a.{suffix}'
     make = ['-nostdin', '-f', 'lavfi', '-i', 'testsrc=size=64x48:rate=25:duration=8']
     drop = ['-vf', "select='lt(random(0),0.7)'", '-fps_mode', 'vfr', '-c:v', 'libx264', '-g', '30', str(path)]
@@ -246,27 +242,27 @@ def test_clips_of_uneven_frames(tmp_path, suffix):
     whole = np.stack([frame for frame, _ in video_frames(path)])
     assert entry['pace'] is None and len(entry['times']) == len(whole)
     for first in range(51, len(whole) - 9, 7):
-        assert (np.stack(list(_frames(entry, first, 9))) == whole[first : first + 9]).all(), first
-    other = {**entry, 'times': entry['times'][1:]}  # so it is they that tell where to begin
-    assert (next(_frames(other, 60, 1)) == whole[61]).all()
+        assert (np.stack(list(clip_frames(entry, first, 9))) == whole[first : first + 9]).all(), first
+    other = {**entry, 'times': entry['times'][1:]}  # so clips begin where they say
+    assert (next(clip_frames(other, 60, 1)) == whole[61]).all()
 
 
 def test_own_files_and_strange_names_do_not_count(tmp_path, video, monkeypatch):
-    """A work folder and a zip inside --source; names that are no text; a name like an address of ffmpeg."""
+    """A work folder and a zip inside --source; names that are not text; a name like an address of ffmpeg."""
     for name in ('w/cuts/x.mp4', 'w/align/c/00000.png', 'x.zip', 'a.mp4'):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     Path(os.fsdecode(os.fsencode(tmp_path) + b'/\xff.mp4')).touch()
     found, passed = find_videos(str(tmp_path), without=[str(tmp_path / 'w'), f'{tmp_path}/w/../x.zip'])
     assert list(found) == ['a'] and passed == {'\\udcff.mp4': 'the name is not in UTF-8; rename the file'}
-    with pytest.raises(UserError, match='cannot be --source and --workdir at once'):
+    with pytest.raises(UserError, match='cannot be both --source and --workdir'):
         find_videos(str(tmp_path), without=[str(tmp_path)])
     shutil.copy(video, tmp_path / 'concat:b.mp4')
     monkeypatch.chdir(tmp_path)
     assert examine(Path('concat:b.mp4'))['frames'] == 30
 
 
-def test_trouble_of_the_machine_is_not_a_fault_of_the_video(video, monkeypatch):
+def test_errors_of_the_machine_are_not_errors_of_the_video(video, monkeypatch):
     """Otherwise a video that was examined while memory was short would be left out for good."""
     monkeypatch.setattr('imageio_ffmpeg.get_ffmpeg_exe', lambda: '/nonexistent/ffmpeg')
     with pytest.raises(OSError):
@@ -279,7 +275,7 @@ def test_trouble_of_the_machine_is_not_a_fault_of_the_video(video, monkeypatch):
 
 
 def test_phone_videos_stand_upright(tmp_path, video, capfd):
-    """Rotation in the metadata: sizes are those of the pictures, and nothing is said about it."""
+    """Rotation in the metadata: sizes are those of the images, and nothing is printed about it."""
     run_ffmpeg(['-i', str(video), '-vf', 'crop=128:64', str(tmp_path / 'a.mp4')])
     turned = ['-display_rotation', '90', '-i', str(tmp_path / 'a.mp4'), '-c', 'copy', str(tmp_path / 'b.mp4')]
     assert run_ffmpeg(turned).returncode == 0
@@ -289,7 +285,7 @@ def test_phone_videos_stand_upright(tmp_path, video, capfd):
 
 
 def test_cutting_decodes_no_more_than_the_clip(tmp_path, video, monkeypatch):
-    """Lists name many clips of one long video: none may cost the whole of it. A cut-off video is told."""
+    """Lists name many clips of one long video: none may cost the whole of it. A cut-off video is reported."""
     monkeypatch.setattr(sources, 'examine', lambda path: pytest.fail('decoded all'))
     cut_listed(video, Listed('c', 'abcdefghijk', 1.0, 2.0), tmp_path / 'a.mp4')
     assert [p.name for p in tmp_path.iterdir()] == ['a.mp4']

@@ -9,45 +9,64 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from dnnlib.util import DataError, UserError
+from dnnlib.util import DataError, Skip, UserError
 from preprocessing.from_videos.stages import (
-    Results,
-    StageError,
+    Item,
+    Stage,
+    TryAgain,
     count_reasons,
-    item_name,
+    file_state,
     locked,
     read_stage,
-    rounded,
     run_stage,
     stage_key,
 )
+from preprocessing.from_videos.work_folder import WorkFolder, item_name, rounded
 from support.paths import ROOT
-from training.data.archive import parallel
+from training.data.archive import parallel, worker_pool
 
 ITEMS = [f'clip{i}' for i in range(7)]
+GOOD = [item for item in ITEMS if item not in ('clip3', 'clip5')]
 
 
-def work(folder, item, fail=None):
+@Stage('one', per='clip', options=('value',), paths=('fail',))
+def work(item, options):
     """Writes a file beside the result; some items are rejected; `fail` raises in the middle of one."""
-    number = int(item[4:])
+    number, root = int(item.name[4:]), item.work.root
     if number == 3:
-        raise StageError('a face is too small: 12 pixels')
+        raise Skip('a face is too small: 12 pixels')
     if number == 5:
         raise DataError('the video cannot be decoded')
-    Path(folder, f'{item}.bin').write_bytes(bytes([number]) * 100)
-    if item == fail:
+    (root / f'{item.name}.bin').write_bytes(bytes([number]) * 100)
+    if item.name == options.fail:
         raise RuntimeError('killed here')
-    with open(Path(folder, 'log.txt'), 'a') as log:
-        log.write(item + '\n')
-    return {'value': number / 3, 'files': [f'{item}.bin'], 'z': [1, {'a': -0.0000001}]}
+    with open(root / 'log.txt', 'a') as log:
+        log.write(item.name + '\n')
+    return {'value': number / 3, 'files': [f'{item.name}.bin'], 'z': [1, {'a': -0.0000001}]}
 
 
-def stage(folder, name='one', options=1, workers=1, **kwargs):
-    function = functools.partial(work, str(folder), **kwargs)
-    return run_stage(name, folder, ITEMS, lambda item: {'options': options, 'item': item}, function, workers)
+def tasks_of(function, folder, options, items=ITEMS, needed=()):
+    found = [Item(name, WorkFolder(folder), {}) for name in items]
+    return [(item, stage_key(function.stage, item, needed, options)) for item in found]
+
+
+def stage(folder, value=1, workers=1, fail=None, read=False):
+    options = SimpleNamespace(value=value, fail=fail)
+    tasks = tasks_of(work, folder, options)
+    if read:
+        return read_stage(work, tasks, options)
+    return run_stage(work, WorkFolder(folder), tasks, options, worker_pool, workers)
+
+
+def run_one(function, folder, needed=(), **options):
+    options = SimpleNamespace(**options)
+    tasks = tasks_of(function, folder, options, ['x'], needed)
+    return run_stage(function, WorkFolder(folder), tasks, options)
 
 
 def tree(folder):
@@ -63,27 +82,17 @@ def log(folder):
     return done
 
 
-GOOD = [item for item in ITEMS if item not in ('clip3', 'clip5')]
-
-
 def test_results(tmp_path):
     results = stage(tmp_path)
-    assert isinstance(results, Results) and list(results) == ITEMS and len(results) == 7
-    assert results.accepted() == GOOD
-    assert results.rejected == {
-        'clip3': 'a face is too small: 12 pixels',
-        'clip5': 'the video cannot be decoded',
-    }
-    inputs = {item: {'item': item, 'options': 1} for item in ITEMS}
-    assert results['clip1'] == {
-        'value': 0.333333,
-        'files': ['clip1.bin'],
-        'z': [1, {'a': 0.0}],
-        'key': stage_key('one', 'clip1', inputs),
-    }
+    assert list(results) == ITEMS and len(results) == 7 and results.accepted() == GOOD
+    reasons = {'clip3': 'a face is too small: 12 pixels', 'clip5': 'the video cannot be decoded'}
+    assert results.rejected == reasons and results.reasons() == list(reasons.values())
+    made = {'value': 0.333333, 'files': ['clip1.bin'], 'z': [1, {'a': 0.0}]}
+    assert results['clip1'] == {**made, 'key': results.keys_of['clip1']}
     text = (tmp_path / 'one' / 'clip1.json').read_text()
     assert text == json.dumps(results['clip1'], sort_keys=True, separators=(',', ':')) + '\n'
     assert '-0.0' not in text
+    assert dict(stage(tmp_path, read=True)) == dict(results)
 
 
 def test_second_run_makes_nothing(tmp_path):
@@ -116,79 +125,104 @@ def test_two_workers_are_one_worker(tmp_path):
 def test_changed_options_and_lost_files(tmp_path):
     keys = stage(tmp_path).keys_of
     log(tmp_path)
-    changed = stage(tmp_path, options=2).keys_of
+    changed = stage(tmp_path, value=2).keys_of
     assert log(tmp_path) == GOOD and all(keys[item] != changed[item] for item in ITEMS)
     (tmp_path / 'clip2.bin').unlink()
     (tmp_path / 'one' / 'clip4.json').write_text('{"key": ')
     (tmp_path / 'one' / '.clip4.json.0123456789abcdef0123456789abcdef.tmp').write_text('{')
-    stage(tmp_path, options=2)
+    stage(tmp_path, value=2)
     assert log(tmp_path) == ['clip2', 'clip4']
     assert not list((tmp_path / 'one').glob('.*'))
 
 
-def chain(folder, first, second):
-    """Two stages of one item; the second depends on the first by its key."""
-    done = []
-
-    def step(name, item):
-        done.append(name)
-        return {}
-
-    a = run_stage('a', folder, ['x'], {'x': first}, functools.partial(step, 'a'), 1)
-    run_stage('b', folder, ['x'], {'x': [a.keys_of['x'], second]}, functools.partial(step, 'b'), 1)
-    return done
+def test_items_that_are_not_asked_for_are_removed(tmp_path):
+    stage(tmp_path)
+    options = SimpleNamespace(value=1, fail=None)
+    run_stage(work, WorkFolder(tmp_path), tasks_of(work, tmp_path, options, ['clip0']), options)
+    assert set(tree(tmp_path)) == {'one/clip0.json', 'clip0.bin'}
 
 
 def test_only_what_depends_on_a_change_is_made_again(tmp_path):
-    assert chain(tmp_path, 1, 1) == ['a', 'b']
-    assert chain(tmp_path, 1, 1) == []
-    assert chain(tmp_path, 1, 2) == ['b']
-    assert chain(tmp_path, 2, 2) == ['a', 'b']
+    done = []
+
+    @Stage('a', per='clip', options=('first',))
+    def first(item, options):
+        done.append('a')
+        return {}
+
+    @Stage('b', per='clip', options=('second',))
+    def second(item, options):
+        done.append('b')
+        return {}
+
+    for one, two, expected in ((1, 1, ['a', 'b']), (1, 1, []), (1, 2, ['b']), (2, 2, ['a', 'b'])):
+        keys = run_one(first, tmp_path, first=one).keys_of
+        run_one(second, tmp_path, [keys['x']], second=two)
+        assert done == expected
+        done.clear()
 
 
 def test_old_result_is_gone_before_its_files_change(tmp_path):
     """Otherwise options that go there and back, with a kill between, would leave files of the others."""
-    stage(tmp_path, options=1)
+    stage(tmp_path, value=1)
     with pytest.raises(RuntimeError):
-        stage(tmp_path, options=2, fail='clip0')
+        stage(tmp_path, value=2, fail='clip0')
     log(tmp_path)
-    stage(tmp_path, options=1)
+    stage(tmp_path, value=1)
     assert log(tmp_path) == ['clip0']
 
 
-def test_user_errors_and_bugs_stop(tmp_path):
-    for error in (UserError('the disk is full'), KeyError('x')):
-
-        def broken(item, error=error):
+@pytest.mark.parametrize('error', [UserError('the disk is full'), KeyError('x'), None])
+def test_user_errors_and_bugs_stop(tmp_path, error):
+    @Stage('s', per='clip')
+    def failing(item, options):
+        if error:
             raise error
+        return {'a': float('nan')}
 
-        with pytest.raises(type(error)):
-            run_stage('s', tmp_path, ['x'], {'x': 1}, broken, 1)
-        assert not (tmp_path / 's' / 'x.json').exists()
-    with pytest.raises(ValueError, match='nan in the result'):
-        run_stage('s', tmp_path, ['x'], {'x': 1}, lambda item: {'a': float('nan')}, 1)
+    with pytest.raises(type(error) if error else ValueError):
+        run_one(failing, tmp_path)
+    assert not (tmp_path / 's' / 'x.json').exists()
 
 
-def test_retried_rejections(tmp_path):
-    calls = []
+def test_retried_rejections_and_files_elsewhere(tmp_path):
+    calls, there = [], [True]
 
-    def offline(item):
-        calls.append(item)
-        raise StageError('no network', retry=True)
+    @Stage('s', per='clip', holds=lambda item, options, result: there[0])
+    def offline(item, options):
+        calls.append(item.name)
+        if len(calls) < 3:
+            raise TryAgain('no network')
+        return {}
 
-    for _ in range(2):
-        assert run_stage('s', tmp_path, ['x'], {'x': 1}, offline, 1).rejected == {'x': 'no network'}
-    assert calls == ['x', 'x']
+    assert [run_one(offline, tmp_path).rejected for _ in range(4)] == [{'x': 'no network'}] * 2 + [{}] * 2
+    assert len(calls) == 3
+    there[0] = False
+    run_one(offline, tmp_path)
+    assert len(calls) == 4
+
+
+def test_torch_computes_with_one_thread(tmp_path):
+    """Sums are then the same on any machine, with any number of workers."""
+    before = torch.get_num_threads()
+
+    @Stage('s', per='clip', torch=True)
+    def threads(item, options):
+        return {'threads': torch.get_num_threads()}
+
+    torch.set_num_threads(3)
+    try:
+        assert run_one(threads, tmp_path)['x']['threads'] == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_read_stage(tmp_path):
     with pytest.raises(UserError, match=r'stage one has no result.*7 of 7 items.*--until one'):
-        read_stage('one', tmp_path, ITEMS, {item: 1 for item in ITEMS})
-    run = stage(tmp_path)
-    read = read_stage('one', tmp_path, ITEMS, lambda item: {'options': 1, 'item': item})
-    assert dict(read) == dict(run) and read.rejected == run.rejected
+        stage(tmp_path, read=True)
+    stage(tmp_path)
     with pytest.raises(UserError, match='other options'):
-        read_stage('one', tmp_path, ITEMS, lambda item: {'options': 2, 'item': item})
+        stage(tmp_path, value=2, read=True)
 
 
 def test_a_folder_is_for_one_run(tmp_path):
@@ -200,18 +234,25 @@ def test_a_folder_is_for_one_run(tmp_path):
         assert done.returncode and 'another run works in' in done.stderr
     with locked(tmp_path / 'w'):
         pass
+    (tmp_path / '.lock').mkdir()
+    with pytest.raises(UserError, match='cannot lock .*lock: it is a folder'), locked(tmp_path):
+        pass
 
 
-def test_small_helpers():
-    assert rounded({'a': (1, 2.00000049, [-1e-9, True, None, 'x'])}) == {
-        'a': [1, 2.0, [0.0, True, None, 'x']]
-    }
+def test_small_helpers(tmp_path):
+    numbers = {'a': (1, 2.00000049, [-1e-9, True, None, 'x'])}
+    assert rounded(numbers) == {'a': [1, 2.0, [0.0, True, None, 'x']]}
     assert item_name('a/b c/d') == 'a__b c__d'
     long = item_name('ä' * 200 + '/x')
     assert len(long.encode()) <= 150 and long != item_name('ä' * 200 + '/y')
     reasons = ['3 of 24 are noisy', '5 of 24 are noisy', 'is red: x 7', 'is red: y', '16 long', 'at 1.5 s']
     kinds = [('# of 24 are noisy', 2), ('is red', 2), ('16 long', 1), ('at 1.5 s', 1)]
     assert count_reasons(reasons) == kinds
+    (tmp_path / 'a').write_text('x')
+    assert file_state(tmp_path)[0][1] == 1 and file_state(tmp_path / 'b') == 'b' and file_state(None) is None
+
+
+# ---- processes
 
 
 def sleepy(folder):
@@ -245,12 +286,6 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     assert not any(map(alive, pids))
 
 
-def test_a_folder_that_cannot_be_locked_is_no_other_run(tmp_path):
-    (tmp_path / '.lock').mkdir()
-    with pytest.raises(UserError, match='cannot lock .*lock: it is a folder'), locked(tmp_path):
-        pass
-
-
 def fail_or_sleep(sec):
     if not sec:
         raise ValueError('wrong')
@@ -273,22 +308,9 @@ def test_what_is_under_way_is_given_up(items, ends):
         next(results)
 
 
-class Heavy:
-    """Counts how often it is sent to another process; its results tell from which one."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __getstate__(self):
-        Path(self.folder, f'{time.monotonic_ns()}.sent').touch()
-        return {'folder': self.folder}
-
-    def __call__(self, item):
-        return item, os.getpid()
-
-
-def test_work_is_sent_once_to_each_process(tmp_path):
-    """It holds a table of all clips: with each clip it would cost the square of their number."""
-    results = list(parallel(Heavy(str(tmp_path)), range(20), 2))
-    assert [item for item, _ in results] == list(range(20)) and os.getpid() not in {p for _, p in results}
-    assert 1 <= len(list(tmp_path.glob('*.sent'))) <= 2
+def test_few_items_are_under_way():
+    """Memory stays bounded: items are made when their turn comes."""
+    made = []
+    results = parallel(functools.partial(pow, 2), (made.append(i) or i for i in range(50)), 2)
+    assert next(results) == 1 and len(made) == 4
+    assert list(results) == [2**i for i in range(1, 50)]

@@ -80,9 +80,8 @@ def test_indices_of_short_clips_stay_inside():
 def test_times_on_the_lattice_and_continuous():
     lattice = sample_times(np.random.default_rng(0), 500, 16, True, True)
     torch.testing.assert_close(lattice * 15, (lattice * 15).round(), atol=1e-5, rtol=0)
-    assert (
-        (lattice[:, 1] - lattice[:, 0]).min() > 0.06 and lattice.max() <= 1 and lattice.dtype == torch.float32
-    )
+    assert (lattice[:, 1] - lattice[:, 0]).min() > 0.06
+    assert lattice.max() <= 1 and lattice.dtype == torch.float32
     free = sample_times(np.random.default_rng(0), 20_000, 16, True, False).double()
     assert (free[:, 0] <= free[:, 1]).all()
     assert (free[:, 1] - free[:, 0]).mean().item() == pytest.approx(0.4, abs=0.005)
@@ -119,17 +118,15 @@ def test_zip_and_folder_give_the_stored_frames(data, clip_files, tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'WEBP'])
-def test_other_picture_formats_and_deflated_zips(kind, clip_files, tmp_path):
+def test_other_image_formats_and_deflated_zips(kind, clip_files, tmp_path):
     files, labels = {}, []
     for name, label in json.loads(clip_files['dataset.json'])['labels'][: 2 * FRAMES]:
         buffer = io.BytesIO()
         Image.open(io.BytesIO(clip_files[name])).save(buffer, kind, quality=95)
         files[name.replace('.png', '.' + kind.lower())] = buffer.getvalue()
         labels.append([name.replace('.png', '.' + kind.lower()), label])
-    table = {
-        **json.loads(clip_files['dataset.json']),
-        'labels': labels[::-1],
-    }  # order in the file is of no effect
+    # the order in the file has no effect
+    table = {**json.loads(clip_files['dataset.json']), 'labels': labels[::-1]}
     with zipfile.ZipFile(tmp_path / 'x.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
         for name, content in {**files, 'dataset.json': json.dumps(table).encode()}.items():
             archive.writestr(name, content)
@@ -166,17 +163,17 @@ def test_short_clips_keep_the_unit_of_time(data):
     assert times.max().round() == 17  # the last of 18 frames
 
 
-def test_mirroring_mirrors_picture_and_camera_together(tmp_path):
+def test_mirroring_mirrors_image_and_camera_together(tmp_path):
     """A dot is painted where a point appears; the mirrored point must appear on the mirrored dot."""
     size, point = 64, torch.tensor([0.11, 0.07, 0.2])
     files, labels = {}, []
     for i in range(20):
         label = camera.orbit_label(-0.41 + 0.04 * i, 0.02 * i)
         x, y = (camera.project(point, label)[0] * size).int().tolist()
-        picture = np.zeros((size, size, 3), np.uint8)
-        picture[y, x] = 255
+        image = np.zeros((size, size, 3), np.uint8)
+        image[y, x] = 255
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, 'PNG')
+        Image.fromarray(image).save(buffer, 'PNG')
         files[f'a/{i:02d}.png'] = buffer.getvalue()
         labels.append([f'a/{i:02d}.png', label.tolist()])
     table = {'format': 'pv3d-dataset', 'version': 1, 'resolution': size, 'fps': 25.0, 'labels': labels}
@@ -195,8 +192,8 @@ def test_mirroring_mirrors_picture_and_camera_together(tmp_path):
             assert (camera.project(where, c)[0] * size - dot).abs().max() < 0.51
     assert 25 < mirrored < 55
     fakes = dataset.sample_cameras(np.random.default_rng(0), 200)[0]
-    share = 1 - (fakes[:, :1, None] == known).all(dim=3).any(dim=2).float().mean()
-    assert 0.35 < share < 0.65
+    fraction = 1 - (fakes[:, :1, None] == known).all(dim=3).any(dim=2).float().mean()
+    assert 0.35 < fraction < 0.65
 
 
 def test_fake_cameras_belong_to_their_times(data):
@@ -251,14 +248,14 @@ def test_a_batch_that_does_not_divide_is_refused(data):
         batches(opened(data), seed=0, start=0, batch=3, world_size=2)
 
 
-def broken(clip_files, *clips):
-    """The files with every frame of some clips damaged."""
+def corrupted(clip_files, *clips):
+    """The files with every frame of some clips corrupted."""
     return {n: (d[:40] if n.startswith(clips) else d) for n, d in clip_files.items()} if clips else clip_files
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_one_bad_clip_is_named_once_and_replaced(num_workers, clip_files, tmp_path, caplog):
-    dataset = opened(write_zip(tmp_path / 'x.zip', broken(clip_files, '000003')))
+    dataset = opened(write_zip(tmp_path / 'x.zip', corrupted(clip_files, '000003')))
     with caplog.at_level(logging.WARNING):
         got = take(dataset, 8, seed=0, start=0, batch=3, num_workers=num_workers)
     named = [record for record in caplog.records if '000003' in record.getMessage()]
@@ -270,13 +267,13 @@ def test_one_bad_clip_is_named_once_and_replaced(num_workers, clip_files, tmp_pa
 
 
 def test_too_many_bad_clips_stop(clip_files, tmp_path):
-    dataset = opened(write_zip(tmp_path / 'x.zip', broken(clip_files, '000003', '000001')))
+    dataset = opened(write_zip(tmp_path / 'x.zip', corrupted(clip_files, '000003', '000001')))
     with pytest.raises(DataError, match=r'2 of 6 clips cannot be read \(00000[13], 00000[13]\)'):
         take(dataset, 20, seed=0, start=0, batch=2)
 
 
 def test_nothing_readable_stops_at_once(clip_files, tmp_path):
-    dataset = opened(write_zip(tmp_path / 'x.zip', broken(clip_files, '0')))
+    dataset = opened(write_zip(tmp_path / 'x.zip', corrupted(clip_files, '0')))
     with pytest.raises(DataError, match='clips cannot be read'):
         take(dataset, 1, seed=0, start=0, batch=1)
 
@@ -289,7 +286,7 @@ def test_flipped_bits_and_missing_frames_are_named(data, clip_files, tmp_path):
     place = bytes(raw).index(clip_files['000004/00002.png']) + 60
     raw[place] ^= 4
     (tmp_path / 'bits.zip').write_bytes(raw)
-    with pytest.raises(DataError, match='000004/00002.png is damaged'):
+    with pytest.raises(DataError, match='000004/00002.png is corrupted'):
         opened(tmp_path / 'bits.zip').clip_frames(4, [2])
     files = {n: d for n, d in clip_files.items() if n != '000005/00001.png'}
     with pytest.raises(DataError, match='000005/00001.png is missing from the zip'):
@@ -327,7 +324,7 @@ BAD_TABLES = [
     ({'labels': None}, 'has no labels'),
     ({'labels': []}, 'has no labels'),
     ({'labels': {'a': 1}}, 'has no labels'),
-    ({'labels': ['a']}, r'must be a list of \[file name'),
+    ({'labels': ['a']}, r'not a list of \[file name'),
     ({'format': 'other'}, 'not of the format'),
     ({'version': 2}, 'version 2 of the format'),
     ({'resolution': '32'}, "resolution='32'"),
@@ -381,7 +378,7 @@ def test_config_is_checked():
         VideoDataset.Config(path='x', max_clips=0)
 
 
-@pytest.mark.skipif(not hasattr(signal, 'sigwaitinfo'), reason='signals do not tell who sent them here')
+@pytest.mark.skipif(not hasattr(signal, 'sigwaitinfo'), reason='signals do not name their sender here')
 def test_workers_obey_only_their_trainer(data):
     """Ctrl-C reaches a process group, schedulers send SIGTERM to all: the trainer finishes its step first."""
     loader = batches(opened(data), seed=0, start=0, batch=2, num_workers=1)
