@@ -167,7 +167,7 @@ def run(options: Options) -> None:
         writer = ClipWriter(
             G=G,
             outdir=options.outdir,
-            say=report,
+            report=report,
             count=bar.update,
             render=RenderOptions(renderer=renderer),
             suffix=f'.{options.video_format}',

@@ -41,8 +41,10 @@ class Overview(NamedTuple):
 
 def ffmpeg_path() -> str:
     """Returns the program that comes with imageio_ffmpeg."""
-    import imageio_ffmpeg
-
+    try:
+        import imageio_ffmpeg
+    except ImportError as err:
+        raise UserError('videos need ffmpeg; pip install imageio-ffmpeg') from err
     return imageio_ffmpeg.get_ffmpeg_exe()
 
 

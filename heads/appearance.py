@@ -1,27 +1,20 @@
 """Colours and light of the procedural heads, evaluated per visible sample from canonical coordinates.
 
 Nothing is a texture: lips, irises, brows, strands and seams are functions of the place on the surface, so
-they stay crisp at every resolution and stick to the moving surface exactly. Colours are display RGB in
-0..1.
+that they are crisp at every resolution and move with the surface exactly. Colours are display RGB in 0..1.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from heads import parts
-from heads.features import (
-    UPPER_LID,
-    brow_mask,
-    bump,
-    eye_local,
-    lid_curves,
-    lip_extent,
-    smoothstep,
-)
+from heads import features, parts
+from heads.features import bump, eye_local, smoothstep
 from heads.hair import LONG_STYLES
-from heads.identity import Identity
+from heads.identity import HAIR_STYLES, Identity
 from heads.motion import Motion
+
+_SHADOW_TINT = np.array([0.85, 1, 1], np.float32)  # skin in shadow keeps more red
 
 
 class Samples(NamedTuple):
@@ -33,7 +26,7 @@ class Samples(NamedTuple):
     canonical: np.ndarray  # [N, 3]
     bag: np.ndarray  # 0 on the skin, 0..1 inside the mouth, [N]
     view: np.ndarray  # unit vector to the camera, [N, 3]
-    lit: np.ndarray  # share of the key light that arrives, [N]
+    lit: np.ndarray  # fraction of the key light that arrives, [N]
 
 
 class Material(NamedTuple):
@@ -117,24 +110,17 @@ def _face(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples
     shine = np.full(len(x), 0.10, np.float32) + 0.10 * bump(x, y, (0, -0.03), (0.012, 0.03))
     gloss = np.full(len(x), 14.0, np.float32)
     strands = 0.85 + 0.3 * _noise(900 * x, 260 * y, identity.texture_phase)
-    brow = brow_mask(identity, x, y) * (z > 0) * np.clip(strands, 0, 1)
+    brow = features.brow_mask(identity, x, y) * (z > 0) * np.clip(strands, 0, 1)
     albedo = _mix(albedo, identity.brow_color, 0.92 * brow)
     lip = _lip_mask(identity, x, y, samples.bag) * (z > 0)
     streak = 1 + 0.02 * np.sin(900 * x + 3 * np.sin(300 * y))
     albedo = _mix(albedo, np.array(identity.lip_color, np.float32) * streak[:, None], lip)
-    crease = (
-        np.exp(-(((y - identity.mouth_y) / 0.0016) ** 2))
-        * (np.abs(x) < identity.mouth_width * 1.04)
-        * (z > 0)
-    )
-    albedo = albedo * (1 - 0.5 * crease * (samples.bag == 0))[:, None]
-    shine = shine + 0.16 * lip
-    gloss = gloss + 20 * lip
-    depth = np.minimum(samples.bag, 1 - samples.bag)
-    inner = smoothstep(0.08, 0.30, depth)
+    crease = np.exp(-(((y - identity.mouth_y) / 0.0016) ** 2)) * (np.abs(x) < identity.mouth_width * 1.04)
+    albedo = albedo * (1 - 0.5 * (crease * (z > 0)) * (samples.bag == 0))[:, None]
+    inner = smoothstep(0.08, 0.30, np.minimum(samples.bag, 1 - samples.bag))
     albedo = _mix(albedo, (0.16, 0.035, 0.04), inner)
-    shine = shine * (1 - inner)
-    return _eyes(identity, motion, eyes, samples, Material(albedo, shine, gloss, samples.normal))
+    shine = (shine + 0.16 * lip) * (1 - inner)
+    return _eyes(identity, motion, eyes, samples, Material(albedo, shine, gloss + 20 * lip, samples.normal))
 
 
 def _skin(identity: Identity, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -150,31 +136,22 @@ def _skin(identity: Identity, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np
         where = bump(ax, y, (0.05, -0.02), (0.045, 0.025)) * front * identity.freckles
         albedo = albedo * (1 - 0.28 * (spots * where)[:, None] * np.array([0.6, 1, 1.1], np.float32))
     a, b = eye_local(identity, x, y)
-    hollow = 0.10 * bump(a, b, (-0.006, 0.004), (0.026, 0.016)) + (0.05 + 0.1 * identity.age) * bump(
-        a, b, (0, -0.017), (0.022, 0.006)
-    )
+    bag = (0.05 + 0.1 * identity.age) * bump(a, b, (0, -0.017), (0.022, 0.006))
+    hollow = 0.10 * bump(a, b, (-0.006, 0.004), (0.026, 0.016)) + bag
     tip = -0.005 - 0.033 * identity.nose_length
     hollow += 0.30 * bump(x, y, (0, tip - 0.026), (0.022 * identity.nose_width, 0.006))
     hollow += 0.18 * bump(ax, y, (0.030 * identity.nose_width, tip - 0.010), (0.005, 0.010))
     hollow += 0.16 * bump(x, y, (0, identity.mouth_y - 0.030), (0.026, 0.006))
-    fold = ax - (0.03 + 0.75 * np.clip(-0.045 - y, 0, 0.07))
-    hollow += (
-        (0.08 + 0.14 * identity.age)
-        * np.exp(-((fold / 0.004) ** 2))
-        * smoothstep(-0.03, -0.06, y)
-        * smoothstep(-0.12, -0.09, y)
-    )
-    nostril = bump(
-        ax, y, (0.0105 * identity.nose_width, tip - 0.0185), (0.0052 * identity.nose_width, 0.0028)
-    )
+    fold = (0.08 + 0.14 * identity.age) * np.exp(-((features.cheek_fold(ax, y) / 0.004) ** 2))
+    hollow += fold * smoothstep(-0.03, -0.06, y) * smoothstep(-0.12, -0.09, y)
+    nose = identity.nose_width
+    nostril = bump(ax, y, (0.0105 * nose, tip - 0.0185), (0.0052 * nose, 0.0028))
     hollow = hollow + 0.78 * smoothstep(0.35, 0.9, nostril)
-    under = smoothstep(-0.185, -0.205, y) * 0.25
-    return albedo * (
-        1 - (np.minimum(hollow, 0.85) * front + under)[:, None] * np.array([0.85, 1, 1], np.float32)
-    )
+    dark = np.minimum(hollow, 0.85) * front + smoothstep(-0.185, -0.205, y) * 0.25  # under the chin too
+    return albedo * (1 - dark[:, None] * _SHADOW_TINT)
 
 
-def beard_mask(
+def _beard_mask(
     identity: Identity, x: np.ndarray, y: np.ndarray, z: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns where a beard and a moustache would grow, 0..1 each."""
@@ -183,9 +160,8 @@ def beard_mask(
     around = np.hypot(x / (identity.mouth_width * 1.12), (y - my + 0.004) / 0.026)
     beard = smoothstep(0.006, -0.008, y - edge) * smoothstep(0.95, 1.15, around) * smoothstep(-0.02, 0.03, z)
     curve = my + 0.020 - 4.5 * x**2 * (1 + 0.2 * np.sin(ax * 80))
-    moustache = smoothstep(0.0105, 0.0065, np.abs(y - curve)) * smoothstep(
-        identity.mouth_width * 1.1, identity.mouth_width * 0.9, ax
-    )
+    ends = smoothstep(identity.mouth_width * 1.1, identity.mouth_width * 0.9, ax)
+    moustache = smoothstep(0.0105, 0.0065, np.abs(y - curve)) * ends
     return beard, moustache * (z > 0)
 
 
@@ -194,7 +170,7 @@ def _facial_hair(
 ) -> np.ndarray:
     if not (identity.stubble or identity.beard or identity.moustache):
         return albedo
-    beard, moustache = beard_mask(identity, x, y, z)
+    beard, moustache = _beard_mask(identity, x, y, z)
     strands = (0.8 + 0.35 * _noise(700 * x, 260 * y, identity.texture_phase))[:, None]
     color = (0.6 * np.array(identity.hair_color) + 0.4 * np.array(identity.brow_color)).astype(np.float32)
     albedo = _mix(albedo, color, 0.28 * identity.stubble * np.maximum(beard, moustache))
@@ -203,7 +179,7 @@ def _facial_hair(
 
 
 def _lip_mask(identity: Identity, x: np.ndarray, y: np.ndarray, bag: np.ndarray) -> np.ndarray:
-    upper, lower = lip_extent(identity, x)
+    upper, lower = features.lip_extent(identity, x)
     d = y - identity.mouth_y
     edge = np.where(d >= 0, upper - d, lower + d)
     inside = smoothstep(-0.0012, 0.0012, edge) * (np.abs(x) < identity.mouth_width)
@@ -217,18 +193,14 @@ def _eyes(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples
     at = np.flatnonzero((np.hypot(a, b) < 0.04) & (z > 0))
     a, b, right = a[at], b[at], (x[at] > 0).astype(int)
     blink = np.array([motion.blink_left, motion.blink_right])[right]
-    upper, lower = lid_curves(identity, a, blink, max(motion.smile, 0.0))
+    upper, lower = features.lid_curves(identity, a, blink, max(motion.smile, 0.0))
     wide = np.abs(a - 0.001) < 0.030
     albedo, shine, gloss, normal = (field.copy() for field in skin)
-    lash = (
-        smoothstep(0.0012 + 0.0026 * identity.lashes, 0.0004, np.abs(b - upper - 0.0006))
-        * wide
-        * (b >= lower - 0.001)
-    )
+    lash = smoothstep(0.0012 + 0.0026 * identity.lashes, 0.0004, np.abs(b - upper - 0.0006))
+    lash = lash * wide * (b >= lower - 0.001)
     lash += 0.35 * identity.lashes * smoothstep(0.0016, 0.0, np.abs(b - lower)) * wide
-    fold = np.exp(
-        -(((b - UPPER_LID * identity.eye_open * (1 - (a / 0.034) ** 2) - 0.0065) / 0.0016) ** 2)
-    ) * (np.abs(a) < 0.03)
+    over_lid = b - features.UPPER_LID * identity.eye_open * (1 - (a / 0.034) ** 2) - 0.0065
+    fold = np.exp(-((over_lid / 0.0016) ** 2)) * (np.abs(a) < 0.03)
     local = albedo[at] * (1 - 0.20 * fold * (1 - blink))[:, None]
     local = _mix(local, (0.07, 0.05, 0.05), np.clip(lash, 0, 0.92))
     direction = samples.position[at] - eyes[right].astype(np.float32)
@@ -255,11 +227,8 @@ def _eyeball(identity: Identity, motion: Motion, direction: np.ndarray) -> np.nd
     iris = np.array(identity.eye_color, np.float32)
     spokes = 1 + 0.16 * np.sin(17 * np.arctan2(v, u) + 3 * np.sin(40 * angle))
     tone = spokes * (1.05 - 0.45 * smoothstep(0.26, 0.37, angle)) * (1.0 - 0.5 * v / 0.36)
-    color = _mix(
-        np.full((len(u), 3), 0.93, np.float32) * np.array([1, 0.975, 0.96], np.float32),
-        iris * tone[:, None],
-        smoothstep(0.385, 0.355, angle),
-    )
+    sclera = np.full((len(u), 3), 0.93, np.float32) * np.array([1, 0.975, 0.96], np.float32)
+    color = _mix(sclera, iris * tone[:, None], smoothstep(0.385, 0.355, angle))
     return _mix(color, (0.03, 0.025, 0.03), smoothstep(0.175, 0.150, angle))
 
 
@@ -268,24 +237,20 @@ def _hair(identity: Identity, samples: Samples) -> Material:
     phi, y, inside = samples.canonical.T
     phase, wave = identity.texture_phase, identity.hair_wave
     bend = phi + 0.06 * wave * np.sin(45 * y + phase) + 0.03 * np.sin(13 * y)
-    streak = 0.5 * np.sin(61 * bend + phase) * np.sin(23 * bend + 3 * y) + 0.5 * np.sin(
-        149 * bend + 2 * np.sin(30 * y)
-    )
+    fine = 0.5 * np.sin(149 * bend + 2 * np.sin(30 * y))
+    streak = 0.5 * np.sin(61 * bend + phase) * np.sin(23 * bend + 3 * y) + fine
     streak *= smoothstep(0.236, 0.20, y)
     root = smoothstep(0.0, 0.03, inside)
     color = np.array(identity.hair_color, np.float32)
     albedo = color * ((0.82 + 0.18 * root) * (1 + 0.16 * streak))[:, None]
-    style = parts.HAIR_STYLES[identity.hair_style]
+    style = HAIR_STYLES[identity.hair_style]
     buzz = style == 'buzz'
-    dense = smoothstep(-0.003, 0.007, inside + 0.003 * streak) * (
-        0.72 if buzz else 1.0
-    )  # single hairs at the edge
+    dense = smoothstep(-0.003, 0.007, inside + 0.003 * streak)  # single hairs at the edge
+    dense = dense * (0.72 if buzz else 1.0)
     if style in LONG_STYLES:
         dense = np.maximum(dense, smoothstep(0.10, 0.06, y))  # what hangs has no skin below it
-    albedo = _mix(
-        np.broadcast_to(np.array(identity.skin_color, np.float32) * 0.9, albedo.shape), albedo, dense
-    )
-    normal = samples.normal
+    skin = np.broadcast_to(np.array(identity.skin_color, np.float32) * 0.9, albedo.shape)
+    albedo, normal = _mix(skin, albedo, dense), samples.normal
     down = np.array([0.0, -1.0, 0.0], np.float32)
     tangent = down - normal * (normal @ down)[:, None]
     tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-3)
@@ -303,20 +268,17 @@ def _body(identity: Identity, samples: Samples) -> Material:
     x, y, cos = samples.canonical.T
     inside = parts.neckline(identity, cos, x, y)
     shadow = smoothstep(-0.262, -0.17, y) * (0.45 + 0.25 * cos)
-    skin = np.array(identity.skin_color, np.float32) * (
-        1 - 0.55 * shadow[:, None] * np.array([0.85, 1, 1], np.float32)
-    )
+    skin = np.array(identity.skin_color, np.float32) * (1 - 0.55 * shadow[:, None] * _SHADOW_TINT)
     cloth = np.broadcast_to(np.array(identity.cloth_color, np.float32), skin.shape)
     bands = smoothstep(-0.25, 0.25, np.sin(y * 170)) * identity.stripes
     cloth = _mix(cloth, identity.trim_color, bands)
     cloth = _mix(cloth, identity.trim_color, smoothstep(0.0125, 0.011, inside))
     cloth = cloth * (1 + 0.03 * _noise(25 * x, 60 * y, identity.texture_phase))[:, None]
     cloth = cloth * (1 - 0.25 * np.exp(-(((inside - 0.0118) / 0.0015) ** 2)))[:, None]
-    share = smoothstep(-0.0008, 0.0008, inside)
-    albedo = skin + (cloth - skin) * share[:, None]
-    return Material(
-        albedo, (0.06 * (1 - share)).astype(np.float32), np.full(len(x), 12.0, np.float32), samples.normal
-    )
+    covered = smoothstep(-0.0008, 0.0008, inside)
+    albedo = skin + (cloth - skin) * covered[:, None]
+    shine, gloss = (0.06 * (1 - covered)).astype(np.float32), np.full(len(x), 12.0, np.float32)
+    return Material(albedo, shine, gloss, samples.normal)
 
 
 def _small(identity: Identity, kind: int, samples: Samples) -> Material:
@@ -325,28 +287,19 @@ def _small(identity: Identity, kind: int, samples: Samples) -> Material:
     ones = np.ones(len(first), np.float32)
     if kind == parts.EAR:
         tone = 1 + 0.9 * np.minimum(first, 0) + 0.08 * np.maximum(first, 0)
-        albedo = (
-            np.array(identity.skin_color, np.float32)
-            * tone[:, None]
-            * np.array([1.0, 0.93, 0.92], np.float32)
-        )
-        return Material(albedo, 0.08 * ones, 12 * ones, samples.normal)
-    if kind == parts.TEETH:
+        albedo = np.array(identity.skin_color, np.float32) * tone[:, None]
+        albedo, shine, gloss = albedo * np.array([1.0, 0.93, 0.92], np.float32), 0.08, 12
+    elif kind == parts.TEETH:
         u = first / identity.mouth_width * 5.2
         gap = np.exp(-(((u - np.round(u)) / 0.07) ** 2))
-        light = (
-            (1 - 0.25 * gap)
-            * (0.55 + 0.45 * smoothstep(0.0, 0.6, second))
-            * (1 - 0.45 * (u / 4.6) ** 2)
-            * (1 - 0.25 * third)
+        light = (1 - 0.25 * gap) * (0.55 + 0.45 * smoothstep(0.0, 0.6, second))
+        light = light * (1 - 0.45 * (u / 4.6) ** 2) * (1 - 0.25 * third)
+        albedo, shine, gloss = np.array([0.95, 0.93, 0.88], np.float32) * light[:, None], 0.25, 40
+    else:
+        tongue = kind == parts.TONGUE
+        color = (0.60, 0.25, 0.25) if tongue else identity.glasses_color
+        albedo, shine, gloss = (
+            ones[:, None] * np.array(color, np.float32),
+            *((0.15, 20) if tongue else (0.5, 50)),
         )
-        return Material(
-            np.array([0.95, 0.93, 0.88], np.float32) * light[:, None], 0.25 * ones, 40 * ones, samples.normal
-        )
-    if kind == parts.TONGUE:
-        return Material(
-            ones[:, None] * np.array([0.60, 0.25, 0.25], np.float32), 0.15 * ones, 20 * ones, samples.normal
-        )
-    return Material(
-        ones[:, None] * np.array(identity.glasses_color, np.float32), 0.5 * ones, 50 * ones, samples.normal
-    )
+    return Material(albedo, shine * ones, gloss * ones, samples.normal)

@@ -1,65 +1,72 @@
-"""Procedural talking heads: the embedded default data set, with exact cameras, depth, normals and masks.
+"""The data set of procedural talking heads, with exact cameras, depth, normals and masks.
 
-People, motion and cameras are random but smooth functions of a seed (head_identity.py, head_motion.py);
-head_model.py renders them; `write_dataset` writes clips in the data set format. World, cameras and labels
-as in training/camera.py. No outside source: all shapes and colours are made here.
+People, motion and cameras are random but smooth functions of a seed; `write_dataset` renders clips of them in
+processes, which import no torch and so start quickly. World, cameras and labels as in training/camera.py. No
+outside source: all shapes and colours are made here.
 """
 
 import functools
+import io
 import os
 import shutil
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
+from PIL import Image
 
 from dnnlib.progress import follow
 from dnnlib.util import UserError, atomic_write, explain_os_error, usable_cores
-from heads.clip import DEPTH_SCALE, Clip, Job, render_clip
-from heads.identity import Identity, sample_identity
+from heads.identity import sample_identity
 from heads.model import MAX_RESOLUTION, MIN_RESOLUTION, Frame, HeadModel
-from heads.motion import Motion, sample_camera_angles, sample_motion_path
-from training import camera
+from heads.motion import sample_camera_angles, sample_motion_path
 from training.data.archive import dataset_json, parallel, write_entry
 
-__all__ = [
-    'DEPTH_SCALE',
-    'Frame',
-    'HeadModel',
-    'Identity',
-    'Motion',
-    'render_frame',
-    'sample_camera_path',
-    'sample_identity',
-    'sample_motion_path',
-    'write_dataset',
-]
-
+DEPTH_SCALE = 10000  # 16-bit depth files contain distance x 10000, in scene units
 FPS = 25.0
+
+
+class Job(NamedTuple):
+    """A clip to render."""
+
+    index: int  # of the clip in the data set
+    seed: int  # of identity, motion and camera
+    labels: np.ndarray  # one camera per frame, float32 [T, 25]
+    resolution: int
+
+
+class Clip(NamedTuple):
+    """A rendered clip."""
+
+    name: str
+    files: list[tuple[str, bytes]]  # name, content
+    labels: list[tuple[str, list[float]]]  # frame name, 25 numbers
+    info: dict[str, str | int]
 
 
 def sample_camera_path(seed: int, num_frames: int) -> np.ndarray:
     """Samples a smooth, mostly frontal camera path: labels [T, 25], yaw to 45 and pitch to 20 degrees."""
+    import torch  # here: render processes do without it
+
+    from training import camera
+
     yaw, pitch = torch.from_numpy(sample_camera_angles(seed, num_frames)).unbind(dim=1)
     return camera.orbit_label(yaw, pitch).numpy()
 
 
-def render_frame(identity: Identity, motion: Motion, label: np.ndarray, resolution: int) -> Frame:
-    """Renders one frame; `HeadModel(identity).render` does the same and is faster for several frames.
-
-    Args:
-        identity: the person.
-        motion: state of the face.
-        label: camera, 25 numbers.
-        resolution: pixels per side R.
-
-    Returns:
-        image (antialiased) with depth, normals and mask at the pixel centres.
-    """
-    return HeadModel(identity).render(motion, np.asarray(label), resolution)
+def render_clip(job: Job) -> Clip:
+    """Renders a clip; equal jobs give equal bytes."""
+    model = HeadModel(sample_identity(job.seed))
+    name, files, labels = f'{job.index:06d}', [], []
+    motions = sample_motion_path(job.seed, len(job.labels), FPS)
+    for i, (motion, label) in enumerate(zip(motions, job.labels, strict=True)):
+        stem = f'{name}/{i:05d}'
+        files += _encode(stem, model.render(motion, label, job.resolution))
+        labels.append((f'{stem}.png', [float(v) for v in label]))
+    return Clip(name, files, labels, {'source': 'synthetic', 'identity': job.seed})
 
 
 def write_dataset(
@@ -108,7 +115,21 @@ def write_dataset(
 
 def _job(seed: int, index: int, num_frames: int, resolution: int) -> Job:
     clip_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-    return Job(index, clip_seed, sample_camera_path(clip_seed, num_frames), FPS, resolution)
+    return Job(index, clip_seed, sample_camera_path(clip_seed, num_frames), resolution)
+
+
+def _encode(stem: str, frame: Frame) -> list[tuple[str, bytes]]:
+    depth = np.round(frame.depth * DEPTH_SCALE).astype(np.uint16)
+    normal = np.round((frame.normal * 0.5 + 0.5) * 255).astype(np.uint8)
+    mask = frame.mask.astype(np.uint8) * 255
+    images = {'.depth.png': depth, '.mask.png': mask, '.normal.png': normal, '.png': frame.image}
+    return [(stem + suffix, _png(pixels)) for suffix, pixels in images.items()]
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format='PNG')
+    return buffer.getvalue()
 
 
 def _write_zip(dest: Path, clips: Iterable[Clip], resolution: int) -> None:

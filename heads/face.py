@@ -2,9 +2,7 @@
 
 The surface is one grid, rows from crown to chin and columns around the head (column angle phi = 0 faces
 +z). At the line of the mouth the grid is cut and rows are inserted that fold inwards: lips roll into a
-mouth cavity, of zero area outside the corners. Canonical coordinates (x, y, z of the undeformed loft)
-name places on the face for colours and motion: the eyes are at (+-eye_spacing, eye_height) and the lips
-meet at y = mouth_y whatever the motion.
+mouth cavity, of zero area outside the corners. For canonical coordinates see heads/features.py.
 """
 
 from typing import NamedTuple
@@ -12,21 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from heads.features import (
-    LID_HALF_WIDTH,
-    bump,
-    eye_local,
-    jaw_weight,
-    lid_curves,
-    motion_shapes,
-    sculpt,
-    smoothstep,
-)
+from heads import features
+from heads.features import bump, eye_local, smoothstep
 from heads.identity import Identity
 from heads.motion import Motion
 
 TOP, BOTTOM = 0.235, -0.205  # heights of crown and chin of the average loft
 BAG_ROWS = 12  # rows of the mouth cavity between the lips
+_BAG = np.arange(1, BAG_ROWS + 1)[:, None] / (BAG_ROWS + 1)  # upper to lower lip, [12, 1]
 EYE_RADIUS = 0.036  # of the eyeball, scene units
 LID_THICKNESS = 0.0030
 _JAW_HINGE = np.array([0.0, -0.005, -0.02])
@@ -53,13 +44,6 @@ _PROFILE = np.array(
 )
 
 
-class Loft(NamedTuple):
-    """Undeformed head: positions [H, W, 3] and column angles [W]."""
-
-    position: np.ndarray
-    phi: np.ndarray
-
-
 class FaceRest(NamedTuple):
     """Face at rest, and how it moves; all grids [H, W, ...] with the mouth rows inserted."""
 
@@ -67,7 +51,7 @@ class FaceRest(NamedTuple):
     canonical: np.ndarray  # [H, W, 3]
     bag: np.ndarray  # 0 on the skin, 0..1 from upper to lower lip inside the mouth, [H, W]
     shapes: dict[str, np.ndarray]  # displacement at motion amount 1, each [H, W, 3]
-    jaw_weight: np.ndarray  # share of the jaw rotation, [H, W]
+    jaw_weight: np.ndarray  # fraction of the jaw rotation, [H, W]
     eyes: np.ndarray  # centres of the two eyeballs, left (negative x) first, [2, 3]
     mouth_row: int  # index of the last row above the mouth
 
@@ -85,18 +69,16 @@ def loft_radii(identity: Identity, y: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return width, front * depth, back * identity.head_depth
 
 
-def build_loft(identity: Identity, heights: np.ndarray, phi: np.ndarray) -> Loft:
-    """Builds the undeformed head at given heights [H] and angles [W]."""
+def build_loft(identity: Identity, heights: np.ndarray, phi: np.ndarray) -> np.ndarray:
+    """Returns the undeformed head [H, W, 3] at given heights [H] and angles [W]."""
     width, front, back = (r[:, None] for r in loft_radii(identity, heights))
     middle = 0.42 * front + 0.58 * back
     sin, cos = np.sin(phi), np.cos(phi)
     side = np.sign(sin) * np.abs(sin) ** 0.94
-    ahead = np.where(
-        cos >= 0, np.abs(cos) ** 0.86 * (front - middle), -(np.abs(cos) ** 0.92) * (middle - back)
-    )
-    x = width * side
+    ahead, behind = np.abs(cos) ** 0.86 * (front - middle), -(np.abs(cos) ** 0.92) * (middle - back)
+    x, z = width * side, middle + np.where(cos >= 0, ahead, behind)
     y = np.broadcast_to(heights[:, None], x.shape)
-    return Loft(np.stack([x, y, middle + ahead], axis=-1), phi)
+    return np.stack([x, y, z], axis=-1)
 
 
 def settle(identity: Identity, position: np.ndarray) -> np.ndarray:
@@ -110,31 +92,19 @@ def settle(identity: Identity, position: np.ndarray) -> np.ndarray:
 
 def build_face(identity: Identity) -> FaceRest:
     """Builds the face at rest and its motion shapes."""
-    heights, mouth_row = _rows(identity)
-    loft = build_loft(identity, heights, _columns())
-    x, y, _ = canonical = np.moveaxis(loft.position, -1, 0)
-    facing = smoothstep(0.05, 0.45, np.cos(loft.phi))[None]
-    position = settle(identity, loft.position)
-    position = position + facing[..., None] * sculpt(identity, x, y)
+    (heights, mouth_row), phi = _rows(identity), _columns()
+    canonical = build_loft(identity, heights, phi)
+    x, y, _ = np.moveaxis(canonical, -1, 0)
+    facing = smoothstep(0.05, 0.45, np.cos(phi))[None, :, None]
+    position = settle(identity, canonical) + facing * features.sculpt(identity, x, y)
     eyes = _place_eyes(identity, position, x, y)
     side = np.where(np.arange(len(heights)) <= mouth_row, 1.0, -1.0)[:, None]
-    shapes = {name: facing[..., None] * s for name, s in motion_shapes(identity, x, y, side).items()}
-    weight = jaw_weight(identity, x, y, side) * smoothstep(-0.05, 0.07, position[..., 2])
-    split = mouth_row + 1
-    canonical = np.moveaxis(canonical, 0, -1)
-    bag = np.zeros(x.shape)
-    pad = {name: _insert_rows(s, split) for name, s in shapes.items()}
-    bag = _insert_rows(bag, split)
-    bag[split : split + BAG_ROWS] = (np.arange(1, BAG_ROWS + 1) / (BAG_ROWS + 1))[:, None]
-    return FaceRest(
-        _insert_rows(position, split),
-        _insert_rows(canonical, split),
-        bag,
-        pad,
-        _insert_rows(weight, split),
-        eyes,
-        mouth_row,
-    )
+    weight = features.jaw_weight(identity, x, y, side) * smoothstep(-0.05, 0.07, position[..., 2])
+    rows = np.r_[: mouth_row + 1, [mouth_row] * BAG_ROWS, mouth_row + 1 : len(heights)]  # opens the mouth
+    bag = np.zeros((len(rows), len(phi)))
+    bag[mouth_row + 1 : mouth_row + 1 + BAG_ROWS] = _BAG
+    shapes = {name: (facing * s)[rows] for name, s in features.motion_shapes(identity, x, y, side).items()}
+    return FaceRest(position[rows], canonical[rows], bag, shapes, weight[rows], eyes, mouth_row)
 
 
 def pose_jaw(points: np.ndarray, amount: np.ndarray | float) -> np.ndarray:
@@ -149,18 +119,10 @@ def pose_jaw(points: np.ndarray, amount: np.ndarray | float) -> np.ndarray:
 
 def pose_face(identity: Identity, rest: FaceRest, motion: Motion) -> np.ndarray:
     """Returns the vertices [H, W, 3] of the moving face."""
-    amounts = {
-        'smile': motion.smile,
-        'pucker': motion.pucker,
-        'upper_lip': motion.upper_lip,
-        'lower_lip': motion.lower_lip,
-        'brow_raise': motion.brow_raise,
-        'brow_furrow': motion.brow_furrow,
-    }
     position = rest.position.copy()
-    for name, amount in amounts.items():
-        if amount:
-            position += amount * rest.shapes[name]
+    for name, shape in rest.shapes.items():
+        if amount := getattr(motion, name):
+            position += amount * shape
     position = pose_jaw(position, motion.jaw * rest.jaw_weight)
     position = _pose_lids(identity, rest, motion, position)
     return _fold_mouth(identity, rest, position)
@@ -170,11 +132,11 @@ def _rows(identity: Identity) -> tuple[np.ndarray, int]:
     """Returns row heights, denser at the features, and the index of the first of the two mouth rows."""
     angle = np.linspace(0.004, np.pi - 0.004, 4000)
     y = (TOP + BOTTOM) / 2 + (TOP - BOTTOM) / 2 * np.cos(angle)
-    density = 0.45 + 1.2 * bump(y, 0 * y, (identity.eye_height, 0), (0.022, 1))
-    density += 1.7 * bump(y, 0 * y, (identity.mouth_y, 0), (0.022, 1)) + 1.2 * bump(
-        y, 0 * y, (-0.048, 0), (0.016, 1)
+    eyes, mouth, nose = (
+        bump(y, 0 * y, (height, 0), (width, 1))
+        for height, width in ((identity.eye_height, 0.022), (identity.mouth_y, 0.022), (-0.048, 0.016))
     )
-    total = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
+    total = _integral(0.45 + 1.2 * eyes + (1.7 * mouth + 1.2 * nose))
     at_mouth = np.interp(-identity.mouth_y, -y, total)
     above = max(round(112 * at_mouth / total[-1]), 8)
     steps = np.concatenate([np.linspace(0, at_mouth, above), np.linspace(at_mouth, total[-1], 112 - above)])
@@ -186,18 +148,16 @@ def _rows(identity: Identity) -> tuple[np.ndarray, int]:
 def _columns() -> np.ndarray:
     """Returns column angles, symmetric about 0 and denser at the front."""
     phi = np.linspace(-np.pi, np.pi, 4001)
-    density = 0.42 + np.exp(-((phi / 0.62) ** 4)) + 0.5 * np.exp(-((phi / 0.2) ** 2))
-    total = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
+    total = _integral(0.42 + np.exp(-((phi / 0.62) ** 4)) + 0.5 * np.exp(-((phi / 0.2) ** 2)))
     return np.interp(np.arange(128) / 128 * total[-1], total, phi)
 
 
-def _insert_rows(grid: np.ndarray, split: int) -> np.ndarray:
-    """Opens the grid before row `split` with copies of the row above."""
-    return np.concatenate([grid[:split], np.repeat(grid[split - 1 : split], BAG_ROWS, axis=0), grid[split:]])
+def _integral(density: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
 
 
 def _place_eyes(identity: Identity, position: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Returns the eyeball centres [2, 3]: as deep as the skin around the eye asks for."""
+    """Returns the eyeball centres [2, 3]: as deep as the skin around them requires."""
     radius = EYE_RADIUS * identity.eye_size
     a, b = eye_local(identity, x, y)
     ring = np.exp(-(((np.hypot(a, b * 1.5) - 0.028) / 0.006) ** 2)) * (position[..., 2] > 0)
@@ -213,10 +173,9 @@ def _pose_lids(identity: Identity, rest: FaceRest, motion: Motion, position: np.
     near = np.flatnonzero(((np.hypot(a, b) < 0.05) & (rest.canonical[..., 2] > 0)).ravel())
     a, b, x = a.ravel()[near], b.ravel()[near], x.ravel()[near]
     points = position.reshape(-1, 3)[near]
-    upper, lower = lid_curves(
-        identity, a, np.where(x < 0, motion.blink_left, motion.blink_right), max(motion.smile, 0.0)
-    )
-    margin = np.minimum(upper - b, b - lower) - np.maximum(np.abs(a - 0.001) - LID_HALF_WIDTH, 0.0)
+    blink = np.where(x < 0, motion.blink_left, motion.blink_right)
+    upper, lower = features.lid_curves(identity, a, blink, max(motion.smile, 0.0))
+    margin = np.minimum(upper - b, b - lower) - np.maximum(np.abs(a - 0.001) - features.LID_HALF_WIDTH, 0.0)
     lid = LID_THICKNESS * smoothstep(0.0012, -0.0012, margin)
     centre = rest.eyes[(x > 0).astype(int)]
     radius = EYE_RADIUS * identity.eye_size + lid
@@ -238,15 +197,12 @@ def _ball_height(s: np.ndarray) -> np.ndarray:
 def _fold_mouth(identity: Identity, rest: FaceRest, position: np.ndarray) -> np.ndarray:
     """Places the inserted rows: from the upper lip back into the head and out to the lower lip."""
     above, below = rest.mouth_row, rest.mouth_row + BAG_ROWS + 1
-    t = (np.arange(1, BAG_ROWS + 1) / (BAG_ROWS + 1))[:, None]
-    x = rest.canonical[above, :, 0]
-    open_share = np.sqrt(np.clip(1 - (x / identity.mouth_width) ** 2, 0, 1)) * (
-        rest.canonical[above, :, 2] > 0
-    )
-    upper, lower = position[above], position[below]
+    x, _, z = rest.canonical[above].T
+    parted = np.sqrt(np.clip(1 - (x / identity.mouth_width) ** 2, 0, 1)) * (z > 0)
+    upper, lower, t = position[above], position[below], _BAG
     rows = upper + (lower - upper) * (t**1.5 / (t**1.5 + (1 - t) ** 1.5))[..., None]
-    rows[..., 2] -= 0.055 * np.sin(np.pi * t) ** 0.8 * open_share
-    rows[..., 1] += 0.016 * np.sin(2 * np.pi * t) * open_share
+    rows[..., 2] -= 0.055 * np.sin(np.pi * t) ** 0.8 * parted
+    rows[..., 1] += 0.016 * np.sin(2 * np.pi * t) * parted
     out = position.copy()
     out[above + 1 : below] = rows
     return out

@@ -51,15 +51,17 @@ def lip_extent(identity: Identity, x: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return identity.upper_lip * taper * bow, identity.lower_lip * np.sqrt(1 - u**2.2)
 
 
+def cheek_fold(ax: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns the distance |x| - fold from the line that runs from the nose to beside the mouth."""
+    return ax - (0.03 + 0.75 * np.clip(-0.045 - y, 0, 0.07))
+
+
 def brow_mask(identity: Identity, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Returns the density of the eyebrows, 0..1, at canonical positions."""
     t = (np.abs(x) - 0.018) / (identity.eye_spacing + 0.022)  # 0 at the inner, 1 at the outer end
     centre = identity.eye_height + identity.brow_height + identity.brow_tilt * 0.06 * (t - 0.5)
-    centre = (
-        centre
-        + identity.brow_arch * np.sin(np.pi * np.clip(t, 0, 1) ** 1.3)
-        - 0.010 * smoothstep(0.62, 1.1, t)
-    )
+    centre = centre + identity.brow_arch * np.sin(np.pi * np.clip(t, 0, 1) ** 1.3)
+    centre = centre - 0.010 * smoothstep(0.62, 1.1, t)
     half = identity.brow_thickness * (1.0 - 0.7 * smoothstep(0.45, 1.0, t)) * smoothstep(-0.12, 0.15, t)
     across = np.abs(y - centre) / np.maximum(half, 1e-5)
     return smoothstep(1.25, 0.7, across) * smoothstep(-0.05, 0.08, t) * smoothstep(1.03, 0.95, t)
@@ -76,14 +78,8 @@ def sculpt(identity: Identity, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     z += (0.012 + identity.chin_forward) * bump(x, y, (0, -0.168), (identity.chin_width, 0.020))
     z += -0.006 * bump(x, y, (0, my - 0.036), (0.035, 0.010))
     z += -0.003 * bump(x, y, (0, my + 0.024), (0.006, 0.011))
-    fold = ax - (0.03 + 0.75 * np.clip(-0.045 - y, 0, 0.07))
-    z += (
-        -0.004
-        * (0.4 + identity.age)
-        * np.exp(-((fold / 0.006) ** 2))
-        * smoothstep(0.0, -0.06, y)
-        * smoothstep(my - 0.03, my, y)
-    )
+    fold = -0.004 * (0.4 + identity.age) * np.exp(-((cheek_fold(ax, y) / 0.006) ** 2))
+    z += fold * smoothstep(0.0, -0.06, y) * smoothstep(my - 0.03, my, y)
     nose, drop = _nose(identity, x, y)
     corners = np.minimum((ax / identity.mouth_width) ** 2, 1.6) * bump(0 * x, y, (0, my), (1, 0.022))
     drop = drop + 0.0065 * corners * smoothstep(identity.mouth_width * 2.2, identity.mouth_width, ax)
@@ -95,30 +91,9 @@ def sculpt(identity: Identity, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _nose(identity: Identity, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the forward displacement of the nose and the downward one that overhangs its tip."""
     top, tip = identity.eye_height + 0.02, -0.005 - 0.033 * identity.nose_length
-    heights = [
-        -1.0,
-        tip - 0.035,
-        tip - 0.022,
-        tip - 0.008,
-        tip,
-        0.5 * (top + tip),
-        top - 0.012,
-        top + 0.022,
-        1.0,
-    ]
-    out = identity.nose_protrusion
-    bridge = identity.nose_bridge
-    forward = [
-        0.0,
-        0.0,
-        0.010,
-        0.047 * out,
-        0.050 * out,
-        0.014 * bridge + 0.016 * out,
-        0.014 * bridge,
-        0.0,
-        0.0,
-    ]
+    middle, out, bridge = 0.5 * (top + tip), identity.nose_protrusion, 0.014 * identity.nose_bridge
+    heights = [-1.0, tip - 0.035, tip - 0.022, tip - 0.008, tip, middle, top - 0.012, top + 0.022, 1.0]
+    forward = [0.0, 0.0, 0.010, 0.047 * out, 0.050 * out, bridge + 0.016 * out, bridge, 0.0, 0.0]
     profile = PchipInterpolator(heights, forward)(y)
     wide = identity.nose_width
     width = 0.0145 + (0.0095 * wide - 0.001) * smoothstep(top, tip, y)
@@ -135,18 +110,15 @@ def _lip_relief(identity: Identity, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     inside = smoothstep(identity.mouth_width * 1.08, identity.mouth_width * 0.75, np.abs(x))
     up = np.exp(-(((d / np.maximum(upper, 1e-4)) - 0.5) ** 2) / 0.16) * (d >= 0)
     low = np.exp(-(((-d / np.maximum(lower, 1e-4)) - 0.5) ** 2) / 0.16) * (d < 0)
-    crease = (
-        -0.004
-        * np.exp(-((d / 0.003) ** 2))
-        * smoothstep(identity.mouth_width * 1.15, identity.mouth_width, np.abs(x))
-    )
+    ends = smoothstep(identity.mouth_width * 1.15, identity.mouth_width, np.abs(x))
+    crease = -0.004 * np.exp(-((d / 0.003) ** 2)) * ends
     return identity.lip_fullness * inside * (0.0065 * up + 0.0085 * low) + crease
 
 
 def motion_shapes(
     identity: Identity, x: np.ndarray, y: np.ndarray, side: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Returns the displacements [H, W, 3] of the expressions at amount 1."""
+    """Returns the displacements [H, W, 3] of the expressions at amount 1, by fields of Motion."""
     ax, sign, my, width = np.abs(x), np.sign(x), identity.mouth_y, identity.mouth_width
     u = np.clip(ax / width, 0, 1)
     taper = np.sqrt(1 - u**2)
@@ -160,25 +132,20 @@ def motion_shapes(
     inner = bump(ax, y, (0.022, identity.eye_height + identity.brow_height), (0.018, 0.016))
     inner = inner * smoothstep(identity.eye_height + 0.012, identity.eye_height + 0.03, y)
     zero = np.zeros_like(x)
-    return {
-        'smile': np.stack(
-            [
-                0.010 * sign * corner,
-                0.011 * corner + 0.006 * cheek - 0.003 * around,
-                0.007 * cheek - 0.004 * corner,
-            ],
-            -1,
-        ),
-        'pucker': np.stack([-0.42 * x * around, zero, 0.012 * around], -1),
-        'upper_lip': np.stack([zero, 0.007 * up, 0.001 * up], -1),
-        'lower_lip': np.stack([zero, -0.009 * low, 0.002 * low], -1),
-        'brow_raise': np.stack([zero, 0.015 * raised, 0.001 * raised], -1),
-        'brow_furrow': np.stack([-0.006 * np.tanh(x / 0.015) * inner, -0.009 * inner, 0.002 * inner], -1),
+    lift = 0.011 * corner + 0.006 * cheek - 0.003 * around
+    shapes = {
+        'smile': (0.010 * sign * corner, lift, 0.007 * cheek - 0.004 * corner),
+        'pucker': (-0.42 * x * around, zero, 0.012 * around),
+        'upper_lip': (zero, 0.007 * up, 0.001 * up),
+        'lower_lip': (zero, -0.009 * low, 0.002 * low),
+        'brow_raise': (zero, 0.015 * raised, 0.001 * raised),
+        'brow_furrow': (-0.006 * np.tanh(x / 0.015) * inner, -0.009 * inner, 0.002 * inner),
     }
+    return {name: np.stack(shape, axis=-1) for name, shape in shapes.items()}
 
 
 def jaw_weight(identity: Identity, x: np.ndarray, y: np.ndarray, side: np.ndarray) -> np.ndarray:
-    """Returns the share of the jaw rotation: 1 below the mouth, 0 above, blending beyond its corners."""
+    """Returns the fraction of the jaw rotation: 1 below the mouth, 0 above, blending beyond its corners."""
     u = np.clip(np.abs(x) / identity.mouth_width, 0, 1)
     parted = (1 - u**2.2) ** 0.6  # shape of the opening
     d = y - identity.mouth_y

@@ -1,7 +1,7 @@
 """Hair of the procedural heads: one closed shell over the skull that hangs down when it is long.
 
-The shell is the loft of the skull pushed out where hair grows and pulled under the skin elsewhere, so the
-hairline is where it meets the face. Canonical coordinates are (phi, y, inside): column angle, height
+The shell is the loft of the skull pushed out where hair grows and pulled under the skin elsewhere, so that
+the hairline is where it meets the face. Canonical coordinates are (phi, y, inside): column angle, height
 before bending, and distance from the hairline.
 """
 
@@ -35,7 +35,7 @@ def hair_shell(identity: Identity) -> tuple[np.ndarray, np.ndarray]:
     style = HAIR_STYLES[identity.hair_style]
     hangs = style in LONG_STYLES
     y, phi = _heights(identity, style), np.arange(128) / 128 * 2 * np.pi - np.pi
-    loft = build_loft(identity, np.maximum(y, _HANG_FROM) if hangs else y, phi).position
+    loft = build_loft(identity, np.maximum(y, _HANG_FROM) if hangs else y, phi)
     y = y[:, None]
     inside = y - _hairline(identity, style, phi)
     if hangs:
@@ -86,33 +86,19 @@ def _hairline(identity: Identity, style: str, phi: np.ndarray) -> np.ndarray:
     top = identity.hairline
     recede = {'buzz': 0.010, 'short': 0.008, 'quiff': 0.010, 'side': 0.006, 'afro': -0.004}.get(style, 0.0)
     burns = {'bun': 0.040, 'ponytail': 0.040, 'afro': 0.015, 'fringe': 0.01}.get(style, 0.0)
-    edge = [
-        top,
-        top + 0.3 * recede - 0.003,
-        top - 0.014 + recede,
-        top - 0.042 + recede,
-        0.108,
-        0.072,
-        0.020 + burns,
-    ]
-    edge += [0.0 + burns, 0.052, 0.035, -0.075, -0.105]
+    front = [top, top + 0.3 * recede - 0.003, top - 0.014 + recede, top - 0.042 + recede]
+    edge = [*front, 0.108, 0.072, 0.020 + burns, burns, 0.052, 0.035, -0.075, -0.105]
     line = PchipInterpolator(_HAIRLINE_PHI, edge)(np.abs(phi))
     if style in ('fringe', 'bob'):
         locks = 0.0045 * np.sin(11 * phi + identity.texture_phase) + 0.003 * np.sin(23 * phi)
-        low = (
-            identity.eye_height
-            + identity.brow_height
-            + 0.019
-            + locks
-            + 0.006 * identity.hair_part * np.sin(phi)
-        )
+        low = identity.eye_height + identity.brow_height + 0.019 + locks
+        low = low + 0.006 * identity.hair_part * np.sin(phi)
         line = line + (low - line) * smoothstep(1.02, 0.72, np.abs(phi))
     if style in ('side', 'long'):
         across = np.sign(identity.hair_part) * phi + 0.25 * np.abs(identity.hair_part)  # 0 at the parting
         sweep = 0.045 * smoothstep(0.1, -0.75, across) + 0.020 * smoothstep(0.0, 0.6, across)
         line = line - sweep * smoothstep(1.15, 0.8, np.abs(phi)) + 0.008
-    line = line + 0.0016 * np.sin(37 * phi + identity.texture_phase) * np.sin(13 * phi)
-    return line
+    return line + 0.0016 * np.sin(37 * phi + identity.texture_phase) * np.sin(13 * phi)
 
 
 def _volume(identity: Identity, style: str, phi: np.ndarray, y: np.ndarray) -> np.ndarray:

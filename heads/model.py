@@ -4,6 +4,7 @@ World, cameras and labels as in training/camera.py, but without torch, so that r
 quickly.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -60,28 +61,22 @@ class HeadModel:
         grids = [_grid_triangles(part) + start for part, start in zip(self.parts, starts[:-1], strict=True)]
         self.triangles = np.concatenate(grids)
         self.kind = np.repeat([part.kind for part in self.parts], [len(grid) for grid in grids])
-        bag = [self.face.bag.ravel(), np.zeros(starts[-1] - sizes[0])]
-        canonical = np.concatenate([part.canonical.reshape(-1, 3) for part in self.parts])
-        self.coordinates = np.concatenate([canonical, np.concatenate(bag)[:, None]], axis=1)
+        bag = np.zeros((starts[-1], 1))
+        bag[: sizes[0], 0] = self.face.bag.ravel()
+        self.coordinates = np.concatenate([_rows([part.canonical for part in self.parts]), bag], axis=1)
 
     def pose(self, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
         """Returns the vertices [V, 3] and unit normals [V, 3] of the moving head."""
         positions = [head_geometry.pose_face(self.identity, self.face, motion)]
         normals = [_grid_normals(positions[0], True)]
         for part, normal in zip(self.parts[1:], self.normals[1:], strict=True):
-            moved = (
-                head_geometry.pose_jaw(part.position, part.jaw * motion.jaw) if part.jaw else part.position
-            )
-            positions.append(moved)
+            amount = part.jaw * motion.jaw
+            positions.append(head_geometry.pose_jaw(part.position, amount) if part.jaw else part.position)
             normals.append(normal)
-        return tuple(
-            np.concatenate([grid.reshape(-1, 3) for grid in grids]) for grids in (positions, normals)
-        )
+        return _rows(positions), _rows(normals)
 
     def render(self, motion: Motion, label: np.ndarray, resolution: int) -> Frame:
-        """Renders one frame seen by a camera label [25]; raises ValueError for an impossible resolution."""
-        if not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
-            raise ValueError(f'resolution must be in {MIN_RESOLUTION}..{MAX_RESOLUTION}, got {resolution}')
+        """Renders one antialiased frame seen by a camera label [25]; geometry is that of pixel centres."""
         vertices, normals = self.pose(motion)
         shadow = self._shadow_map(vertices)
         factor = 3 if resolution <= 128 else 2
@@ -132,7 +127,7 @@ class HeadModel:
         return label, distance
 
     def _lit(self, samples: appearance.Samples, shadow: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """Returns the share [N] of the key light that arrives, softened over 4x4 cells of the shadow map."""
+        """Returns the fraction [N] of the key light that arrives, smoothed over 4x4 cells of the map."""
         label, distance = shadow
         pose, intrinsics = label[:16].reshape(4, 4), label[16:].reshape(3, 3)
         offset = samples.position + 0.012 * samples.normal - pose[:3, 3]
@@ -142,17 +137,17 @@ class HeadModel:
         lit = np.zeros(len(own), np.float32)
         base = np.floor(screen).astype(np.int64)
         fraction = screen - base
-        for dy in range(-1, 3):
-            for dx in range(-1, 3):
-                weight = _tent(fraction[:, 0] - dx) * _tent(fraction[:, 1] - dy)
-                column = np.clip(base[:, 0] + dx, 0, _SHADOW_RESOLUTION - 1)
-                row = np.clip(base[:, 1] + dy, 0, _SHADOW_RESOLUTION - 1)
-                lit += weight * (distance[row, column] > own)
+        cells = [np.clip(base + shift, 0, _SHADOW_RESOLUTION - 1).T for shift in range(-1, 3)]
+        weights = [np.maximum(1 - np.abs(fraction - shift) / 2, 0).T / 2 for shift in range(-1, 3)]
+        for (_, row), (_, weight_y) in zip(cells, weights, strict=True):
+            for (column, _), (weight_x, _) in zip(cells, weights, strict=True):
+                lit += weight_x * weight_y * (distance[row, column] > own)
         return 0.35 + 0.65 * lit
 
 
-def _tent(x: np.ndarray) -> np.ndarray:
-    return np.maximum(1 - np.abs(x) / 2, 0) / 2
+def _rows(grids: Sequence[np.ndarray]) -> np.ndarray:
+    """Joins grids [H, W, 3] to rows [V, 3]."""
+    return np.concatenate([grid.reshape(-1, 3) for grid in grids])
 
 
 def _light_label(direction: np.ndarray) -> np.ndarray:
@@ -170,11 +165,8 @@ def _outward(part: parts.Part) -> parts.Part:
         return part
     corners = part.position.reshape(-1, 3)[_grid_triangles(part)]
     volume = np.einsum('ni,ni->', corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
-    return (
-        part
-        if volume > 0
-        else part._replace(position=part.position[:, ::-1], canonical=part.canonical[:, ::-1])
-    )
+    flipped = part._replace(position=part.position[:, ::-1], canonical=part.canonical[:, ::-1])
+    return part if volume > 0 else flipped
 
 
 def _grid_triangles(part: parts.Part) -> np.ndarray:

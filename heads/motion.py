@@ -1,8 +1,8 @@
 """Facial motion and camera paths of the procedural heads, as smooth random functions of time.
 
-Motion is a handful of amounts, about 0..1, that heads/face.py turns into vertices:
-speech is a sum of syllable-rate oscillations under an envelope with pauses; blinks are short events; gaze
-jumps between targets.
+Motion is a few amounts, about 0..1, that heads/face.py turns into vertices: speech is a sum of
+oscillations at the rate of syllables under an envelope with pauses, blinks are short events, gaze jumps
+between targets.
 """
 
 import dataclasses
@@ -44,8 +44,6 @@ def sample_motion_path(seed: int, num_frames: int, fps: float = 25.0) -> list[Mo
     Returns:
         T states, a smooth function of time.
     """
-    if num_frames < 1:
-        raise ValueError(f'a motion path needs at least one frame, got {num_frames}')
     time_sec = np.arange(num_frames) / fps
     rng = np.random.default_rng([seed, 1])
     envelope = _smoothstep(0.5 + 1.6 * (_waves(rng, time_sec, 0.3, 1.1) + 0.5))
@@ -60,26 +58,14 @@ def sample_motion_path(seed: int, num_frames: int, fps: float = 25.0) -> list[Mo
     furrow = np.clip(rng.normal(0.0, 0.3) + 0.3 * _waves(rng, time_sec, 0.2, 0.8), 0.0, 1.0)
     blink = _blinks(np.random.default_rng([seed, 2]), time_sec)
     gaze = _gaze(np.random.default_rng([seed, 3]), time_sec)
-    columns = [
-        jaw,
-        np.clip(smile, -0.4, 1.0),
-        np.clip(pucker - 0.4 * np.clip(smile, 0, 1), 0.0, 1.0),
-        upper,
-        lower,
-        np.clip(brow, -0.5, 1.0),
-        furrow,
-        blink,
-        blink,
-        gaze[:, 0],
-        gaze[:, 1],
-    ]
-    return [Motion(*(float(column[i]) for column in columns)) for i in range(num_frames)]
+    pucker = np.clip(pucker - 0.4 * np.clip(smile, 0, 1), 0.0, 1.0)
+    smile, brow = np.clip(smile, -0.4, 1.0), np.clip(brow, -0.5, 1.0)
+    states = np.stack([jaw, smile, pucker, upper, lower, brow, furrow, blink, blink, *gaze.T], axis=1)
+    return [Motion(*state) for state in states.tolist()]
 
 
 def sample_camera_angles(seed: int, num_frames: int) -> np.ndarray:
     """Samples a smooth, mostly frontal camera path: yaw and pitch [T, 2], within 45 and 20 degrees."""
-    if num_frames < 1:
-        raise ValueError(f'a camera path needs at least one frame, got {num_frames}')
     rng = np.random.default_rng([seed, 4])
     time_sec = np.arange(num_frames) / _CAMERA_FPS
     yaw = np.radians(np.clip(rng.normal(0.0, 18.0), -40, 40)) + rng.normal(0.0, 0.25) * time_sec

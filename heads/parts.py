@@ -1,8 +1,7 @@
 """Everything of a procedural head but the face: ears, neck and shoulders, hair, teeth and tongue, glasses.
 
-Each part is a grid of vertices whose row direction x column direction points out of the solid.
-`canonical` carries the coordinates that the colours of that part need (see
-heads/appearance.py).
+Each part is a grid of vertices whose row direction x column direction points out of the solid. `canonical`
+has the coordinates that the colours of that part need (see heads/appearance.py).
 """
 
 from typing import NamedTuple
@@ -25,7 +24,7 @@ class Part(NamedTuple):
     position: np.ndarray  # [H, W, 3]
     canonical: np.ndarray  # [H, W, 3]
     closed: bool = True  # columns wrap around
-    jaw: float = 0.0  # share of the jaw rotation
+    jaw: float = 0.0  # fraction of the jaw rotation
 
 
 def build_parts(identity: Identity, rest: FaceRest) -> list[Part]:
@@ -73,7 +72,7 @@ def _ears(identity: Identity) -> list[Part]:
 
 
 def _body(identity: Identity) -> Part:
-    """Neck and shoulders: a loft whose canonical coordinates are (phi, y, share of cloth)."""
+    """Neck and shoulders: a loft whose canonical coordinates are (x, y, cosine of the column angle)."""
     t = np.linspace(0, 1, 48)
     knots = np.array([0.0, 0.2, 0.36, 0.46, 0.56, 0.68, 0.8, 0.9, 1.0])
     neck, shoulder = identity.neck_width, identity.shoulder_width
@@ -87,11 +86,9 @@ def _body(identity: Identity) -> Part:
     x = width[:, None] * np.sign(sin) * np.abs(sin) ** 0.95
     reach = np.where(cos >= 0, front[:, None], -back[:, None]) + 0.03
     z = -0.03 + reach * np.sign(cos) * np.abs(cos) ** 0.9
-    y = (
-        height[:, None] - 0.028 * np.maximum(cos, 0) ** 2 * smoothstep(0.3, 0.6, t)[:, None]
-    )  # collar bone dips
-    cloth = smoothstep(-0.005, 0.005, neckline(identity, cos, x, y))
-    thick = 0.004 * cloth
+    collar_bone = 0.028 * np.maximum(cos, 0) ** 2 * smoothstep(0.3, 0.6, t)[:, None]
+    y = height[:, None] - collar_bone
+    thick = 0.004 * smoothstep(-0.005, 0.005, neckline(identity, cos, x, y))
     position = np.stack([x + thick * sin, y + thick, z + thick * cos], axis=-1)
     return Part(BODY, position, np.stack([x, y + 0 * x, cos + 0 * x], axis=-1))
 
@@ -106,7 +103,8 @@ def neckline(identity: Identity, cos: np.ndarray, x: np.ndarray, y: np.ndarray) 
 
 def _mouth(identity: Identity, rest: FaceRest) -> list[Part]:
     row = rest.position[rest.mouth_row]
-    order = np.argsort(rest.canonical[rest.mouth_row, :, 0] + 10 * (rest.canonical[rest.mouth_row, :, 2] < 0))
+    canonical_x, _, canonical_z = rest.canonical[rest.mouth_row].T
+    order = np.argsort(canonical_x + 10 * (canonical_z < 0))
     x = np.linspace(-0.86, 0.86, 40) * identity.mouth_width
     z = np.interp(x, row[order, 0], row[order, 2]) - 0.30 * x**2 / identity.mouth_width
     my = identity.mouth_y
@@ -122,14 +120,9 @@ def _teeth(x: np.ndarray, z: np.ndarray, y: np.ndarray, jaw: float) -> Part:
     t = np.linspace(0, 1, len(y))[:, None]
     curl = 0.003 * (2 * np.abs(t - 0.5)) ** 3
     position = np.stack([x + 0 * t, y[:, None] + 0 * x, z - curl], axis=-1)
-    share = t if jaw == 0 else 1 - t
-    return Part(
-        TEETH,
-        position,
-        np.stack([x + 0 * t, share + 0 * x, jaw + 0 * (x + t)], axis=-1),
-        closed=False,
-        jaw=jaw,
-    )
+    to_edge = t if jaw == 0 else 1 - t
+    canonical = np.stack([x + 0 * t, to_edge + 0 * x, jaw + 0 * (x + t)], axis=-1)
+    return Part(TEETH, position, canonical, closed=False, jaw=jaw)
 
 
 def _hair(identity: Identity) -> list[Part]:
@@ -158,32 +151,21 @@ def _glasses(identity: Identity, rest: FaceRest) -> list[Part]:
     size, space, ey = identity.glasses, identity.eye_spacing, identity.eye_height - 0.003
     depth = float(rest.eyes[0, 2]) + 0.054
     turn = np.linspace(0, 2 * np.pi, 49)
-    square = 0.8
-    ring_x = 0.043 * size * np.sign(np.cos(turn)) * np.abs(np.cos(turn)) ** square
-    ring_y = 0.033 * size * np.sign(np.sin(turn)) * np.abs(np.sin(turn)) ** square
+    ring_x, ring_y = (np.sign(wave) * np.abs(wave) ** 0.8 for wave in (np.cos(turn), np.sin(turn)))
     parts = []
     for side in (-1, 1):
-        x = side * (space + 0.002 + ring_x)
-        parts.append(np.stack([x, ey + ring_y, depth - 0.9 * (np.abs(x) - 0.02) ** 2 / 0.1], axis=-1))
+        x = side * (space + 0.002 + 0.043 * size * ring_x)
+        y = ey + 0.033 * size * ring_y
+        parts.append(np.stack([x, y, depth - 0.9 * (np.abs(x) - 0.02) ** 2 / 0.1], axis=-1))
         edge = space + 0.002 + 0.043 * size
-        temple = [
-            [edge, 0.008, depth - 0.05],
-            [edge + 0.012, 0.008, depth - 0.08],
-            [0.157 * identity.head_width, 0.01, -0.03],
-        ]
-        temple = np.array(temple) + np.array([0, ey, 0])
-        parts.append(_resample(temple * np.array([side, 1, 1]), 24))
+        ends = [edge, 0.008, depth - 0.05], [edge + 0.012, 0.008, depth - 0.08]
+        temple = np.array([*ends, [0.157 * identity.head_width, 0.01, -0.03]]) + np.array([0, ey, 0])
+        parts.append(PchipInterpolator([0, 0.5, 1], temple * [side, 1, 1])(np.linspace(0, 1, 24)))
     inner = space + 0.002 - 0.043 * size
     arch = np.linspace(-1, 1, 13)
-    parts.append(
-        np.stack([inner * arch, ey + 0.008 + 0.006 * (1 - arch**2), depth + 0.004 * (1 - arch**2)], axis=-1)
-    )
+    rise = 1 - arch**2
+    parts.append(np.stack([inner * arch, ey + 0.008 + 0.006 * rise, depth + 0.004 * rise], axis=-1))
     return [_tube(path) for path in parts]
-
-
-def _resample(points: np.ndarray, count: int) -> np.ndarray:
-    at = np.linspace(0, 1, len(points))
-    return PchipInterpolator(at, points)(np.linspace(0, 1, count))
 
 
 def _tube(path: np.ndarray, radius: float = 0.0028) -> Part:
@@ -197,4 +179,4 @@ def _tube(path: np.ndarray, radius: float = 0.0028) -> Part:
     second = np.cross(tangent, first)
     turn = np.arange(8) / 8 * 2 * np.pi
     ring = np.cos(turn)[:, None] * first[:, None] + np.sin(turn)[:, None] * second[:, None]
-    return Part(GLASSES, (path[:, None] + radius * ring)[:, ::-1], np.broadcast_to(ring, ring.shape).copy())
+    return Part(GLASSES, (path[:, None] + radius * ring)[:, ::-1], ring)

@@ -5,16 +5,17 @@ from one ray-triangle intersection per pixel, so that depth is as exact as float
 training/camera.py.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 
-_CHUNK = 1 << 21  # candidate (triangle, pixel) pairs handled at once; bounds memory at high resolutions
+_CHUNK = 1 << 15  # candidate (triangle, pixel) pairs handled at once; their arrays fit in the cache
 _EDGE_SLACK = 1e-6  # fraction of the triangle's area; closes cracks between neighbours
 
 
 class Rays(NamedTuple):
-    """Rays through the pixel centres of a square picture: origin [3], unit directions [R, R, 3]."""
+    """Rays through the pixel centres of a square image: origin [3], unit directions [R, R, 3]."""
 
     origin: np.ndarray
     directions: np.ndarray
@@ -42,36 +43,33 @@ def visible_triangles(
         resolution: pixels per side R.
 
     Returns:
-        triangle index per pixel, -1 where there is none, int64 [R, R].
+        triangle index per pixel, -1 on the background, int64 [R, R].
     """
     pose, intrinsics = _matrices(label)
     local = (vertices - pose[:3, 3]) @ pose[:3, :3]
     inverse = 1.0 / local[:, 2]
-    screen = (local * inverse[:, None]) @ intrinsics[
-        :2
-    ].T * resolution - 0.5  # pixel centres at whole numbers
+    screen = (local * inverse[:, None]) @ intrinsics[:2].T * resolution - 0.5  # pixel centres are integers
     x, y = screen[:, 0][triangles.T], screen[:, 1][triangles.T]  # [3, M]
     area = (x[1] - x[0]) * (y[2] - y[0]) - (y[1] - y[0]) * (x[2] - x[0])  # negative = front, as y points down
     front = np.flatnonzero(area < -1e-12)
     x, y, area = x[:, front], y[:, front], area[front]
-    left, right = _whole_range(x, resolution)
-    top, bottom = _whole_range(y, resolution)
-    seen = np.flatnonzero((right >= left) & (bottom >= top))  # most small triangles hold no pixel centre
+    left, right = _integers(x, resolution)
+    top, bottom = _integers(y, resolution)
+    seen = np.flatnonzero((right >= left) & (bottom >= top))  # most small triangles contain no pixel centre
     keep, x, y, area = front[seen], x[:, seen], y[:, seen], area[seen]
-    low = np.stack([left[seen], top[seen]], axis=1)
-    width, height = right[seen] - left[seen] + 1, bottom[seen] - top[seen] + 1
+    left, top, width, height = left[seen], top[seen], (right - left + 1)[seen], (bottom - top + 1)[seen]
     plane = _planes(x, y, area, inverse[triangles[keep].T])
-    counts = width * height
-    nearest = np.zeros(resolution * resolution)
+    nearest = np.zeros(resolution * resolution)  # 1/z
     winner = np.full(resolution * resolution, -1, dtype=np.int64)
-    ends = np.cumsum(counts)
-    start = 0
-    while start < len(keep):
-        done = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, done + _CHUNK)))
+    ends = np.cumsum(width * height)
+    cuts = np.searchsorted(ends, np.arange(0, ends[-1] if len(ends) else 0, _CHUNK), side='right')
+    for start, stop in itertools.pairwise([*cuts, len(keep)]):
         part = slice(start, stop)
-        _scatter(keep[part], low[part], width[part], counts[part], plane[part], nearest, winner)
-        start = stop
+        boxes = left[part], top[part], width[part], height[part]
+        index, pixel, depth = _covered(boxes, plane[:, part], resolution)
+        np.maximum.at(nearest, pixel, depth)
+        front = depth == nearest[pixel]
+        winner[pixel[front]] = keep[part][index[front]]
     return winner.reshape(resolution, resolution)
 
 
@@ -102,13 +100,11 @@ def intersect(
 
 def _matrices(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     label = np.asarray(label, dtype=np.float64)
-    if label.shape != (25,):
-        raise ValueError(f'a camera label has 25 numbers, got an array of shape {label.shape}')
     return label[:16].reshape(4, 4), label[16:].reshape(3, 3)
 
 
-def _whole_range(values: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first and last whole number in 0..resolution-1 within the span of values [3, M]."""
+def _integers(values: np.ndarray, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first and last integer in 0..resolution-1 within the span of values [3, M]."""
     least = np.minimum(np.minimum(values[0], values[1]), values[2])
     most = np.maximum(np.maximum(values[0], values[1]), values[2])
     first = np.maximum(np.ceil(least), 0).astype(np.int64)
@@ -116,10 +112,10 @@ def _whole_range(values: np.ndarray, resolution: int) -> tuple[np.ndarray, np.nd
 
 
 def _planes(x: np.ndarray, y: np.ndarray, area: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    """Returns two barycentric coordinates and 1/z as a*x + b*y + c in the picture: coefficients [M, 9].
+    """Returns two barycentric coordinates and 1/z as a*x + b*y + c in the image: coefficients [9, M].
 
     Args:
-        x, y, inverse: picture coordinates and 1/z of the three corners, [3, M].
+        x, y, inverse: image coordinates and 1/z of the three corners, [3, M].
         area: twice the signed area [M].
     """
     bx, by, cx, cy = x[1] - x[0], y[1] - y[0], x[2] - x[0], y[2] - y[0]
@@ -127,32 +123,26 @@ def _planes(x: np.ndarray, y: np.ndarray, area: np.ndarray, inverse: np.ndarray)
     gamma = np.stack([-by, bx, by * x[0] - bx * y[0]]) / area
     depth = (inverse[1] - inverse[0]) * beta + (inverse[2] - inverse[0]) * gamma
     depth[2] += inverse[0]
-    return np.concatenate([beta, gamma, depth]).T.copy()
+    return np.concatenate([beta, gamma, depth])
 
 
-def _scatter(
-    index: np.ndarray,
-    low: np.ndarray,
-    width: np.ndarray,
-    counts: np.ndarray,
-    plane: np.ndarray,
-    nearest: np.ndarray,
-    winner: np.ndarray,
-) -> None:
-    """Tests all pixels of the triangles' bounding boxes and updates `nearest` (1/z) and `winner` in place."""
-    resolution = int(round(len(nearest) ** 0.5))
-    owner = np.repeat(np.arange(len(index)), counts)
-    local = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-    row, column = np.divmod(local, width[owner])
-    x, y = column + low[owner, 0], row + low[owner, 1]
-    values = plane[owner]
-    beta = values[:, 0] * x + values[:, 1] * y + values[:, 2]
-    gamma = values[:, 3] * x + values[:, 4] * y + values[:, 5]
+def _covered(
+    boxes: tuple[np.ndarray, ...], plane: np.ndarray, resolution: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (triangle, pixel, 1/z) [K] each of the pixel centres that triangles cover.
+
+    Args:
+        boxes: left, top, width and height in pixels of the triangles' bounding boxes, [M] each.
+        plane: see _planes, [9, M].
+        resolution: pixels per side.
+    """
+    left, top, width, height = boxes
+    counts = width * height
+    owner = np.repeat(np.arange(len(counts)), counts)
+    row, column = np.divmod(np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner], width[owner])
+    x, y = column + left[owner], row + top[owner]
+    beta = plane[0][owner] * x + plane[1][owner] * y + plane[2][owner]
+    gamma = plane[3][owner] * x + plane[4][owner] * y + plane[5][owner]
     inside = (beta >= -_EDGE_SLACK) & (gamma >= -_EDGE_SLACK) & (beta + gamma <= 1 + _EDGE_SLACK)
-    inside = np.flatnonzero(inside)
-    x, y, owner, values = x[inside], y[inside], owner[inside], values[inside]
-    inverse = values[:, 6] * x + values[:, 7] * y + values[:, 8]
-    pixel = y * resolution + x
-    np.maximum.at(nearest, pixel, inverse)
-    front = inverse == nearest[pixel]
-    winner[pixel[front]] = index[owner[front]]
+    owner, x, y = owner[inside], x[inside], y[inside]
+    return owner, y * resolution + x, plane[6][owner] * x + plane[7][owner] * y + plane[8][owner]

@@ -2,7 +2,7 @@
 
 A label is 25 numbers: a row-major 4x4 camera-to-world matrix (OpenCV axes: x right, y down, z forward), then
 a row-major 3x3 intrinsics matrix normalised to image size 1. World: y up, +z towards a frontal camera,
-lengths in scene units. Yaw and pitch are true angles in radians; a camera at positive yaw stands at positive
+lengths in scene units. Yaw and pitch are true angles in radians; a camera at positive yaw is at positive
 x. Source: labels of EG3D and PV3D.
 """
 
@@ -28,7 +28,7 @@ def unpack_label(label: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def make_intrinsics(focal: float = FOCAL) -> Tensor:
-    """Returns normalised intrinsics [3, 3] with the principal point in the middle of the picture."""
+    """Returns normalised intrinsics [3, 3] with the principal point in the middle of the image."""
     return torch.tensor([[focal, 0.0, 0.5], [0.0, focal, 0.5], [0.0, 0.0, 1.0]])
 
 
@@ -83,10 +83,10 @@ def front_label() -> Tensor:
 
 
 def mirror_label(label: Tensor) -> Tensor:
-    """Returns the labels [..., 25] of the cameras whose pictures are left-right mirrored.
+    """Returns the labels [..., 25] of the cameras whose images are left-right mirrored.
 
     The world is mirrored at x = 0 and so is the camera: C' = M C M with M = diag(-1, 1, 1, 1). Skew changes
-    its sign and the principal point goes to the other side.
+    its sign and the principal point moves to the other side.
     """
     pose, intrinsics = unpack_label(label)
     mirror = torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=label.dtype, device=label.device)
@@ -101,8 +101,8 @@ def project(points: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """Projects world points [..., 3] with labels [..., 25] (leading axes broadcast).
 
     Returns:
-        picture coordinates [..., 2] (x right, y down, the picture is [0, 1]^2), and depth along the optical
-        axis [..., 1].
+        image coordinates [..., 2] (x right, y down, the image is [0, 1]^2), and depth along the optical axis
+        [..., 1].
     """
     pose, intrinsics = unpack_label(label)
     local = ((points - pose[..., :3, 3])[..., None, :] @ pose[..., :3, :3])[..., 0, :]

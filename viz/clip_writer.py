@@ -1,4 +1,4 @@
-"""Files of one generated clip: videos of pictures, depth and normals, a contact sheet, meshes."""
+"""Files of one generated clip: videos of colours, depth and normals, a contact sheet, meshes."""
 
 import contextlib
 import dataclasses
@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib import video
+from dnnlib.util import Skip
 from viz import images, rollout, shapes, sheets, trajectories
 
 SHEET_COLUMNS = 8  # moments on a contact sheet
-SHEET_TILE = 128  # smaller pictures are enlarged to this on contact sheets, so that labels fit
+SHEET_TILE = 128  # smaller images are enlarged to this on contact sheets, so that labels fit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
-    """What is seen in a video: who, from where, when."""
+    """What a video shows: who, from where, when."""
 
     name: str  # stem of its files
     codes: rollout.Codes
-    cameras: Tensor  # of the pictures [T, 25]
+    cameras: Tensor  # of the frames [T, 25]
     map_cameras: Tensor  # of the mapping network [1 or T, 25]
     times: Tensor  # [T]
     psi: float = 1.0  # truncation
@@ -34,24 +35,24 @@ class ClipWriter:
 
     G: nn.Module
     outdir: Path
-    say: Callable[[str], None]  # gets a line for each file
+    report: Callable[[str], None]  # gets a line for each file
     count: Callable[[int], object] = lambda frames: None  # gets the number of frames after each batch
     render: rollout.RenderOptions = rollout.DEFAULT_OPTIONS
     suffix: str = '.mp4'  # of videos
     fps: float = 25.0
     crf: int = 15  # quality of mp4, see video.open_video
-    upscale: int = 1  # enlarges the pictures of videos
+    upscale: int = 1  # enlarges the frames of videos
 
     def videos(
         self, clip: Clip, depth: bool = False, normals: bool = False, tile: int | None = None
     ) -> list[np.ndarray]:
-        """Writes NAME.mp4 and, when asked, NAME-depth.mp4 and NAME-normals.mp4, all while they are rendered.
+        """Writes NAME.mp4, optionally NAME-depth.mp4 and NAME-normals.mp4, all while they are rendered.
 
         Args:
             clip: see Clip.
             depth: write depth; the first frames choose its colours, the same for the whole clip.
             normals: write normals.
-            tile: side of the frames that come back; none = none do, and memory does not grow with the clip.
+            tile: side of the frames returned; by default none are, and memory does not grow with the clip.
 
         Returns:
             the frames, uint8 [tile, tile, 3] each.
@@ -62,31 +63,27 @@ class ClipWriter:
         paths = {kind: self.outdir / f'{clip.name}{kind}{self.suffix}' for kind in kinds}
         near_far, tiles = None, []
         with contextlib.ExitStack() as stack:
-            append = {
-                kind: stack.enter_context(video.open_video(path, self.fps, self.crf))
-                for kind, path in paths.items()
-            }
+            videos = {kind: video.open_video(path, self.fps, self.crf) for kind, path in paths.items()}
+            append = {kind: stack.enter_context(writer) for kind, writer in videos.items()}
             for batch in rollout.render_frames(self.G, clip.codes, ws, clip.cameras, clip.times, self.render):
                 if depth and near_far is None:
                     near_far = images.depth_range(batch.depth, batch.opacity)
                 for kind in kinds:
-                    pictures = _pictures(batch, kind, near_far)
-                    for frame in images.resize(pictures, size):
+                    shown = _shown(batch, kind, near_far)
+                    for frame in images.resize(shown, size):
                         append[kind](frame)
                     if tile and not kind:
-                        tiles.extend(images.resize(pictures, tile))
+                        tiles.extend(images.resize(shown, tile))
                 self.count(len(batch.image))
         for path in paths.values():
-            self.say(str(path))
+            self.report(str(path))
         return tiles
 
     def sheet(self, clip: Clip) -> None:
         """Writes NAME-sheet.png: columns are moments of the training span, rows three views of the head."""
         moments = torch.linspace(0, 1, min(SHEET_COLUMNS, self.G.config.span))
         views = trajectories.view_labels()
-        times = moments.repeat_interleave(
-            len(views)
-        )  # all views of a moment follow each other: they share planes
+        times = moments.repeat_interleave(len(views))  # views of a moment are neighbours: they share planes
         cameras = views.repeat(len(moments), 1)
         ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras[:1], times, clip.psi)
         tiles = []
@@ -99,7 +96,7 @@ class ClipWriter:
         path = self.outdir / f'{clip.name}-sheet.png'
         labels = [f't {t:.2f}' for t in moments.tolist()]
         images.save_png(path, sheets.contact_sheet(list(rows), trajectories.VIEW_NAMES, labels))
-        self.say(str(path))
+        self.report(str(path))
 
     def meshes(
         self,
@@ -110,15 +107,13 @@ class ClipWriter:
         level: float | None = None,
         parts: str = 'head',
     ) -> int:
-        """Writes NAME-FRAME.KIND for each frame asked for; one without a surface is explained and skipped.
+        """Writes NAME-FRAME.KIND for each of `frames`; one without a surface is explained and skipped.
 
         Args:
             clip: see Clip.
-            kind: ply, obj or glb.
-            frames: places in the clip.
-            resolution: voxels per axis.
-            level: density of the surface; by default see shapes.choose_level.
-            parts: one of shapes.PARTS, see shapes.head_mesh.
+            kind: one of shapes.FORMATS.
+            frames: indices of frames of the clip.
+            resolution, level, parts: see shapes.head_mesh.
 
         Returns:
             the number of meshes.
@@ -128,18 +123,19 @@ class ClipWriter:
         for i in frames:
             w = ws[min(i, len(ws) - 1)][None]
             planes = rollout.scene_at(self.G, clip.codes, w, clip.times[i : i + 1])
-            mesh, found = shapes.head_mesh(self.G, planes, w, resolution, level, parts)
-            if mesh is None:
-                self.say(f'{clip.name}: no mesh of frame {i}, {found.reason}')
+            try:
+                mesh, chosen = shapes.head_mesh(self.G, planes, w, resolution, level, parts)
+            except Skip as reason:
+                self.report(f'{clip.name}: no mesh of frame {i}, {reason}')
                 continue
             path = self.outdir / f'{clip.name}-{i:04d}.{kind}'
             shapes.save_mesh(path, mesh)
-            self.say(f'{path}  ({len(mesh.faces)} triangles; surface at {found.reason})')
+            self.report(f'{path}  ({len(mesh.faces)} triangles; surface at {chosen.reason})')
             made += 1
         return made
 
 
-def _pictures(batch: rollout.Frames, kind: str, near_far: tuple[float, float]) -> np.ndarray:
+def _shown(batch: rollout.Frames, kind: str, near_far: tuple[float, float]) -> np.ndarray:
     """Returns what a kind of video shows of rendered frames, uint8 [T, H, W, 3]."""
     if kind == '-depth':
         return images.colorize_depth(batch.depth, batch.opacity, *near_far)

@@ -1,4 +1,4 @@
-"""Pixels for people to look at: layout, depth and normal colours, PNG files.
+"""Images for people to look at: layout, colours of depth and normals, PNG files.
 
 Images are uint8 arrays [H, W, 3], stacks of them [N, H, W, 3]; tensors from the generator are NCHW.
 """
@@ -6,8 +6,8 @@ Images are uint8 arrays [H, W, 3], stacks of them [N, H, W, 3]; tensors from the
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from dnnlib.util import atomic_write
@@ -18,32 +18,32 @@ _BACKGROUND = 0.5  # gray behind depth and normals where rays hit nothing
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
-    """Turns images [N, C, H, W] in [-1, 1] (clamped) into uint8 pictures [N, H, W, C]."""
+    """Turns images [N, C, H, W] in [-1, 1] (clamped) into uint8 images [N, H, W, C]."""
     pixels = (image.detach().float() * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def resize(pictures: np.ndarray, size: int) -> np.ndarray:
-    """Resizes uint8 pictures [N, H, W, 3] to [N, size, size, 3], smoothly (Lanczos)."""
-    if pictures.shape[1:3] == (size, size):
-        return pictures
-    resized = [PIL.Image.fromarray(p).resize((size, size), PIL.Image.Resampling.LANCZOS) for p in pictures]
-    return np.stack([np.asarray(p) for p in resized])
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Resizes uint8 images [N, H, W, 3] to [N, size, size, 3], smoothly (Lanczos)."""
+    if images.shape[1:3] == (size, size):
+        return images
+    resized = [Image.fromarray(i).resize((size, size), Image.Resampling.LANCZOS) for i in images]
+    return np.stack([np.asarray(i) for i in resized])
 
 
-def enlarge(pictures: np.ndarray, size: int) -> np.ndarray:
-    """Repeats the pixels of small pictures [N, H, W, C] until each side has at least `size` of them."""
-    factor = -(-size // min(pictures.shape[1:3]))
-    return pictures.repeat(factor, axis=1).repeat(factor, axis=2)
+def enlarge(images: np.ndarray, size: int) -> np.ndarray:
+    """Repeats the pixels of small images [N, H, W, C] until each side has at least `size` of them."""
+    factor = -(-size // min(images.shape[1:3]))
+    return images.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def grid(pictures: np.ndarray, cols: int | None = None) -> np.ndarray:
-    """Lays pictures [N, H, W, C] out in rows of `cols` (default: nearly square); missing places are black."""
-    count, height, width, channels = pictures.shape
+def grid(images: np.ndarray, cols: int | None = None) -> np.ndarray:
+    """Arranges images [N, H, W, C] in rows of `cols` (default: nearly square); missing images are black."""
+    count, height, width, channels = images.shape
     cols = cols or grid_shape(count)[1]
     rows = -(-count // cols)
-    canvas = np.zeros((rows * cols, height, width, channels), pictures.dtype)
-    canvas[:count] = pictures
+    canvas = np.zeros((rows * cols, height, width, channels), images.dtype)
+    canvas[:count] = images
     canvas = canvas.reshape(rows, cols, height, width, channels).transpose(0, 2, 1, 3, 4)
     return canvas.reshape(rows * height, cols * width, channels)
 
@@ -55,7 +55,7 @@ def grid_shape(count: int) -> tuple[int, int]:
 
 
 def strip(frames: np.ndarray) -> np.ndarray:
-    """Lays frames [T, H, W, C] out in one row."""
+    """Arranges frames [T, H, W, C] in one row."""
     return grid(frames, cols=len(frames))
 
 
@@ -64,20 +64,15 @@ def depth_range(depth: Tensor, opacity: Tensor) -> tuple[float, float]:
 
     One range for a whole clip keeps its colours from flickering. Without an opaque ray all depths count.
     """
-    seen = depth[(opacity > 0.5) & depth.isfinite()].float()
-    values = seen if seen.numel() else depth[depth.isfinite()].float()
-    if not values.numel():
-        return 0.0, 1.0
-    near, far = np.quantile(values.cpu().numpy(), [0.01, 0.99])
+    finite = depth.isfinite()
+    seen = finite & (opacity > 0.5)
+    values = depth[seen if seen.any() else finite].float().cpu().numpy()
+    near, far = np.quantile(values, [0.01, 0.99]) if len(values) else (0.0, 1.0)
     return float(near), float(max(far, near + 1e-3))
 
 
 def colorize_depth(depth: Tensor, opacity: Tensor, near: float, far: float) -> np.ndarray:
-    """Colours depth [N, 1, H, W] in scene units, near = yellow, far = violet, over gray by opacity.
-
-    Returns:
-        uint8 pictures [N, H, W, 3].
-    """
+    """Colours depth [N, 1, H, W], near = yellow, far = violet, over gray by opacity; uint8 [N, H, W, 3]."""
     table = torch.tensor([list(bytes.fromhex(step)) for step in _COLOR_STEPS], device=depth.device) / 255
     place = ((depth.nan_to_num(far, far, near) - near) / (far - near)).clamp(0, 1) * (len(table) - 1)
     low = place.long().clamp(max=len(table) - 2)
@@ -89,7 +84,7 @@ def normals_from_xyz(xyz: Tensor) -> Tensor:
     """Estimates surface normals from world points.
 
     Args:
-        xyz: world point that each pixel sees, rows downwards, columns to the right, [N, 3, H, W].
+        xyz: world point seen by each pixel, rows downwards, columns to the right, [N, 3, H, W].
 
     Returns:
         unit normals in world axes that point towards the camera [N, 3, H, W]: down x right, because with x
@@ -108,11 +103,7 @@ def _over_gray(color: Tensor, opacity: Tensor) -> np.ndarray:
     return to_uint8(torch.lerp(torch.full_like(color, _BACKGROUND), color, opacity.clamp(0, 1)) * 2 - 1)
 
 
-def save_png(path: Path | str, picture: np.ndarray) -> None:
-    """Writes a uint8 picture [H, W, 3] as PNG.
-
-    Raises:
-        UserError: when the file cannot be written; nothing is left behind.
-    """
+def save_png(path: Path | str, image: np.ndarray) -> None:
+    """Writes a uint8 image [H, W, 3] as PNG; a UserError leaves nothing behind."""
     with atomic_write(path) as file:
-        PIL.Image.fromarray(picture).save(file, format='png')
+        Image.fromarray(image).save(file, format='png')

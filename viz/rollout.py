@@ -1,4 +1,4 @@
-"""Clips out of a generator in bounded memory: codes that depend on their seed alone, batches of frames."""
+"""Clips of a generator in bounded memory: codes that depend only on their seed, batches of frames."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -33,19 +33,16 @@ DEFAULT_OPTIONS = RenderOptions()
 
 
 def draw_codes(G: VideoGenerator, seed: int, motion_seed: int | None = None) -> Codes:
-    """Draws the codes of a clip on the CPU: z_a, then z_m, from a generator seeded by `seed` alone.
+    """Draws the codes of a clip on the CPU; they depend only on their seed and the code widths of G.
 
     Args:
-        G: generator that says the code widths.
+        G: generator.
         seed: seed of the appearance and, by default, of the motion.
-        motion_seed: takes the motion that this seed would have had: the same motion for every appearance.
+        motion_seed: takes the motion that belongs to this seed: the same motion for every appearance.
     """
-    own = _draw(G, seed)
-    return own if motion_seed is None else Codes(own.z_a, _draw(G, motion_seed).z_m)
-
-
-def _draw(G: VideoGenerator, seed: int) -> Codes:
-    return G.draw_codes(1, torch.Generator().manual_seed(seed))
+    seeds = seed, seed if motion_seed is None else motion_seed
+    own, other = (G.draw_codes(1, torch.Generator().manual_seed(s)) for s in seeds)
+    return Codes(own.z_a, other.z_m)
 
 
 def device_of(G: nn.Module) -> torch.device:
@@ -94,7 +91,7 @@ def render_frames(
 ) -> Iterator[Frames]:
     """Renders a clip in batches of frames; yields each batch on the CPU.
 
-    Frames of a batch that share ws and time share their scene too: one moment seen from many sides is cheap.
+    Frames of a batch with equal ws and time share their scene: one moment seen from many sides is cheap.
 
     Args:
         G: generator.

@@ -1,8 +1,8 @@
-"""Surfaces out of a density field: grid, iso level, marching cubes, vertex colours, mesh files.
+"""Surfaces of a density field: grid, iso level, marching cubes, vertex colours, mesh files.
 
 Vertices are in world coordinates and scene units (y up, face towards +z), triangles turn counter-clockwise
 seen from outside, and the grid is closed with empty cells at the walls of the box, so that meshes are
-watertight.
+watertight. scipy, scikit-image and trimesh are imported when a mesh is made: all else does without them.
 """
 
 import math
@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.ndimage
-import skimage.measure
 import torch
-import trimesh
 from torch import Tensor, nn
 
-from dnnlib.util import atomic_write
+from dnnlib.util import Skip, atomic_write
 from training.networks.contract import RadianceGenerator
 from viz import images
 
 FORMATS = ('ply', 'obj', 'glb')
 PARTS = ('head', 'all')
 DEFAULT_LEVEL = 10.0  # density, 1 / scene unit [PV3D released]
-_DENSE_SHARE = 0.05  # of the rays that see something; a head covers more, haze never gets so dense [ours]
+_DENSE_FRACTION = 0.05  # of the rays that see something; a head covers more, haze is never so dense [ours]
 _SEEN = math.log(2)  # optical thickness at which a ray is half opaque
 _POINT_CHUNK = 1 << 17  # points evaluated at once; bounds memory
 _SHELL = 8  # samples through the skin that a vertex colour is composited from
@@ -35,9 +32,9 @@ Field = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Level(NamedTuple):
-    """An iso level and why it was chosen; value None = there is no surface."""
+    """An iso level and why it was chosen."""
 
-    value: float | None
+    value: float
     reason: str
 
 
@@ -49,6 +46,7 @@ class Mesh(NamedTuple):
     colors: np.ndarray  # uint8 [V, 3], sRGB
 
 
+@torch.no_grad()
 def density_grid(
     field: Field, resolution: int, box_size: float, device: torch.device | str = 'cpu'
 ) -> np.ndarray:
@@ -64,68 +62,71 @@ def density_grid(
         density in 1 / scene unit, float32 [x, y, z], each axis increasing.
     """
     density = torch.empty(resolution**3)
-    with torch.no_grad():
-        for start in range(0, len(density), _POINT_CHUNK):
-            index = torch.arange(start, min(start + _POINT_CHUNK, len(density)), device=device)
-            cell = torch.stack(
-                [index // resolution**2, index // resolution % resolution, index % resolution], -1
-            )
-            points = ((cell + 0.5) / resolution - 0.5) * box_size
-            raw = field(points[None])[1]
-            density[start : start + len(index)] = nn.functional.softplus(raw[0, :, 0].float() - 1).cpu()
+    for start in range(0, len(density), _POINT_CHUNK):
+        index = torch.arange(start, min(start + _POINT_CHUNK, len(density)), device=device)
+        cell = torch.stack([index // resolution**2, index // resolution % resolution, index % resolution], -1)
+        points = ((cell + 0.5) / resolution - 0.5) * box_size
+        raw = field(points[None])[1]
+        density[start : start + len(index)] = nn.functional.softplus(raw[0, :, 0].float() - 1).cpu()
     return density.reshape(resolution, resolution, resolution).numpy()
 
 
 def choose_level(density: np.ndarray, box_size: float) -> Level:
-    """Chooses the iso level of a density grid [x, y, z]: 10 where pictures show such a surface, else less.
+    """Chooses the iso level of a density grid [x, y, z]: 10 where images show such a surface, else less.
 
-    A frontal ray sees a surface where it becomes half opaque. If one such ray in twenty reaches density 10
-    the level is 10: a head then stands free of a hazy background. If not, it is the median density at those
-    places, so that the surface stands where pictures show it. If no ray becomes half opaque there is none.
+    A frontal ray sees a surface where it becomes half opaque. If one such ray in twenty reaches density 10,
+    the level is 10, which separates a head from a hazy background. If not, it is the median density where
+    rays become half opaque, so that the surface is where images show it.
+
+    Raises:
+        Skip: if no ray becomes half opaque.
     """
     front_to_back = density[:, :, ::-1].reshape(-1, density.shape[2])  # rays along -z
     thickness = np.cumsum(front_to_back, axis=1) * (box_size / density.shape[2])
     seen = thickness[:, -1] > _SEEN
     if not seen.any():
         opaque = -math.expm1(-float(thickness[:, -1].max()))
-        return Level(
-            None,
-            f'there is no surface: frontal rays are at most {opaque:.0%} opaque '
-            f'and the highest density is {density.max():.3g}; train longer',
+        raise Skip(
+            f'it has no surface: frontal rays are at most {opaque:.0%} opaque '
+            f'and the highest density is {density.max():.3g}; train longer'
         )
     rays = front_to_back[seen]
-    if np.mean(rays.max(axis=1) >= DEFAULT_LEVEL) >= _DENSE_SHARE:
+    if np.mean(rays.max(axis=1) >= DEFAULT_LEVEL) >= _DENSE_FRACTION:
         return Level(DEFAULT_LEVEL, f'the default density {DEFAULT_LEVEL:g}')
     first = np.argmax(thickness[seen] > _SEEN, axis=1)
     level = float(np.median(rays[np.arange(len(rays)), first]))
-    return Level(
-        level, f'density {level:.3g}, where frontal rays become half opaque, as few reach {DEFAULT_LEVEL:g}'
-    )
+    why = f'density {level:.3g}, where frontal rays become half opaque, as few reach {DEFAULT_LEVEL:g}'
+    return Level(level, why)
 
 
-def extract_surface(
-    density: np.ndarray, level: float, box_size: float
-) -> tuple[np.ndarray, np.ndarray] | None:
+def extract_surface(density: np.ndarray, level: float, box_size: float) -> tuple[np.ndarray, np.ndarray]:
     """Runs marching cubes over a density grid [x, y, z].
 
     Returns:
-        vertices [V, 3] in scene units and faces [F, 3], or None where the density never crosses the level.
+        vertices [V, 3] in scene units and faces [F, 3].
+
+    Raises:
+        Skip: if the density never crosses the level.
     """
+    from skimage.measure import marching_cubes
+
     closed = np.pad(density, 1)
     if not 0 < level < closed.max():
-        return None
-    vertices, faces, _, _ = skimage.measure.marching_cubes(closed, level, gradient_direction='ascent')
+        raise Skip(f'the densities from {density.min():.3g} to {density.max():.3g} never cross {level:g}')
+    vertices, faces, _, _ = marching_cubes(closed, level, gradient_direction='ascent')
     # voxel i of the padded grid has its centre at (i - 1 + 0.5) / R - 0.5
     return ((vertices - 0.5) / density.shape[0] - 0.5) * box_size, faces
 
 
 def head_part(density: np.ndarray, level: float) -> np.ndarray:
-    """Returns a density grid [x, y, z] with one solid above the level alone, 0 where others were.
+    """Returns a density grid [x, y, z] with only one solid above the level, 0 where others were.
 
     It is the one with the most voxels in the middle half of the box, where heads are: a background may have
-    more in all.
+    more in total.
     """
-    solids, _ = scipy.ndimage.label(density > level)
+    from scipy import ndimage
+
+    solids, _ = ndimage.label(density > level)
     quarter = len(density) // 4
     middle = solids[(slice(quarter, len(density) - quarter),) * 3]
     counts = np.bincount((middle if middle.any() else solids).ravel())
@@ -141,7 +142,7 @@ def head_mesh(
     resolution: int,
     level: float | None = None,
     parts: str = 'head',
-) -> tuple[Mesh | None, Level]:
+) -> tuple[Mesh, Level]:
     """Extracts the coloured surface of one frame.
 
     Args:
@@ -150,10 +151,13 @@ def head_mesh(
         ws: [1, num_ws, w_dim].
         resolution: voxels per axis.
         level: density to cut at; by default see choose_level.
-        parts: 'head' alone, see head_part, or 'all' that floats about it, too.
+        parts: one of PARTS: 'head' only, see head_part, or 'all' surfaces.
 
     Returns:
-        the mesh, or None where there is no surface, and the level with its reason.
+        the mesh, and the level with its reason.
+
+    Raises:
+        Skip: if there is no surface.
     """
 
     def field(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,15 +165,9 @@ def head_mesh(
 
     box_size = G.config.box_warp
     density = density_grid(field, resolution, box_size, planes.device)
-    chosen = choose_level(density, box_size) if level is None else Level(level, 'the level asked for')
-    if chosen.value is None:
-        return None, chosen
+    chosen = choose_level(density, box_size) if level is None else Level(level, 'the given level')
     kept = head_part(density, chosen.value) if parts == 'head' else density
-    surface = extract_surface(kept, chosen.value, box_size)
-    if surface is None:
-        reach = f'from {density.min():.3g} to {density.max():.3g}'
-        return None, Level(None, f'the densities {reach} never cross {chosen.value:g}')
-    vertices, faces = surface
+    vertices, faces = extract_surface(kept, chosen.value, box_size)
     features = shell_features(field, vertices, faces, box_size / resolution, planes.device)
     raw = G.to_rgb_raw(features.T[None, :, :, None] * 2 - 1, ws)  # [1, 3, V, 1]
     colors = images.to_uint8(raw)[0, :, 0]
@@ -181,9 +179,11 @@ def shell_features(
 ) -> Tensor:
     """Composites features [V, F] along short rays from half a voxel outside to three inside.
 
-    What a picture shows of a surface lies behind its iso level; a sample at the vertex alone is the colour
+    What an image shows of a surface lies behind its iso level; one sample at the vertex would have the colour
     of thin air.
     """
+    import trimesh
+
     normals = trimesh.Trimesh(vertices, faces, process=False).vertex_normals
     offsets = torch.linspace(*_SHELL_VOXELS, _SHELL, device=device) * voxel
     chunks = []
@@ -203,17 +203,16 @@ def shell_features(
 
 
 def save_mesh(path: Path | str, mesh: Mesh) -> None:
-    """Writes a mesh as .ply, .obj or .glb with vertex colours (linear light in .glb, as glTF asks)."""
+    """Writes a mesh in one of FORMATS, by suffix, with vertex colours (linear light in .glb, as in glTF)."""
+    import trimesh
+
     kind = Path(path).suffix[1:]
-    if kind not in FORMATS:
-        raise ValueError(f'mesh {path} must end in one of .{", .".join(FORMATS)}')
     colors = mesh.colors
     if kind == 'glb':
         srgb = colors / 255
         linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
         colors = (linear * 255).round().astype(np.uint8)
-    data = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=colors, process=False).export(
-        file_type=kind
-    )
+    solid = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=colors, process=False)
+    data = solid.export(file_type=kind)
     with atomic_write(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)

@@ -1,75 +1,60 @@
-"""Contact sheets with labels, and what a training run draws of its network at a tick."""
+"""Contact sheets with labels, and the images that a training run draws of its network at a tick."""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
 import torch
-from torch import Tensor, nn
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from dnnlib.util import DataError
 from dnnlib.video import write_video
 from training.data.dataset import VideoDataset
+from training.networks.contract import VideoGenerator
 from viz import rollout, trajectories
 from viz.images import colorize_depth, depth_range, enlarge, grid, save_png, strip, to_uint8
 
 _LABEL_HEIGHT = 20  # pixels of a label bar
-_GEOMETRY_TILE = 128  # pixels of a side, at least, by which people judge geometry
+_GEOMETRY_TILE = 128  # pixels per side, at least, of tiles that show geometry
 _SHEET_HEADS = 4  # heads in the 'views', 'strip' and 'video' sheets of a tick
-_REALS = 64  # frames at most on the sheet of reals
-_STRIP_FRAMES = 8  # columns at most of the 'strip' sheet
+_REALS = 64  # at most this many frames on the sheet of reals
+_STRIP_FRAMES = 8  # at most this many columns of the 'strip' sheet
 
 
-def label_tile(height: int, width: int, text: str) -> np.ndarray:
+def _label(height: int, width: int, text: str) -> np.ndarray:
     """Returns a white tile [height, width, 3] with `text` in its middle."""
-    tile = PIL.Image.new('RGB', (width, height), 'white')
-    font = PIL.ImageFont.load_default(size=12)
-    PIL.ImageDraw.Draw(tile).text((width / 2, height / 2), text, 'black', font=font, anchor='mm')
+    tile = Image.new('RGB', (width, height), 'white')
+    font = ImageFont.load_default(size=12)
+    ImageDraw.Draw(tile).text((width / 2, height / 2), text, 'black', font=font, anchor='mm')
     return np.asarray(tile)
-
-
-def label_bar(texts: Sequence[str], width: int) -> np.ndarray:
-    """Returns a white bar [20, width * len(texts), 3] with one text over each column of `width` pixels."""
-    return np.concatenate([label_tile(_LABEL_HEIGHT, width, text) for text in texts], axis=1)
 
 
 def contact_sheet(
     rows: Sequence[np.ndarray], row_labels: Sequence[str] = (), col_labels: Sequence[str] = ()
 ) -> np.ndarray:
-    """Stacks rows of pictures, each [T, H, W, 3], into one picture; optional labels stand left and on top."""
+    """Stacks rows of images, each [T, H, W, 3], into one image; optional labels are left and on top."""
     lines = [strip(row) for row in rows]
     if col_labels:
-        lines.insert(0, label_bar(col_labels, rows[0].shape[2]))
+        width = rows[0].shape[2]
+        lines.insert(0, np.concatenate([_label(_LABEL_HEIGHT, width, text) for text in col_labels], axis=1))
     if row_labels:
         margin = 8 * max(map(len, row_labels)) + 8  # pixels; a character is at most 8 wide
         texts = ['', *row_labels] if col_labels else row_labels
-        lines = [
-            np.concatenate([label_tile(line.shape[0], margin, text), line], axis=1)
-            for line, text in zip(lines, texts, strict=True)
-        ]
+        labels = [_label(line.shape[0], margin, text) for line, text in zip(lines, texts, strict=True)]
+        lines = [np.concatenate(pair, axis=1) for pair in zip(labels, lines, strict=True)]
     return np.concatenate(lines)
 
 
-def training_sheets(
-    G: nn.Module,
-    seeds: Sequence[int],
-    cameras: Tensor,
-    options: rollout.RenderOptions = rollout.DEFAULT_OPTIONS,
-    on_frames: Callable[[int], object] = lambda count: None,
-) -> dict[str, np.ndarray]:
+def training_sheets(G: VideoGenerator, seeds: Sequence[int], cameras: Tensor) -> dict[str, np.ndarray]:
     """Renders what a training tick shows of a generator; about len(seeds) + 4 * (3 + span) frames.
 
     Args:
         G: generator, usually the EMA copy in eval mode.
         seeds: one head per seed; the first four also get views, strip and video.
         cameras: real camera labels for the 'fakes' grid, used in turn, [K, 25].
-        options: rendering batch and resolution.
-        on_frames: called with the number of frames after each batch, for a progress bar.
 
     Returns:
         uint8 images: 'fakes' and, with 3D, 'depth' (a grid of heads at t = 0.5, real cameras), 'views' (rows:
@@ -78,33 +63,25 @@ def training_sheets(
     """
     codes = [rollout.draw_codes(G, seed) for seed in seeds]
     labels = cameras[torch.arange(len(seeds)) % len(cameras)]
-    views = trajectories.view_labels()
-    front = trajectories.front(G.config.span)
+    views, front = trajectories.view_labels(), trajectories.front(G.config.span)
     times = trajectories.frame_times(G.config.span, G.config.span)
+    middle = torch.tensor([0.5])
 
     def shoot(index: int, render: Tensor, mapping: Tensor, t: Tensor) -> rollout.Frames:
         ws = rollout.map_codes(G, codes[index], mapping, t)
-        batches = []
-        for batch in rollout.render_frames(G, codes[index], ws, render, t, options):
-            batches.append(batch)
-            on_frames(len(batch.image))
-        return rollout.concatenate(batches)
+        return rollout.concatenate(list(rollout.render_frames(G, codes[index], ws, render, t)))
 
-    fakes = rollout.concatenate(
-        [shoot(i, c[None], c[None], torch.tensor([0.5])) for i, c in enumerate(labels)]
-    )
+    fakes = rollout.concatenate([shoot(i, c[None], c[None], middle) for i, c in enumerate(labels)])
     heads = range(min(len(seeds), _SHEET_HEADS))
-    canonical = front[:1]
-    middle = torch.full([len(views)], 0.5)
-    sides = [enlarge(to_uint8(shoot(i, views, canonical, middle).image), _GEOMETRY_TILE) for i in heads]
+    sides = [to_uint8(shoot(i, views, front[:1], middle.expand(len(views))).image) for i in heads]
+    sides = [enlarge(side, _GEOMETRY_TILE) for side in sides]
     clips = np.stack(
-        [to_uint8(shoot(i, front, canonical, times).image) for i in heads]
+        [to_uint8(shoot(i, front, front[:1], times).image) for i in heads]
     )  # [heads, T, H, W, 3]
     columns = np.arange(0, len(times), -(-len(times) // _STRIP_FRAMES))
     sheets = {'fakes': grid(to_uint8(fakes.image))}
     if fakes.depth is not None:
-        near_far = depth_range(fakes.depth, fakes.opacity)
-        depth = colorize_depth(fakes.depth, fakes.opacity, *near_far)
+        depth = colorize_depth(fakes.depth, fakes.opacity, *depth_range(fakes.depth, fakes.opacity))
         sheets['depth'] = grid(enlarge(depth, _GEOMETRY_TILE))
     return sheets | {
         'views': contact_sheet(sides, col_labels=trajectories.VIEW_NAMES),
@@ -115,24 +92,22 @@ def training_sheets(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingSheets:
-    """Draws a training run: called at a tick, writes PNGs and a video into the run folder."""
+    """Draws a training run: at a tick, writes PNGs and then a video into the run folder."""
 
     run_dir: Path
     dataset: VideoDataset  # gives real frames, and cameras
     heads: int  # on the sheet of fakes
 
-    def __call__(self, G_ema: nn.Module, nimg: int) -> dict[str, np.ndarray]:
+    def __call__(self, G_ema: VideoGenerator, nimg: int) -> dict[str, np.ndarray]:
         """Writes NAME-NIMG files, and at the beginning of a run reals.png; returns the images by name."""
         if nimg == 0:
             self._reals()
         seeds = range(self.heads)
         cameras = torch.stack([self.dataset.clip_cameras(i % len(self.dataset))[0] for i in seeds])
-        sheets = training_sheets(G_ema, seeds, cameras.to(rollout.device_of(G_ema)))
-        for name, image in sheets.items():
-            if name == 'video':
-                write_video(self.run_dir / f'{name}{nimg:09d}.mp4', image, self.dataset.fps)
-            else:
-                save_png(self.run_dir / f'{name}{nimg:09d}.png', image)
+        sheets = training_sheets(G_ema, seeds, cameras)
+        for name in sheets.keys() - {'video'}:  # first: a video needs ffmpeg
+            save_png(self.run_dir / f'{name}{nimg:09d}.png', sheets[name])
+        write_video(self.run_dir / f'video{nimg:09d}.mp4', sheets['video'], self.dataset.fps)
         return sheets
 
     def _reals(self) -> None:

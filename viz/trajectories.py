@@ -24,22 +24,17 @@ def front(frames: int) -> Tensor:
 def orbit(frames: int, yaw_rad: float = ORBIT_YAW_RAD) -> Tensor:
     """Returns one turn of PV3D's ellipse about the face.
 
-    Yaw = `yaw_rad` sin(a), a = 2 pi i / frames. EG3D's vertical coordinate is pi/2 - 0.05 + 0.25 cos(a),
-    which is no
-    angle: the true pitch is asin((0.1 - 0.5 cos(a)) / pi), from -7.3 degrees (a = 0, camera below) to +11.0
-    (a = pi, camera above). Source: the released rendering script, with pi where it has 3.14.
+    Yaw = `yaw_rad` sin(a), a = 2 pi i / frames. EG3D's vertical coordinate, pi/2 - 0.05 + 0.25 cos(a), is not
+    an angle: the true pitch is asin((0.1 - 0.5 cos(a)) / pi), from -7.3 degrees (a = 0, camera below) to
+    +11.0 (a = pi, camera above). Source: the released rendering script, with pi where it has 3.14.
     """
-    angles = [2 * math.pi * i / frames for i in range(frames)]
-    return torch.stack(
-        [
-            camera.eg3d_label(math.pi / 2 + yaw_rad * math.sin(a), math.pi / 2 - 0.05 + 0.25 * math.cos(a))
-            for a in angles
-        ]
-    )
+    middle, angles = math.pi / 2, [2 * math.pi * i / frames for i in range(frames)]
+    coordinates = [(middle + yaw_rad * math.sin(a), middle - 0.05 + 0.25 * math.cos(a)) for a in angles]
+    return torch.stack([camera.eg3d_label(*place) for place in coordinates])
 
 
 def recorded(labels: Tensor, frames: int) -> Tensor:
-    """Returns the cameras [T, 25] of a real clip, played forth and back when `frames` exceeds T."""
+    """Returns the cameras [T, 25] of a real clip, played forward and backward when `frames` exceeds T."""
     return labels[_pingpong(frames, len(labels))]
 
 
@@ -54,16 +49,11 @@ def frame_times(frames: int, span: int, mode: str = 'pingpong') -> Tensor:
     Args:
         frames: number of frames.
         span: frames per training clip; training saw t = i / (span - 1) in [0, 1].
-        mode: beyond the span, 'pingpong' runs forth and back without a jump, 'cycle' starts again at 0 with
-            a jump (as the released script does), 'extend' goes on beyond 1, which training never saw.
+        mode: beyond the span, 'pingpong' runs forward and backward without a jump, 'cycle' restarts at 0 (as
+            the released script does), 'extend' continues beyond 1, which training never saw.
     """
     index = torch.arange(frames)
-    if mode == 'pingpong':
-        index = _pingpong(frames, span)
-    elif mode == 'cycle':
-        index = index % span
-    elif mode != 'extend':
-        raise ValueError(f'time mode {mode!r} must be one of {", ".join(TIME_MODES)}')
+    index = {'pingpong': _pingpong(frames, span), 'cycle': index % span, 'extend': index}[mode]
     return index / max(span - 1, 1)
 
 

@@ -1,13 +1,16 @@
 """Decoding of videos: every frame once, the right colours, errors as one sentence; finding clips."""
 
 import errno
+import os
 import subprocess
 import sys
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
-from dnnlib.util import DataError
+from dnnlib.util import DataError, UserError
 from dnnlib.video import find_clips, natural, probe, run_ffmpeg, video_frames, write_video
 from preprocessing.dataset_files import pack
 from support.paths import ROOT
@@ -124,3 +127,86 @@ def test_ffmpeg_is_loaded_when_it_is_used():
     """Training and drawing work without imageio_ffmpeg."""
     code = 'import sys, train, viz.sheets, dnnlib.video; sys.exit("imageio_ffmpeg" in sys.modules)'
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def smooth_frames(count=10, height=48, width=64):
+    """Returns smooth moving colours, which chroma subsampling hardly changes."""
+    t, y, x = np.mgrid[:count, :height, :width]
+    waves = [np.sin(x / 20 + t / 5), np.cos(y / 15 - t / 7), np.sin((x + y) / 25)]
+    return np.round(127.5 + 120 * np.stack(waves, -1)).astype(np.uint8)
+
+
+def decoded(path):
+    """Reads a video with imageio_ffmpeg's own reader; returns its metadata and frames [T, H, W, 3]."""
+    meta, *frames = imageio_ffmpeg.read_frames(path)
+    width, height = meta['size']
+    return meta, np.stack([np.frombuffer(f, np.uint8).reshape(height, width, 3) for f in frames])
+
+
+@pytest.mark.parametrize(('height', 'width'), [(48, 64), (47, 61)])
+def test_mp4_has_the_frames_rate_and_format(tmp_path, height, width):
+    frames = smooth_frames()[:, :height, :width]
+    write_video(tmp_path / 'a.mp4', frames, fps=12.5)
+    meta, read = decoded(tmp_path / 'a.mp4')
+    assert read.shape == (10, 48, 64 if width == 64 else 62, 3)
+    error = np.abs(read[:, :height, :width].astype(int) - frames)
+    assert error.mean() < 3 and error.max() < 24
+    assert (meta['fps'], meta['codec'], meta['pix_fmt'][:7]) == (12.5, 'h264', 'yuv420p')
+
+
+def test_mp4_keeps_plain_colours(tmp_path):
+    """A wrong colour matrix or range changes these by 5 to 30."""
+    for color in [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (200, 150, 120)]:
+        write_video(tmp_path / 'a.mp4', np.full((2, 32, 32, 3), color, np.uint8))
+        assert np.abs(decoded(tmp_path / 'a.mp4')[1].astype(int) - color).max() <= 3
+
+
+def test_mp4_bytes_depend_only_on_frames_and_quality_on_crf(tmp_path):
+    for name, crf in (('a', 10), ('b', 10), ('c', 40)):
+        write_video(tmp_path / f'{name}.mp4', iter(smooth_frames()), crf=crf)
+    a, b, c = ((tmp_path / f'{name}.mp4').read_bytes() for name in 'abc')
+    assert a == b
+    assert len(c) < 0.75 * len(a)
+
+
+def test_gif_comes_back(tmp_path):
+    write_video(tmp_path / 'a.gif', smooth_frames(), fps=10)
+    with Image.open(tmp_path / 'a.gif') as gif:
+        read = np.stack([np.asarray(frame.convert('RGB')) for frame in ImageSequence.Iterator(gif)])
+    assert np.abs(read.astype(int) - smooth_frames()).mean() < 12  # 256 colours
+
+
+def failing_frames():
+    yield from smooth_frames()[:3]
+    raise RuntimeError('renderer failed')
+
+
+def test_a_video_that_cannot_be_written_leaves_nothing_new(tmp_path, monkeypatch):
+    path = tmp_path / 'a.mp4'
+    path.write_bytes(b'older')
+    with pytest.raises(RuntimeError, match='renderer failed'):
+        write_video(path, failing_frames())
+    with pytest.raises(ValueError, match='no frames'):
+        write_video(path, [])
+    with pytest.raises(UserError, match='no such file or folder'):
+        write_video(tmp_path / 'missing' / 'a.mp4', smooth_frames())
+    full_disk = ['sh', '-c', 'echo "No space left on device" >&2; exit 1']  # the encoder ends during frames
+    monkeypatch.setattr('dnnlib.video._encoder_command', lambda *_: full_disk)
+    with pytest.raises(UserError, match='cannot write .*a.mp4.*No space left on device'):
+        write_video(path, (smooth_frames(1, 512, 512)[0] for _ in range(20)))
+    assert [p.name for p in tmp_path.iterdir()] == ['a.mp4']
+    assert path.read_bytes() == b'older'
+
+
+def test_an_interrupt_in_the_terminal_does_not_reach_the_encoder(tmp_path, monkeypatch):
+    """Ctrl-C goes to a whole process group; the caller that writes a video decides what happens to it."""
+    groups = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            groups.append(os.getpgid(self.pid))
+
+    monkeypatch.setattr('dnnlib.video.subprocess.Popen', Recorded)
+    write_video(tmp_path / 'a.mp4', [np.zeros((16, 16, 3), np.uint8)] * 2)
+    assert groups and os.getpgrp() not in groups

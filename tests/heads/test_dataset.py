@@ -1,3 +1,5 @@
+"""Heads: geometry agrees with cameras, motion moves what it should, data sets have the fixed format."""
+
 import dataclasses
 import io
 import json
@@ -9,10 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.spatial.distance import cdist
 
 from dnnlib.util import UserError
-from heads import dataset, features, rasterizer
-from heads.dataset import HeadModel, Identity, Motion, render_frame, sample_identity, write_dataset
+from heads import features, rasterizer
+from heads.dataset import DEPTH_SCALE, sample_camera_path, write_dataset
+from heads.identity import Identity, sample_identity
+from heads.model import HeadModel
+from heads.motion import Motion, sample_motion_path
 from support.paths import ROOT
 from training import camera
 
@@ -28,7 +34,8 @@ def world_points(frame, label):
     return rays.origin + rays.directions * frame.depth[..., None]
 
 
-def picture_coordinates(points, label):
+def image_coordinates(points, label):
+    """Returns x and y in 0..1 of world points [N, 3]."""
     xy, _ = camera.project(torch.from_numpy(points), torch.from_numpy(label).double())
     return xy.numpy()
 
@@ -46,7 +53,7 @@ def test_rays_pass_through_the_pixels_that_the_camera_projects_to(yaw_deg, pitch
     points = rays.origin + 2.3 * rays.directions
     centre = (np.arange(7) + 0.5) / 7
     expected = np.stack(np.meshgrid(centre, centre), axis=-1)
-    np.testing.assert_allclose(picture_coordinates(points, label), expected, atol=1e-6)
+    np.testing.assert_allclose(image_coordinates(points, label), expected, atol=1e-6)
 
 
 def test_rasteriser_agrees_with_every_ray_tried_against_every_triangle():
@@ -72,27 +79,11 @@ def test_rasteriser_agrees_with_every_ray_tried_against_every_triangle():
     np.testing.assert_array_equal(winner, expected)
 
 
-def test_known_surface_point_appears_at_its_pixel_and_depth():
-    identity = Identity(hair_style=0)
-    model = HeadModel(identity)
-    vertices, normals = model.pose(TALK)
-    for yaw_deg in (-30, 0, 30):
-        label = label_at(yaw_deg, 5)
-        frame = model.render(TALK, label, 128)
-        tip = vertices[vertices[:, 2].argmax()]  # of the nose
-        column, row = (picture_coordinates(tip[None], label)[0] * 128).astype(int)
-        distance = np.linalg.norm(tip - label[[3, 7, 11]])
-        assert 0.2 < tip[2] < 0.25 and abs(tip[0]) < 0.01
-        assert frame.mask[row, column]
-        assert abs(frame.depth[row, column] - distance) < 0.006  # a pixel is 0.0046 wide and the tip is round
-
-
 def test_depth_of_one_view_predicts_the_other(views):
     label, frame = views[0]
     other_label, other = views[12]
     points = world_points(frame, label)[frame.mask]
-    xy = picture_coordinates(points, other_label) * 128
-    column, row = np.clip(xy.astype(int).T, 0, 127)
+    column, row = np.clip((image_coordinates(points, other_label) * 128).astype(int).T, 0, 127)
     distance = np.linalg.norm(points - other_label[[3, 7, 11]], axis=1)
     seen = other.depth[row, column]
     assert (seen > 0).mean() > 0.93
@@ -117,16 +108,13 @@ def test_normals_agree_with_differences_of_depth(views):
     assert np.mean(angle < 20) > 0.85
     np.testing.assert_allclose(np.linalg.norm(frame.normal, axis=-1)[mask], 1, atol=1e-5)
     assert not frame.normal[~mask].any() and not frame.depth[~mask].any()
-
-
-def test_normals_face_the_camera(views):
-    label, frame = views[12]
     rays = rasterizer.camera_rays(label, 128)
-    assert np.mean((frame.normal * rays.directions).sum(-1)[frame.mask] < 0.05) > 0.99
+    assert np.mean((frame.normal * rays.directions).sum(-1)[mask] < 0.05) > 0.99  # to the camera
 
 
 def test_face_without_hair_is_mirror_symmetric():
-    frame = render_frame(Identity(hair_style=0, light_yaw_rad=0.0), Motion(jaw=0.3), label_at(0, 0), 64)
+    model = HeadModel(Identity(hair_style=0, light_yaw_rad=0.0))
+    frame = model.render(Motion(jaw=0.3), label_at(0, 0), 64)
     difference = np.abs(frame.depth - frame.depth[:, ::-1])  # the diagonals of the mesh are not mirrored
     assert difference.max() < 2e-3 and np.median(difference[frame.mask]) < 1e-4
     assert frame.mask[32, 32] and not frame.mask[2, 2]
@@ -152,13 +140,11 @@ def test_open_jaw_changes_only_the_lower_face():
     model, label = HeadModel(Identity()), label_at(0, 0)
     closed, opened = (model.render(Motion(jaw=amount), label, 96) for amount in (0.0, 1.0))
     moved = np.abs(closed.depth - opened.depth) > 1e-4
-    bridge = (
-        picture_coordinates(np.array([[0.0, 0.0, 0.17]]), label)[0, 1] * 96
-    )  # of the nose, below the eyes
+    places = np.array([[0.0, 0.0, 0.17], [0.0, -0.115, 0.17]])  # of the bridge of the nose and the mouth
+    (_, bridge), (column, row) = image_coordinates(places, label) * 96
     assert moved.mean() > 0.03
     assert np.flatnonzero(moved.any(axis=1)).min() > bridge
-    mouth = (picture_coordinates(np.array([[0.0, -0.115, 0.17]]), label)[0] * 96).astype(int)
-    at = mouth[1], mouth[0]
+    at = int(row), int(column)
     assert opened.depth[at] - closed.depth[at] > 0.015  # a cavity, not paint
     assert opened.image[at].mean() < 0.6 * closed.image[at].mean()
 
@@ -168,7 +154,7 @@ def test_blink_changes_only_the_eyes():
     awake, asleep = (model.render(Motion(blink_left=b, blink_right=b), label, 96).image for b in (0.0, 1.0))
     difference = np.abs(awake.astype(int) - asleep).max(axis=2)
     for side in (-1, 1):
-        eye = picture_coordinates(np.array([[side * 0.058, 0.03, 0.17]]), label)[0] * 96
+        eye = image_coordinates(np.array([[side * 0.058, 0.03, 0.17]]), label)[0] * 96
         grid = np.stack(np.meshgrid(np.arange(96) + 0.5, np.arange(96) + 0.5), axis=-1)
         near = np.linalg.norm(grid - eye, axis=-1) < 9
         assert difference[near].max() > 80
@@ -190,19 +176,16 @@ def test_identities_are_seeded_and_all_different():
     people = [sample_identity(seed) for seed in range(64)]
     assert people[7] == sample_identity(7)
     assert len({p.hair_style for p in people}) >= 9
-    pictures = [render_frame(p, Motion(), label_at(0, 0), 8).image.ravel() for p in people[:24]]
-    pictures = np.stack(pictures).astype(float)
-    distance = np.abs(pictures[:, None] - pictures[None]).mean(axis=-1) + 1000 * np.eye(24)
+    images = [HeadModel(p).render(Motion(), label_at(0, 0), 8).image.ravel() for p in people[:24]]
+    distance = cdist(images, images, 'cityblock') / len(images[0]) + 1000 * np.eye(24)
     assert distance.min() > 8
 
 
-def motion_array(seed):
-    return np.array([dataclasses.astuple(m) for m in dataset.sample_motion_path(seed, 100)])
-
-
 def test_motion_is_smooth_and_lively():
-    paths = np.stack([motion_array(seed) for seed in range(12)])
-    np.testing.assert_array_equal(paths[3], motion_array(3))
+    paths = [[dataclasses.astuple(m) for m in sample_motion_path(seed, 100)] for seed in (*range(12), 3)]
+    *paths, again = np.array(paths)
+    paths = np.stack(paths)
+    np.testing.assert_array_equal(paths[3], again)
     jaw, blink = paths[..., 0], paths[..., 7]
     assert np.isfinite(paths).all()
     assert jaw.min() >= 0 and jaw.max() <= 1
@@ -212,9 +195,8 @@ def test_motion_is_smooth_and_lively():
 
 
 def test_camera_paths_stay_in_range_and_look_at_the_pivot():
-    labels = np.concatenate([dataset.sample_camera_path(seed, 64) for seed in range(40)])
+    labels = np.concatenate([sample_camera_path(seed, 64) for seed in range(40)])
     position = labels[:, [3, 7, 11]]
-    np.testing.assert_allclose(np.linalg.norm(position, axis=1), camera.RADIUS, atol=1e-5)
     yaw = np.degrees(np.arctan2(position[:, 0], position[:, 2]))
     pitch = np.degrees(np.arcsin(position[:, 1] / camera.RADIUS))
     assert 30 < np.abs(yaw).max() <= 45.001 and 10 < np.abs(pitch).max() <= 20.001
@@ -223,50 +205,40 @@ def test_camera_paths_stay_in_range_and_look_at_the_pivot():
     assert np.abs(np.diff(yaw.reshape(40, 64), axis=1)).max() < 4
 
 
-def test_data_set_has_the_fixed_format_whatever_the_number_of_workers(tmp_path):
+def test_data_set_has_the_fixed_format_as_zip_and_folder_and_with_any_workers(tmp_path):
     one, two = tmp_path / 'one.zip', tmp_path / 'two.zip'
-    write_dataset(one, 2, 2, 16, seed=3, workers=1, progress=False)
-    write_dataset(two, 2, 2, 16, seed=3, workers=2, progress=False)
+    for path, workers in ((one, 1), (two, 2), (tmp_path / 'folder', 1)):
+        write_dataset(path, 2, 2, 16, seed=3, workers=workers, progress=False)
     assert one.read_bytes() == two.read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['one.zip', 'two.zip']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['folder', 'one.zip', 'two.zip']
     with zipfile.ZipFile(one) as archive:
-        index = json.loads(archive.read('dataset.json'))
-        pictures = {
-            n: np.array(Image.open(io.BytesIO(archive.read(n))))
-            for n in archive.namelist()
-            if n[-4:] == '.png'
-        }
+        files = {name: archive.read(name) for name in archive.namelist()}
         assert all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-        assert archive.namelist() == sorted(archive.namelist())
+    assert list(files) == sorted(files)
+    assert all((tmp_path / 'folder' / name).read_bytes() == data for name, data in files.items())
+    index = json.loads(files.pop('dataset.json'))
+    images = {name: np.array(Image.open(io.BytesIO(data))) for name, data in files.items()}
     assert (index['format'], index['version'], index['resolution']) == ('pv3d-dataset', 1, 16)
     names = [f'{clip:06d}/{frame:05d}' for clip in range(2) for frame in range(2)]
     assert [name for name, _ in index['labels']] == [f'{name}.png' for name in names]
-    assert set(index['clips']) == {'000000', '000001'} and len(pictures) == 16
-    motion = dataset.sample_motion_path(index['clips']['000001']['identity'], 2)[1]
+    assert set(index['clips']) == {'000000', '000001'} and len(images) == 16
+    seed = index['clips']['000001']['identity']
     label = np.array(index['labels'][3][1], np.float32)
-    frame = render_frame(sample_identity(index['clips']['000001']['identity']), motion, label, 16)
-    np.testing.assert_array_equal(pictures[f'{names[3]}.png'], frame.image)
-    depth = pictures[f'{names[3]}.depth.png']
-    np.testing.assert_allclose(depth / dataset.DEPTH_SCALE, frame.depth, atol=1e-4)
-    np.testing.assert_array_equal(pictures[f'{names[3]}.mask.png'] == 255, frame.mask)
-    normal = pictures[f'{names[3]}.normal.png'] / 255 * 2 - 1
+    frame = HeadModel(sample_identity(seed)).render(sample_motion_path(seed, 2)[1], label, 16)
+    np.testing.assert_array_equal(images[f'{names[3]}.png'], frame.image)
+    depth = images[f'{names[3]}.depth.png']
+    np.testing.assert_allclose(depth / DEPTH_SCALE, frame.depth, atol=1e-4)
+    np.testing.assert_array_equal(images[f'{names[3]}.mask.png'] == 255, frame.mask)
+    normal = images[f'{names[3]}.normal.png'] / 255 * 2 - 1
     np.testing.assert_allclose(normal, frame.normal, atol=0.005)
 
 
-def test_folder_holds_the_same_files_as_the_zip(tmp_path):
-    write_dataset(tmp_path / 'a.zip', 1, 2, 16, seed=0, workers=1, progress=False)
-    write_dataset(tmp_path / 'a', 1, 2, 16, seed=0, workers=1, progress=False)
-    with zipfile.ZipFile(tmp_path / 'a.zip') as archive:
-        for name in archive.namelist():
-            assert (tmp_path / 'a' / name).read_bytes() == archive.read(name)
-
-
 def test_render_processes_import_no_torch():
-    code = "import heads.clip, training.data.archive, sys; assert 'torch' not in sys.modules"
+    code = "import heads.dataset, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 
-def test_bad_requests_say_why_and_leave_nothing(tmp_path):
+def test_invalid_requests_are_explained_and_leave_nothing(tmp_path):
     with pytest.raises(UserError, match='clips'):
         write_dataset(tmp_path / 'x.zip', 0, 2, 16, seed=0)
     (tmp_path / 'full').mkdir()

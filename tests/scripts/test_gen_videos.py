@@ -172,7 +172,7 @@ def test_sheet_has_evenly_spaced_moments(G, tmp_path, monkeypatch):
     monkeypatch.setattr(G, 'config', config)
     times, front = trajectories.frame_times(2, SPAN), trajectories.front(2)
     clip = Clip(name='a', codes=rollout.draw_codes(G, 0), cameras=front, map_cameras=front[:1], times=times)
-    ClipWriter(G=G, outdir=tmp_path, say=lambda line: None).sheet(clip)
+    ClipWriter(G=G, outdir=tmp_path, report=lambda line: None).sheet(clip)
     assert texts.call_args.args[2] == [f't {i / 7:.2f}' for i in range(8)]
 
 
@@ -246,7 +246,7 @@ def test_frames_are_written_as_they_come(G, tmp_path, monkeypatch):
             yield batch
 
     monkeypatch.setattr(rollout, 'render_frames', watched)
-    writer = ClipWriter(G=G, outdir=tmp_path, say=lambda line: None)
+    writer = ClipWriter(G=G, outdir=tmp_path, report=lambda line: None)
     cameras, times = trajectories.front(14), trajectories.frame_times(14, SPAN)
     clip = Clip(
         name='a', codes=rollout.draw_codes(G, 0), cameras=cameras, map_cameras=cameras[:1], times=times

@@ -1,6 +1,6 @@
 """Layers of StyleGAN2 with equalised learning rate: weights are N(0, 1) and scaled at run time.
 
-Layers take explicit arguments and know nothing of configs. Features are NCHW. Source: EG3D.
+Layers take explicit arguments and do not know configs. Features are NCHW. Source: EG3D.
 """
 
 import math
@@ -22,9 +22,9 @@ def normalize_2nd_moment(x: Tensor) -> Tensor:
 
 
 def cast(x: Tensor, precision: str, weight: Tensor) -> Tensor:
-    """Brings features x [N, C, H, W] into the type and the layout in memory that convolutions work on.
+    """Converts features x [N, C, H, W] to the type and memory layout that convolutions work on.
 
-    fp16 or bf16 if asked for and on CUDA, otherwise the type of the weight. Channels come last where that is
+    fp16 or bf16 if requested and on CUDA, otherwise the type of the weight. Channels come last where that is
     faster: on CPUs, whose library would reorder every operand, and for the tensor cores of half precision.
     """
     types = {'fp16': torch.float16, 'bf16': torch.bfloat16}
@@ -112,8 +112,7 @@ class SynthesisLayer(nn.Module):
     ) -> Tensor:
         """Maps x [N, C_in, H, W] and w [N, w_dim] to [N, C_out, resolution, resolution].
 
-        noise_mode: `random` draws a map per sample from `generator`, `const` uses the
-        buffer, `none` adds nothing.
+        noise_mode: `random` draws maps from `generator`, `const` uses the buffer, `none` adds nothing.
         """
         weight = self.weight / math.sqrt(self.weight[0].numel())
         f = self.resample_filter if self.up == 2 else None

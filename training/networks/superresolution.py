@@ -1,4 +1,4 @@
-"""Super-resolution: two modulated blocks on the rendered features, with a skip for the picture.
+"""Super-resolution: two modulated blocks on the rendered features, with a skip for the image.
 
 Source: EG3D.
 """
@@ -15,7 +15,7 @@ _NOISE = 'none'  # noise here would flicker between views [EG3D]
 
 
 class SuperresolutionBlock(nn.Module):
-    """Two convolutions, the first may double, and an RGB output added to the (doubled) input picture."""
+    """Two convolutions, the first may double, and an RGB output added to the (doubled) input image."""
 
     def __init__(self, in_channels: int, channels: int, w_dim: int, resolution: int, up: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class SuperresolutionBlock(nn.Module):
 
 
 class Superresolution(nn.Module):
-    """Features [N, C, h, w] and rgb [N, 3, h, w] of any size -> picture [N, 3, out, out].
+    """Features [N, C, h, w] and rgb [N, 3, h, w] of any size -> image [N, 3, out, out].
 
     Args of the constructor: feature channels, w_dim, resolution that inputs are resized to and resolution of
     the output (2 or 4 times that), channels of the two blocks, precision on CUDA.
@@ -61,7 +61,7 @@ class Superresolution(nn.Module):
         self.block1 = SuperresolutionBlock(channels[0], channels[1], w_dim, out_resolution, up=2)
 
     def forward(self, features: Tensor, rgb: Tensor, w: Tensor) -> Tensor:
-        """Returns the picture [N, 3, out, out], float32, about [-1, 1]."""
+        """Returns the image [N, 3, out, out], float32, about [-1, 1]."""
         size = (self.in_resolution, self.in_resolution)
         if features.shape[2:] != size:
             resize = torch.nn.functional.interpolate

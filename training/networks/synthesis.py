@@ -57,9 +57,7 @@ class SynthesisBlock(nn.Module):
         """
         if self.is_first:
             x = cast(self.const.expand(len(ws), *self.const.shape), 'fp32', self.const)
-            x = self._move(
-                self.conv1(x, ws[:, 0], *noise), motion, noise
-            )  # the only convolution comes first here
+            x = self._move(self.conv1(x, ws[:, 0], *noise), motion, noise)  # the only convolution comes first
         else:
             x = self._move(self.conv0(x, ws[:, 0], *noise), motion, noise)
             x = self.conv1(x, ws[:, 1], *noise)
@@ -89,7 +87,7 @@ class SynthesisNetwork(nn.Module):
             raise ConfigError(
                 f'motion.num_layers={num_motion} exceeds the {len(self.resolutions)} blocks '
                 f'of {resolution}x{resolution} planes; lower it, or double generator.plane_resolution '
-                'for one block more (256 has 7)'
+                'for one more block (256 has 7)'
             )
         previous = 0
         for i, r in enumerate(self.resolutions):
@@ -102,7 +100,7 @@ class SynthesisNetwork(nn.Module):
 
     @property
     def num_ws(self) -> int:
-        """Codes that the network takes: one per convolution and one for the last skip output."""
+        """Number of codes: one per convolution and one for the last skip output."""
         return 2 * len(self.resolutions)
 
     def forward(

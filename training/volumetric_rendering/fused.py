@@ -25,7 +25,7 @@ class DecoderWeights(NamedTuple):
 
 
 class Rays(NamedTuple):
-    """Where the samples are."""
+    """Positions of the samples."""
 
     origins: Tensor  # [N, R, 3]
     directions: Tensor  # [N, R, 3]
@@ -37,7 +37,7 @@ class Spec(NamedTuple):
 
     axes: str  # a key of PLANE_AXES
     box_warp: float  # side of the box that the planes cover, scene units
-    margin: float  # by which the sigmoid of colours goes beyond [0, 1]
+    margin: float  # by which the sigmoid of colours exceeds [0, 1]
 
     def numbers(self) -> tuple[int, float, float, float]:
         """Returns what kernels take: axes, two bits each; scale of points; margin; bias of densities."""
@@ -75,8 +75,8 @@ def integrate(
     """Renders rays through planes [N, 3, C, H, W], as `composite` of decoded samples does.
 
     Args:
-        planes: read without a copy if the channels of a pixel lie side by side in memory.
-        rays: sample positions; gradients with respect to them are had from the reference alone.
+        planes: read without a copy if the channels of a pixel are adjacent in memory.
+        rays: sample positions; only the reference gives gradients with respect to them.
         decoder: weights with their gains.
         spec: where the planes are, range of colours.
         impl: `auto`, `ref`, `cuda` or `cpu`; see kernels.has_kernels.
@@ -169,7 +169,7 @@ class _Integrate(torch.autograd.Function):
 
 
 class _IntegrateGrad(torch.autograd.Function):
-    """The gradient of `integrate`; its own derivative, which is rarely wanted, is that of the reference."""
+    """The gradient of `integrate`; its own derivative, which is rarely needed, is that of the reference."""
 
     @staticmethod
     def forward(ctx: Any, planes: Tensor, params: Tensor, *args: Any) -> tuple[Tensor, Tensor]:

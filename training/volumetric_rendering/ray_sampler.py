@@ -5,12 +5,12 @@ from torch import Tensor
 
 
 def camera_rays(cam2world: Tensor, intrinsics: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
-    """Returns the rays of a square picture, row by row.
+    """Returns the rays of a square image, row by row.
 
     Args:
         cam2world: [N, 4, 4].
-        intrinsics: normalised to picture size 1, skew allowed, [N, 3, 3].
-        resolution: pixels along a side.
+        intrinsics: normalised to image size 1, skew allowed, [N, 3, 3].
+        resolution: pixels per side.
 
     Returns:
         origins and unit directions, each [N, resolution^2, 3].

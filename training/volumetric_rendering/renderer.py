@@ -12,12 +12,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.util import ConfigError
-from training.volumetric_rendering.ray_marcher import (
-    Composite,
-    composite,
-    expected_depth,
-    interval_weights,
-)
+from training.volumetric_rendering.ray_marcher import Composite, composite, expected_depth, interval_weights
 from training.volumetric_rendering.sampling import importance_depths, stratified_depths
 
 # points [N, M, 3] -> colour features [N, M, C] in [0, 1], raw density [N, M, 1]
@@ -28,14 +23,13 @@ Field = Callable[[Tensor], tuple[Tensor, Tensor]]
 class RendererConfig:
     """How rays are sampled."""
 
-    resolution: int = 64  # pixels along a side of the rendered picture [PV3D A.1; 32 / 64 / 128 in table 3b]
+    resolution: int = 64  # pixels per side of the rendered image [PV3D A.1; 32 / 64 / 128 in table 3b]
     depth_samples: int = 48  # coarse samples per ray [EG3D]
     importance_samples: int = 48  # further samples where the coarse ones found matter [EG3D]
     ray_start: float = 2.25  # nearest sample, scene units from the camera [EG3D FFHQ]
     ray_end: float = 3.3  # farthest sample, scene units [EG3D FFHQ]
-    fixed_offset: float = (
-        0.5  # of a bin, of coarse samples when nothing is random; released return_depth: 0 [ours]
-    )
+    # of coarse samples when nothing is random, fraction of a bin; released return_depth: 0 [ours]
+    fixed_offset: float = 0.5
 
     def __post_init__(self) -> None:
         if self.resolution < 1 or self.depth_samples < 4 or self.importance_samples < 0:
@@ -115,7 +109,7 @@ def _march(
 def _integrate(
     integrator: Integrator, origins: Tensor, directions: Tensor, coarse: Tensor, u: Tensor | None
 ) -> tuple[Composite, Tensor]:
-    """Does what _march does; coarse samples are decoded twice, which is cheaper than to keep them."""
+    """Does what _march does; coarse samples are decoded twice, which is cheaper than keeping them."""
     depths = coarse
     if u is not None:
         weights = integrator.weights(origins, directions, coarse[..., 0])[..., None]

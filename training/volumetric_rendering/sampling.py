@@ -1,4 +1,4 @@
-"""Where along a ray to look: stratified samples, then more where the first ones found matter.
+"""Sample positions along rays: stratified ones, then more where the first ones found matter.
 
 Source: NeRF, EG3D.
 """
@@ -6,7 +6,7 @@ Source: NeRF, EG3D.
 import torch
 from torch import Tensor
 
-_WEIGHT_FLOOR = 0.01  # every bin keeps a chance to be sampled [EG3D]
+_WEIGHT_FLOOR = 0.01  # every bin may be sampled [EG3D]
 _EPS = 1e-5  # below this a bin of the cumulative distribution counts as empty
 
 

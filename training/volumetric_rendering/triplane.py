@@ -8,11 +8,7 @@ from torch import Tensor
 # Coordinates (u, v) = (column, row) that each plane sees; 0, 1, 2 = x, y, z.
 PLANE_AXES = {
     'xy_xz_yz': ((0, 1), (0, 2), (1, 2)),
-    'released': (
-        (0, 1),
-        (0, 2),
-        (2, 0),
-    ),  # the third repeats the second: what EG3D and PV3D checkpoints were trained with
+    'released': ((0, 1), (0, 2), (2, 0)),  # of EG3D and PV3D checkpoints; the third repeats the second
 }
 
 

@@ -5,7 +5,9 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from heads.dataset import HeadModel, Motion, sample_identity
+from heads.identity import sample_identity
+from heads.model import HeadModel
+from heads.motion import Motion
 from metrics.measures import consistency
 from metrics.measures.consistency import (
     Degenerate,

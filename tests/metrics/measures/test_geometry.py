@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from dnnlib.util import UserError
-from heads.clip import DEPTH_SCALE
-from heads.dataset import write_dataset
+from heads.dataset import DEPTH_SCALE, write_dataset
 from metrics.measures import geometry, geometry_truth
 from metrics.measures.geometry import Estimate, EstimatorTraining, compare, load_or_train_estimator
 from metrics.measures.geometry_truth import Geometry, Truth, TruthReader, geometry_of, has_truth

@@ -5,7 +5,9 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from heads.dataset import HeadModel, sample_identity, sample_motion_path
+from heads.identity import sample_identity
+from heads.model import HeadModel
+from heads.motion import sample_motion_path
 from metrics.measures.consistency import Degenerate
 from metrics.measures.motion import depth_variance, flicker, motion_magnitude
 from support.analytic_scenes import Plane, Sphere, flat, still
