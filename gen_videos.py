@@ -272,7 +272,7 @@ def write(writer: ClipWriter, clips: list[Clip], options: Options) -> int:
         path = options.outdir / f'grid.{options.video_format}'
         rows = (images.grid(np.stack(frames)) for frames in zip(*tiles, strict=False))
         write_video(path, rows, options.fps, options.crf)
-        writer.say(str(path))
+        writer.report(str(path))
     return meshes
 
 

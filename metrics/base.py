@@ -1,13 +1,13 @@
 """The parts of a metric: what is asked for, what is looked at, what comes out.
 
-A metric is a map over items (`Metric.feature` makes a small record of each video or set of views) and a
-reduction (`Metric.reduce` makes a value of the records). Records are kept by feature_store.py under the key
-of their feature; a video that gives none gives a reason instead, and reasons are counted.
+A metric is a function that makes a small record of one item (a video, a frame, a set of views), decorated
+with a `Metric`, and a reduction that makes a value of the records of all items. Records are kept by
+records/store.py; an item that gives none is skipped with a reason, and reasons are counted.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,9 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metrics.detectors.registry import Detector
-from metrics.measures.frechet import standard_error
-from metrics.measures.geometry import Estimator
+from metrics.detectors.registry import Detector, Kind
 from metrics.records.store import Record
 
 Protocol = Literal['paper', 'released']
@@ -29,27 +27,23 @@ class Settings:
 
     cache: Path  # folder of feature networks and records
     device: torch.device = torch.device('cpu')
-    protocol: Protocol = 'paper'  # or exactly what the released scripts compute, traps included
-    codec: Literal['h264', 'none'] = (
-        'h264'  # videos are encoded and decoded before they are judged [PV3D A.4]
-    )
+    protocol: Protocol = 'paper'  # or exactly what the released scripts compute, errors included
+    codec: Literal['h264', 'none'] = 'h264'  # videos are encoded before they are measured [PV3D A.4]
     crf: int = 15  # quality of the encoding, as gen_videos.py has it
     seed: int = 0  # of everything that is drawn
     landmarks: Literal['detected', 'camera'] = 'detected'  # aligns faces; camera = a mean face, projected
-    controls: tuple[str, ...] = ()  # spoilt versions of the fakes that are measured beside them
+    controls: tuple[str, ...] = ()  # degraded versions of the generated items, measured beside them
     offline: bool = False  # forbids downloads of weights
-    detector_files: Mapping[str, str | Path] = dataclasses.field(
-        default_factory=dict
-    )  # name -> file of weights
+    detector_files: Mapping[str, str | Path] = dataclasses.field(default_factory=dict)  # name -> weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """One metric to compute; its name says all but protocol and codec."""
+    """One metric to compute; its name says everything except protocol and codec."""
 
     name: str  # as the user wrote it: fvd2048_16f_lite0
     metric: str  # fvd
-    count: int | None  # videos of each side; none = as many as there are, up to 1000
+    count: int | None  # videos of each side; None = as many as there are, up to 1000
     frames: int  # of each video
     detector: str | None  # name of a feature network
 
@@ -58,81 +52,100 @@ class Context(NamedTuple):
     """What a metric is computed with."""
 
     request: Request
-    stage: str  # of its metric
     settings: Settings
     detector: Detector | None  # the feature network that the request names
     faces: Detector | None  # finds faces
-    estimator: Callable[[], Estimator]  # of geometry, trained on the data when first asked for
-    bin_size: float | None  # distance of two samples along a ray, scene units; none = not known
-
-
-class Feature(NamedTuple):
-    """A kind of record, and how it is made of one item."""
-
-    key: Mapping[str, Any]  # what makes the record, beside the source of the items
-    compute: Callable[[int, Any], Record]  # (number of the item, frames [T, H, W, 3] or MultiView) -> record
+    estimator: Callable[[], nn.Module]  # of geometry, trained on the data on first use
+    bin_size: float | None  # distance of two samples along a ray, scene units; None = unknown
 
 
 class Sample(NamedTuple):
     """The records of one side."""
 
-    records: Sequence[Record]
-    groups: Sequence[int]  # real clip that each item is a piece of; of generated ones each is its own
+    records: Sequence[Mapping[str, np.ndarray]] = ()  # of the items that were measured
+    groups: Sequence[int] = ()  # real clip that each item is a piece of; of generated ones each is its own
+    failures: Mapping[str, list[str]] = {}  # reason -> names of the items that were skipped
+
+    @classmethod
+    def of(cls, found: Iterable[Record], groups: Iterable[int]) -> 'Sample':
+        """Sorts records and failures `NAME: reason` apart."""
+        good, failures = [], {}
+        for record, group in zip(found, groups, strict=True):
+            if isinstance(record, str):
+                name, _, reason = record.partition(': ')
+                failures.setdefault(reason, []).append(name)
+            else:
+                good.append((record, group))
+        return cls([record for record, _ in good], [group for _, group in good], failures)
 
     def stack(self, name: str) -> np.ndarray:
-        """Stacks one array of all records that are no failures, [N, ...]."""
-        return np.array([record[name] for record in self.records if not isinstance(record, str)])
-
-    def good_groups(self) -> list[int]:
-        """Returns the groups of the records that are no failures."""
-        pairs = zip(self.records, self.groups, strict=True)
-        return [group for record, group in pairs if not isinstance(record, str)]
-
-    def failures(self) -> dict[str, list[str]]:
-        """Returns {reason: videos} out of failures `VIDEO: reason`."""
-        found: dict[str, list[str]] = {}
-        for record in self.records:
-            if isinstance(record, str):
-                video, _, reason = record.partition(': ')
-                found.setdefault(reason, []).append(video)
-        return found
-
-    def means(self) -> dict[str, float]:
-        """Returns the means of all further values of single videos."""
-        good = [record for record in self.records if not isinstance(record, str)]
-        names = sorted({name for record in good for name in record} - {'value'})
-        return {name: float(np.mean([record[name] for record in good])) for name in names}
+        """Stacks one array of all records, [N, ...]."""
+        return np.array([record[name] for record in self.records])
 
 
 class Outcome(NamedTuple):
     """The value of a metric."""
 
-    value: float  # nan when there is none
-    error: float  # standard error of the value
+    value: float = math.nan  # nan = too few items
+    error: float = math.nan  # standard error of the value
     details: Mapping[str, Any] = {}
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Returns the standard error of the mean of independent values [N]; NaN for fewer than two values."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def mean(context: Context, fakes: Sample, reals: Sample) -> Outcome:
+    """Reduces records to the mean of `value`; means of other entries and of real items become details."""
+    values, details = fakes.stack('value'), {}
+    for name in sorted({name for record in fakes.records for name in record} - {'value'}):
+        details[name] = float(np.mean(fakes.stack(name)))
+    if reals.records or reals.failures:
+        real = reals.stack('value')
+        details['real'] = float(np.mean(real)) if len(real) else math.nan
+        details['real_standard_error'] = standard_error(real)
+    return Outcome(float(np.mean(values)), standard_error(values), details)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One row of the table of metrics."""
+    """Decorator that registers a metric: what stands above the function that measures one item.
 
-    stage: Literal['clips', 'views']  # videos along real cameras, or two times x two yaws
+    The function maps (item, context) to numbers or arrays by name; without `reduce`, 'value' is the metric's.
+    An item of `clips` is a video along the cameras of a real clip, uint8 [T, H, W, 3]; of `frames`, frame
+    i mod T of video i, [H, W, 3]; of `views`, a MultiView. The function raises Skip with a reason for an item
+    that cannot be measured. Several metrics may decorate one function and then share its records.
+    """
+
+    name: str
+    on: Literal['clips', 'frames', 'views']
     title: str
     goal: str  # which value is good
-    feature: Callable[[Context], Feature]
-    reduce: Callable[[Context, Sample, Sample], Outcome]  # of fakes and of reals, which may be empty
-    detector: tuple[str, str] | None = None  # kind of feature network, and the one that needs no suffix
-    comparing: bool = False  # with real videos: their number is then part of the name
+    example: str = ''  # a complete name, where the name alone is not one
+    reduce: Callable[[Context, Sample, Sample], Outcome] = mean  # of generated and real records
+    detector: tuple[Kind, str] | None = None  # kind of feature network, and the one that needs no suffix
+    depends_on: Sequence[Literal['protocol', 'landmarks', 'bin_size']] = ()  # that change a record
+    compares: bool = False  # with real videos; the name says how many
+    names_frames: bool = False  # the name must say how many frames a video has
+    needs_truth: bool = False  # data with true depth and normals, from which the estimator learns
+    held: bool = False  # measures generated videos whose camera does not move
     least_videos: int = 2  # that give a value
     least_frames: int = 1  # of a video
-    held: bool = False  # looks at generated videos whose camera does not move
+    measure: Callable[[Any, Context], Mapping[str, Any]] | None = None  # the decorated function
+
+    @property
+    def stage(self) -> Literal['clips', 'views']:
+        """What is rendered for it."""
+        return 'views' if self.on == 'views' else 'clips'
+
+    def __call__(self, measure: Callable[..., Any]) -> Callable[..., Any]:
+        """Registers the metric and returns the function as it is."""
+        METRICS[self.name] = dataclasses.replace(self, measure=measure)
+        return measure
 
 
-def mean_outcome(values: np.ndarray, details: Mapping[str, Any] | None = None) -> Outcome:
-    """Returns mean and standard error of values of single videos [N]."""
-    if not len(values):
-        return Outcome(math.nan, math.nan, details or {})
-    return Outcome(float(np.mean(values)), standard_error(values), details or {})
+METRICS: dict[str, Metric] = {}  # name -> metric; filled by the decorated functions
 
 
 def exact_network(network: nn.Module, inputs: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
@@ -23,7 +25,7 @@ class Curve(NamedTuple):
 
 
 def read_curves(run_dir: Path) -> list[Curve]:
-    """Reads the metric-*.jsonl files of a run folder; lines without a value or a kimg are passed over.
+    """Reads the metric-*.jsonl files of a run folder; lines without a value or a kimg are skipped.
 
     Raises:
         UserError: if there is nothing to draw.
@@ -35,7 +37,7 @@ def read_curves(run_dir: Path) -> list[Curve]:
             try:
                 line = dict(json.loads(text))
             except (ValueError, TypeError) as error:
-                raise UserError(f'{path}: line {number} is no JSON object; remove it') from error
+                raise UserError(f'{path}: line {number} is not a JSON object; remove it') from error
             if isinstance(line.get('value'), float) and isinstance(line.get('kimg'), (int, float)):
                 points[float(line['kimg'])] = line
         if points:
@@ -63,17 +65,17 @@ def _curve(name: str, points: dict[float, dict[str, Any]]) -> Curve:
 
 
 def plot_run(run_dir: Path) -> Path:
-    """Draws all curves of a run folder into `metrics.png`, adds them to TensorBoard, returns the picture.
+    """Draws all curves of a run folder into `metrics.png`, adds them to TensorBoard, returns the file.
 
     Raises:
-        UserError: without matplotlib, or if there is nothing to draw.
+        UserError: if there is nothing to draw.
     """
     curves = read_curves(run_dir)
     path = Path(run_dir, 'metrics.png')
-    picture = draw_curves(curves)
+    image = draw_curves(curves)
     with atomic_write(path) as file:
-        Image.fromarray(picture).save(file, format='png')
-    # a folder of its own, made anew each time, so that no point is there twice
+        Image.fromarray(image).save(file, format='png')
+    # a folder of its own, replaced each time, so that no point is there twice
     folder = Path(run_dir, 'metrics-curves')
     shutil.rmtree(folder, ignore_errors=True)
     with SummaryWriter(folder) as events:
@@ -85,11 +87,6 @@ def plot_run(run_dir: Path) -> Path:
 
 def draw_curves(curves: list[Curve]) -> np.ndarray:
     """Draws one panel for each curve, with standard errors and the level of real videos; uint8 [H, W, 3]."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as error:
-        raise UserError('plots need matplotlib; install it with: pip install matplotlib') from error
     cols = min(3, len(curves))
     rows = -(-len(curves) // cols)
     figure = Figure(figsize=(4.5 * cols, 3.2 * rows), layout='constrained')

@@ -1,4 +1,4 @@
-"""Results on the screen and in `metric-NAME.jsonl`, one line a measurement, with all that it depends on."""
+"""Results on the screen and in `metric-NAME.jsonl`: a line per measurement, with all that it depends on."""
 
 import math
 import subprocess
@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from dnnlib.util import append_json_line
-from metrics.base import Outcome, Settings
+from metrics.base import METRICS, Outcome, Settings
 from metrics.metric_main import ControlResult, Result
-from metrics.metric_names import METRICS
 from torch_utils import distributed as dist
 
 _NAMED = 100  # failed videos named for a reason in a line of JSON
@@ -26,16 +25,16 @@ def append_results(
     """Appends each result to `folder`/metric-NAME.jsonl and returns the files.
 
     Args:
-        folder: of the run, or wherever results are kept; it must exist.
+        folder: of the run, or any other; it must exist.
         results: from Metrics.measure.
         settings: that they were computed with.
         facts: of the subject: files, checksums, kimg.
-        seconds: that all of them took.
+        seconds: time that all of them took.
     """
     revision, paths = git_revision(_ROOT), []
     for result in results:
         path = Path(folder, f'metric-{result.name}.jsonl')
-        coded = METRICS[result.request.metric].stage == 'clips'  # views never were
+        coded = METRICS[result.request.metric].stage == 'clips'  # views never are
         known = {key: value for key, value in facts.items() if coded or key not in ('codec', 'crf', 'fps')}
         append_json_line(path, _line(result, settings, revision) | known | {'seconds': round(seconds, 1)})
         paths.append(path)
@@ -43,7 +42,7 @@ def append_results(
 
 
 def _line(result: Result, settings: Settings, revision: str | None) -> dict[str, Any]:
-    detector = result.detector
+    detector, metric = result.detector, METRICS[result.request.metric]
     return {
         'metric': result.name,
         'value': result.outcome.value,
@@ -62,7 +61,7 @@ def _line(result: Result, settings: Settings, revision: str | None) -> dict[str,
         'face_detector_sha256': result.faces.sha256 if result.faces else None,
         'protocol': settings.protocol,
         'seed': settings.seed,
-        **({'landmarks': settings.landmarks} if result.request.metric == 'id' else {}),
+        **({'landmarks': settings.landmarks} if 'landmarks' in metric.depends_on else {}),
         'git': revision,
         'torch': str(torch.__version__),
         'device': str(settings.device.type),
@@ -86,7 +85,7 @@ def git_revision(folder: Path) -> str | None:
 
 
 def describe(result: Result) -> str:
-    """Returns a line for people: the value, its error, what it is measured against, what failed."""
+    """Returns a line for people: the value, its error, details, and what failed."""
     outcome, metric = result.outcome, METRICS[result.request.metric]
     facts = f'{metric.title}, {result.count} videos ({metric.goal})'
     lines = [f'{result.name:<24s} {_with_error(outcome)}  {facts}']

@@ -1,4 +1,4 @@
-"""Metrics during training: what train.py hands to the loop, which knows nothing of metrics itself."""
+"""Metrics during training: what train.py gives to the loop, which knows nothing of metrics itself."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +23,8 @@ def make_evaluate(
 ) -> Callable[[nn.Module, float], dict[str, float]]:
     """Returns evaluate(G_ema, kimg) -> {name: value}, which also appends to metric-*.jsonl of the run.
 
-    The values are those that calc_metrics.py gives for the snapshot. Every process must call it. What stands
-    in the files already is not measured again: {} comes back.
+    The values are those that calc_metrics.py gives for the snapshot. Every process must call it. A snapshot
+    whose values are in the files already is not measured again: it returns {}.
 
     Args:
         names: of metrics, see metric_names.parse_metrics.
@@ -33,7 +33,7 @@ def make_evaluate(
         device: of G_ema.
 
     Raises:
-        UserError: for what would end the run at its first checkpoint: an unknown name, a missing network ...
+        UserError: for what would end the run at its first checkpoint: an unknown name, a missing network, ...
     """
     settings = Settings(cache=cache_folder(), device=device)
     metrics = Metrics(parse_metrics(','.join(names)), settings)
@@ -56,6 +56,6 @@ def make_evaluate(
 
 
 def _is_measured(run_dir: Path, metrics: Metrics, snapshot: str) -> bool:
-    """Tells whether all metrics of a snapshot stand in the files of the run."""
+    """Returns whether the files of the run have all metrics of a snapshot."""
     paths = [run_dir / f'metric-{reported_name(r, metrics.settings)}.jsonl' for r in metrics.requests]
     return all(path.is_file() and f'"snapshot": "{snapshot}"' in path.read_text() for path in paths)

@@ -1,1 +1,1 @@
-"""Networks that metrics look through: features of pictures and clips, faces and their identity."""
+"""Networks that metrics look through: features of images and clips, faces and their identity."""

@@ -3,17 +3,15 @@
 Tensors are named as in the public `model_ir_se50.pth` of InsightFace_Pytorch, so that it loads.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CROP = 112  # pixels of a side
 WIDTH = 512  # of an embedding
 _STAGES = ((64, 3), (128, 4), (256, 14), (512, 3))  # channels and number of units; each stage halves the size
 
 
 class SqueezeExcite(nn.Module):
-    """Weighs channels by what the whole picture shows."""
+    """Weighs channels by what the whole image shows."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -78,12 +76,6 @@ class ArcFace(nn.Module):
 
         Args:
             crops: float32 [N, 3, 112, 112], RGB in [0, 255].
-
-        Raises:
-            ValueError: for another shape or type.
         """
-        if crops.shape[1:] != (3, CROP, CROP) or not torch.is_floating_point(crops):
-            wanted = f'crops must be floating-point [N, 3, {CROP}, {CROP}]'
-            raise ValueError(f'{wanted}, got {crops.dtype} {list(crops.shape)}')
         x = self.body(self.input_layer(crops / 127.5 - 1))
         return F.normalize(self.output_layer(x), dim=1)

@@ -4,7 +4,7 @@ Tensors are named as in the public files of PyTorch (`Mixed_3b.b1a.conv3d.weight
 Padding is that of TensorFlow ("SAME"): it depends on the size of what comes in; the odd cell goes to the end.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 SIZE = 224  # pixels of a side
 CLASSES = 400
-MIN_FRAMES = 9  # with fewer, less than the two temporal cells are left that the last pool needs
 
 # Input channels of each block, then its widths: 1x1 | 1x1, 3x3 | 1x1, 3x3 | 1x1 behind the pool.
 _MIXED = {
@@ -44,7 +43,7 @@ def pad_same(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Tensor:
 
 
 class UnitConv(nn.Module):
-    """Convolution with "SAME" padding, batch normalisation and ReLU; `plain`: convolution with bias alone."""
+    """Convolution with "SAME" padding, batch normalisation and ReLU; `plain`: only convolution with bias."""
 
     def __init__(self, channels: int, width: int, kernel: int, stride: int = 1, plain: bool = False) -> None:
         super().__init__()
@@ -96,40 +95,17 @@ def resize_whole(frames: Tensor) -> Tensor:
     return (x / 127.5 - 1).unflatten(0, (n, t)).transpose(1, 2)
 
 
-def resize_and_crop(frames: Tensor) -> Tensor:
-    """Brings the shorter side of uint8 [N, T, 3, H, W] to 224 and crops: [N, 3, T, 224, 224] in [-0.5, 0.5].
-
-    Half of the range that the network was trained on: what VideoGPT and those who took its script compute.
-    """
-    n, t, _, h, w = frames.shape
-    size = [-(-side * SIZE // min(h, w)) for side in (h, w)]  # the longer side is rounded up
-    x = F.interpolate(frames.flatten(0, 1).float(), size, mode='bilinear', align_corners=False)
-    top, left = ((side - SIZE) // 2 for side in size)
-    x = x[..., top : top + SIZE, left : left + SIZE]
-    return (x / 255 - 0.5).unflatten(0, (n, t)).transpose(1, 2)
-
-
-PREPROCESSING: dict[str, Callable[[Tensor], Tensor]] = {'whole': resize_whole, 'crop': resize_and_crop}
-
-
-def check_frames(frames: Tensor) -> None:
-    """Raises ValueError unless these are clips uint8 [N, T, 3, H, W] of at least 9 frames."""
-    if frames.ndim != 5 or frames.shape[2] != 3 or frames.dtype != torch.uint8:
-        raise ValueError(f'frames must be uint8 [N, T, 3, H, W], got {frames.dtype} {list(frames.shape)}')
-    if frames.shape[1] < MIN_FRAMES:
-        raise ValueError(f'I3D needs clips of at least {MIN_FRAMES} frames, got {frames.shape[1]}')
-
-
 class I3D(nn.Module):
     """The network; its features are the 400 logits.
 
-    Args:
-        preprocessing: 'whole' or 'crop', see `resize_whole` and `resize_and_crop`.
+    Attributes:
+        least_frames: of a clip; with fewer, the last pool lacks one of its two temporal cells.
     """
 
-    def __init__(self, preprocessing: str = 'whole') -> None:
+    least_frames = 9
+
+    def __init__(self) -> None:
         super().__init__()
-        self.preprocess = PREPROCESSING[preprocessing]
         self.Conv3d_1a_7x7 = UnitConv(3, 64, 7, 2)
         self.MaxPool3d_2a_3x3 = MaxPoolSame((1, 3, 3), (1, 2, 2))
         self.Conv3d_2b_1x1 = UnitConv(64, 64, 1)
@@ -146,16 +122,8 @@ class I3D(nn.Module):
         self.logits = UnitConv(1024, CLASSES, 1, plain=True)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Returns the logits [N, 400] of clips.
-
-        Args:
-            frames: uint8 [N, T, 3, H, W] with T >= 9.
-
-        Raises:
-            ValueError: for fewer frames, or another type or shape.
-        """
-        check_frames(frames)
-        return self.classify(self.preprocess(frames))
+        """Returns the logits [N, 400] of clips uint8 [N, T, 3, H, W] with T >= 9."""
+        return self.classify(resize_whole(frames))
 
     def classify(self, x: Tensor) -> Tensor:
         """Returns the logits [N, 400], their mean over time, of preprocessed clips [N, 3, T, 224, 224]."""
@@ -164,29 +132,3 @@ class I3D(nn.Module):
                 x = layer(x)
         x = self.logits(F.avg_pool3d(x, (2, 7, 7), stride=1))
         return x.mean(dim=(2, 3, 4))
-
-
-class TorchScriptI3D(nn.Module):
-    """The I3D of a TorchScript file, which takes [N, 3, T, 224, 224] in [-1, 1] and gives 400 logits.
-
-    Args:
-        script: the opened file.
-    """
-
-    def __init__(self, script: nn.Module) -> None:
-        super().__init__()
-        self.script = script
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Returns the logits [N, 400] of clips uint8 [N, T, 3, H, W] with T >= 9.
-
-        Raises:
-            ValueError: for fewer frames, or another type or shape, or if the file gives something else.
-        """
-        check_frames(frames)
-        x = resize_whole(frames).contiguous()
-        logits = self.script(x, rescale=False, resize=False, return_features=True)
-        if not isinstance(logits, Tensor) or logits.shape != (len(frames), CLASSES):
-            found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f'the TorchScript file gives {found} instead of {CLASSES} logits a clip')
-        return logits.float()

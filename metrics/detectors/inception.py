@@ -1,7 +1,7 @@
 """Inception-v3 of the FID [Heusel et al. 2017]: TensorFlow's graph of 2015-12-05 in PyTorch.
 
 torchvision's blocks and tensor names, with the pools of that graph: averages do not count the padding, and
-the very last block takes the maximum. Pictures are resized as TensorFlow 1 did.
+the last block takes the maximum. Images are resized as TensorFlow 1 did.
 """
 
 import torch
@@ -101,13 +101,7 @@ class FIDInception(Inception3):
         self.Mixed_7c = _LastBlock(2048)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns features [N, 2048] of uint8 [N, 3, H, W].
-
-        Raises:
-            ValueError: for another type or shape.
-        """
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-            raise ValueError(f'images must be uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}')
+        """Returns features [N, 2048] of uint8 [N, 3, H, W]."""
         x = (resize_tf1(images.float(), SIZE) - 128) / 128
         for name, layer in self.named_children():  # torchvision registers them in the order of their use
             if name == 'avgpool':

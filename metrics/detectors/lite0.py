@@ -3,17 +3,15 @@
 Names of the modules are those of the file, so that it loads strictly.
 """
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnnlib.util import UserError, explain_os_error
+from metrics.detectors.i3d import same_padding
 
 INPUT = 224  # pixels of a side
 FEATURES = 1280
-BATCH = 32  # pictures at a time, to bound memory
+BATCH = 32  # images at a time, to bound memory
 # channels, blocks, kernel, stride of the first block, expansion; stem and head are not scaled in lite models
 STAGES = (
     (16, 1, 3, 1, 1),
@@ -34,12 +32,7 @@ class SameConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves x [N, C, H, W]."""
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        pads = []
-        for size in (x.shape[3], x.shape[2]):
-            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            pads += [total // 2, total - total // 2]
-        return super().forward(F.pad(x, pads))
+        return super().forward(F.pad(x, same_padding(x.shape[2:], self.kernel_size, self.stride)))
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -71,16 +64,9 @@ class Block(nn.Module):
 
 
 class Lite0(nn.Module):
-    """Features of pictures: the pooled vector before the classifier.
+    """Features of images: the pooled vector before the classifier."""
 
-    Args:
-        path: efficientnet-lite0-57934424.pth, whose checksum the caller has checked.
-
-    Raises:
-        UserError: if the file cannot be read or holds another network.
-    """
-
-    def __init__(self, path: str | Path):
+    def __init__(self) -> None:
         super().__init__()
         self._conv_stem = SameConv(3, 32, 3, 2)
         self._bn0 = _norm(32)
@@ -92,14 +78,7 @@ class Lite0(nn.Module):
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = SameConv(inputs, FEATURES, 1)
         self._bn1 = _norm(FEATURES)
-        self._fc = nn.Linear(FEATURES, 1000)  # the ImageNet classes: in the file, but no features
-        try:
-            self.load_state_dict(torch.load(path, map_location='cpu', weights_only=True))
-        except OSError as error:
-            raise UserError(explain_os_error(error, path)) from error
-        except Exception as error:  # torch has no type for a damaged file
-            raise UserError(f'{path} is not the file of EfficientNet-lite0; fetch it again') from error
-        self.eval()
+        self._fc = nn.Linear(FEATURES, 1000)  # the ImageNet classes: in the file, but not features
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps uint8 RGB images [N, 3, H, W] to features [N, 1280]."""
@@ -118,15 +97,10 @@ def preprocess(images: Tensor) -> Tensor:
 
     The file does not say what that was. Evidence, from 84 random crops of photos in scikit-image and of
     portraits: the variances that batch normalisation has stored fit the actual ones best for (x - 127) / 128,
-    as TensorFlow's lite models have it (mean |log ratio| after the first layer 0.40, over all layers 0.34;
-    1.01 and 0.38 with mean and deviation of ImageNet; 1.54 and 0.57 with x / 255), for RGB (BGR: 0.41 and
-    0.35), and for TensorFlow's padding (all layers 0.337; 0.358 if symmetric). At 224 pixels the right
-    classes of photos of a cat, a coffee, a rocket and a motorcycle have probabilities 0.88, 0.94, 0.23,
-    0.81 (0.83, 0.84, 0.15, 0.67 with ImageNet's mean and deviation), at 280 pixels only 0.67, 0.57, 0.14,
-    0.24.
+    as TensorFlow's lite models have it, for RGB and for TensorFlow's padding (mean |log ratio| over all
+    layers 0.34; 0.38 with mean and deviation of ImageNet, 0.57 with x / 255, 0.35 for BGR, 0.36 with
+    symmetric padding). At 224 pixels photos of known objects get the right classes, at 280 less surely.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        raise ValueError(f'images must be uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}')
     x = images.float()
     if x.shape[2:] != (INPUT, INPUT):
         x = F.interpolate(x, (INPUT, INPUT), mode='bicubic', antialias=True).clamp(0, 255)
@@ -134,19 +108,15 @@ def preprocess(images: Tensor) -> Tensor:
 
 
 class Lite0Video(nn.Module):
-    """Features of clips: mean over time, and mean absolute difference of neighbouring frames, of Lite0's.
+    """Features of clips: mean over time, and mean absolute difference of neighbouring frames, of Lite0's."""
 
-    Args:
-        path: as for Lite0.
-    """
+    least_frames = 2
 
-    def __init__(self, path: str | Path):
+    def __init__(self) -> None:
         super().__init__()
-        self.image = Lite0(path)
+        self.image = Lite0()
 
     def forward(self, frames: Tensor) -> Tensor:
         """Maps uint8 RGB frames [N, T, 3, H, W], T at least 2, to features [N, 2560]."""
-        if frames.ndim != 5 or frames.shape[1] < 2:
-            raise ValueError(f'frames must be [N, T, 3, H, W] with T of at least 2, got {list(frames.shape)}')
         features = self.image(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         return torch.cat([features.mean(dim=1), features.diff(dim=1).abs().mean(dim=1)], dim=1)

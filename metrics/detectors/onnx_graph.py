@@ -1,12 +1,11 @@
 """Runs an ONNX graph with torch, so that networks that exist only as .onnx run on any device, with gradients.
 
 Only what SFace and YuNet need: the operators in OPERATORS with the attributes in their signatures. Anything
-else is refused when the file is opened. Whatever depends on constants alone (dequantisation of weights) is
+else is refused when the file is opened. What depends only on constants (dequantisation of weights) is
 computed then, once.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnnlib.util import UserError, explain_os_error
+from dnnlib.util import UserError
 
 TorchFunction = Callable[..., Tensor]
 
@@ -113,7 +112,7 @@ def _resize(
 
 
 def _dequantize(*, axis: int = 1, block_size: int = 0) -> TorchFunction:
-    """One scale per `block_size` neighbours along `axis`; without blocks one per entry of it or for all."""
+    """One scale per `block_size` neighbours along `axis`; without blocks one for all."""
 
     def run(x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
         zero = torch.zeros_like(scale) if zero_point is None else zero_point.to(scale.dtype)
@@ -122,9 +121,6 @@ def _dequantize(*, axis: int = 1, block_size: int = 0) -> TorchFunction:
             scale, zero = (
                 t.repeat_interleave(block_size, dim=axis).narrow(axis, 0, length) for t in (scale, zero)
             )
-        elif scale.ndim == 1:
-            shape = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
-            scale, zero = scale.reshape(shape), zero.reshape(shape)
         return (x.to(scale.dtype) - zero) * scale
 
     return run
@@ -148,7 +144,7 @@ OPERATORS: Mapping[str, Callable[..., TorchFunction]] = {  # name -> from attrib
     'Sub': lambda: torch.sub,
     'Transpose': _transpose,
 }
-# Inputs that say how to compute rather than what on: they must be constants and are treated as attributes.
+# Inputs that say how to compute: they must be constants and are treated as attributes.
 STATIC_INPUTS: Mapping[str, Sequence[str]] = {
     'Dropout': ('ratio', 'training_mode'),
     'Reshape': ('shape',),
@@ -158,7 +154,7 @@ STATIC_INPUTS: Mapping[str, Sequence[str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One node: which values go in and out, and which nobody needs afterwards."""
+    """One node: which values go in and out, and which are not needed afterwards."""
 
     function: TorchFunction
     inputs: Sequence[str]  # '' = an optional input that is left out
@@ -169,15 +165,15 @@ class Step:
 class OnnxGraph(nn.Module):
     """An ONNX graph of one input as a module; constants are buffers (float ones follow `.double()`).
 
-    Shapes are not checked against the file's: where the file's constants allow it, other batch and picture
+    Shapes are not checked against the file's: where the file's constants allow it, other batch and image
     sizes work. A Reshape to [1, -1, k] keeps its meaning for a batch: all its rows one after the other.
 
     Args:
         path: the .onnx file.
 
     Raises:
-        UserError: if the package `onnx` is missing, or the file cannot be read, is no ONNX model or needs an
-            operator, attribute or value that is not supported.
+        UserError: if the package `onnx` is missing, or the file is not an ONNX model or needs an operator,
+            attribute or value that is not supported.
     """
 
     def __init__(self, path: str | Path):
@@ -194,7 +190,11 @@ class OnnxGraph(nn.Module):
         for node in graph.node:
             try:
                 step = _build_step(node, constants)
-            except ValueError as error:
+            except (
+                KeyError,
+                TypeError,
+                ValueError,
+            ) as error:  # an unknown operator, attribute ...
                 raise UserError(f'{path}: cannot run node {node.name!r} ({node.op_type}): {error}') from error
             if all(name == '' or name in constants for name in step.inputs):
                 constants[step.output] = _call(step, constants)
@@ -230,50 +230,27 @@ def _read(path: str | Path) -> tuple[Any, dict[str, Tensor]]:
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
         arrays = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-    except OSError as error:
-        raise UserError(explain_os_error(error, path)) from error
     except (DecodeError, ValueError, TypeError) as error:
-        raise UserError(f'{path} is not an ONNX model, or damaged: fetch it again ({error})') from error
-    if not graph.node:
-        raise UserError(f'{path} is not an ONNX model: it holds no graph')
+        raise UserError(f'{path} is not an ONNX model, or corrupted: fetch it again ({error})') from error
     return graph, {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
 
-def _build_step(node: Any, constants: dict[str, Tensor]) -> Step:
-    """Turns a node into a step; the value of a `Constant` is put among the constants.
-
-    Raises:
-        ValueError: if something is not supported.
-    """
+def _build_step(node: Any, constants: Mapping[str, Tensor]) -> Step:
+    """Turns a node into a step; raises KeyError, TypeError or ValueError if something is not supported."""
     from onnx import helper, numpy_helper
 
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     attributes = {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items()}
-    outputs = [name for name in node.output if name]
-    if len(outputs) != 1:
-        raise ValueError(f'it has {len(outputs)} outputs, supported is 1')
+    output, inputs = node.output[0], list(node.input)
     if node.op_type == 'Constant':
-        if set(attributes) != {'value'}:
-            raise ValueError(f'its attributes are {sorted(attributes)}, supported is value')
         value = torch.from_numpy(np.array(numpy_helper.to_array(attributes['value'])))
-        return Step(lambda: value, [], outputs[0])
-    if node.op_type not in OPERATORS or node.domain not in ('', 'ai.onnx'):
-        raise ValueError(f'the operator is unknown; known are {", ".join(OPERATORS)}')
-    inputs = list(node.input)
+        return Step(lambda: value, [], output)
     if node.op_type in STATIC_INPUTS:
         for name, source in zip(STATIC_INPUTS[node.op_type], inputs[1:], strict=False):
-            if source and source not in constants:
-                raise ValueError(f'its {name} must be a constant')
             if source:
                 attributes[name] = constants[source].tolist()
         inputs = inputs[:1]
-    build = OPERATORS[node.op_type]
-    parameters = inspect.signature(build).parameters
-    unknown = sorted(set(attributes) - set(parameters))
-    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in attributes]
-    if unknown or missing:
-        raise ValueError(f'unknown attribute {unknown[0]}' if unknown else f'{missing[0]} is missing')
-    return Step(build(**attributes), inputs, outputs[0])
+    return Step(OPERATORS[node.op_type](**attributes), inputs, output)
 
 
 def _call(step: Step, values: Mapping[str, Tensor]) -> Tensor:

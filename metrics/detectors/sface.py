@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from metrics.detectors.onnx_graph import OnnxGraph
 
-CROP = 112  # pixels of a side
-
 
 class SFace(nn.Module):
     """Identity of aligned faces; the cosine of two embeddings says how alike two faces are.
@@ -25,7 +23,5 @@ class SFace(nn.Module):
 
     def forward(self, crops: Tensor) -> Tensor:
         """Embeds crops [N, 3, 112, 112], RGB in [0, 255], as unit vectors [N, 128]."""
-        if crops.shape[1:] != (3, CROP, CROP):
-            raise ValueError(f'crops must be [N, 3, {CROP}, {CROP}], got {list(crops.shape)}')
         (features,) = self.graph(crops).values()  # the graph itself brings pixels to [-1, 1]
         return torch.nn.functional.normalize(features, dim=1)

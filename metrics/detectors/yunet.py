@@ -11,25 +11,23 @@ from torch import Tensor, nn
 from metrics.detectors.onnx_graph import OnnxGraph
 
 STRIDES = (8, 16, 32)  # pixels per cell of the three output maps
-BATCH = 16  # pictures at a time, to bound memory
+BATCH = 16  # images at a time, to bound memory
 
 
 class Faces(NamedTuple):
-    """Faces in pictures, in pixels (x to the right, y down; 0 = middle of the first pixel)."""
+    """Faces in images, in pixels (x to the right, y down; 0 = middle of the first pixel)."""
 
     boxes: Tensor  # left, top, right, bottom [N, ..., 4]
-    points: (
-        Tensor  # right eye, left eye (the person's), nose, right and left corner of the mouth [N, ..., 5, 2]
-    )
+    points: Tensor  # the person's right and left eye, nose, right and left corner of the mouth [N, ..., 5, 2]
     scores: Tensor  # 0..1 [N, ...]
 
 
 class YuNet(nn.Module):
-    """Finds the most certain face in each picture, however uncertain: look at its score.
+    """Finds the most certain face in each image, however uncertain: look at its score.
 
     Args:
         path: face_detection_yunet_2023mar*.onnx.
-        side: pictures are resized, small ones up, so that their longer side has this many pixels. The network
+        side: images are resized, small ones up, so that their longer side has this many pixels. The network
             was trained on faces of about 10 to 300 pixels.
     """
 
@@ -45,9 +43,7 @@ class YuNet(nn.Module):
         return Faces(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def detect(self, images: Tensor) -> Faces:
-        """Returns what each cell of the three maps says of its nearest face, [N, cells, ...]."""
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-            raise ValueError(f'images must be uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}')
+        """Returns the nearest face of each cell of the three maps, [N, cells, ...]."""
         height, width = images.shape[2:]
         scale = self.side / max(height, width)
         size = [max(round(height * scale), 1), max(round(width * scale), 1)]
@@ -63,7 +59,7 @@ class YuNet(nn.Module):
 
 
 def merge(cells: Faces) -> Faces:
-    """Returns the best face of each picture [N, ...]: the mean over the cells that agree with the best one.
+    """Returns the best face of each image [N, ...]: the mean over the cells that agree with the best one.
 
     Agreeing means boxes whose intersection is over half of their union, and a score over 0.6 of the best. The
     best cell alone, as OpenCV takes it, is noisier: against points fixed to the head over the frames of real
@@ -91,7 +87,7 @@ def _decode(outputs: Mapping[str, Tensor], shape: torch.Size) -> Faces:
     count, _, height, width = shape
     scores, boxes, points = [], [], []
     for stride in STRIDES:
-        # the graph puts the cells of all pictures one after the other in a single row of the batch
+        # the graph puts the cells of all images one after the other in a single row of the batch
         names = ('cls', 'obj', 'bbox', 'kps')
         maps = (outputs[f'{name}_{stride}'] for name in names)
         rows, columns = height // stride, width // stride

@@ -1,7 +1,7 @@
 """Distances between sets of features: Frechet and kernel distance, with their errors.
 
-Everything is float64 numpy. Covariances divide by the number of features N (not N - 1), as StyleGAN-V and the
-released PV3D do.
+Features are finite, as `features` makes them; distances are computed in float64. Covariances divide by the
+number of features N (not N - 1), as StyleGAN-V and the released PV3D do.
 
 The trace of the matrix root in the Frechet distance is a nuclear norm: if S1 = F1' F1 and S2 = F2' F2, then
 tr((S1^(1/2) S2 S1^(1/2))^(1/2)) is the sum of the singular values of F1 F2'. This is real for any input,
@@ -9,40 +9,85 @@ exact for covariances without full rank, and loses no digits to square roots of 
 centred features themselves as F, sets with fewer features than dimensions need no D x D matrix at all.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+
+from dnnlib.util import Skip
+from metrics.base import Context, Metric, Outcome, Sample, exact_network
 
 Array = NDArray[np.float64]
 
+_ROUNDS = 10  # of the bootstrap; seconds each for thousands of long features
+_LEAST_HALVES = 4  # real videos that can be split in halves with a spread
+_KID_SCALE = 1000  # KID is reported times 1000
 
-def checked_features(features: ArrayLike) -> Array:
-    """Returns features [N, D] as finite float64.
 
-    Raises:
-        ValueError: for another shape, or NaN or infinite features.
-    """
-    array = np.asarray(features, dtype=np.float64)
-    if array.ndim != 2:
-        raise ValueError(f'features must have the shape [N, D], got {list(array.shape)}')
-    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
-    if len(bad):
-        rows = ', '.join(map(str, bad[:5])) + (', ...' if len(bad) > 5 else '')
-        raise ValueError(f'{len(bad)} of {len(array)} features are NaN or infinite (rows {rows})')
-    return array
+def _frechet(context: Context, fakes: Sample, reals: Sample) -> Outcome:
+    fake, real, seed = fakes.stack('x'), reals.stack('x'), context.settings.seed
+    enough = len(set(reals.groups)) >= _LEAST_HALVES
+    floor = halves_floor(real, seed, reals.groups) if enough else math.nan
+    error = bootstrap_frechet(real, fake, _ROUNDS, seed, reals.groups)
+    return Outcome(frechet_distance(real, fake), error, {'floor': floor})
+
+
+def _kernel(context: Context, fakes: Sample, reals: Sample) -> Outcome:
+    value, error = kernel_distance(reals.stack('x'), fakes.stack('x'), context.settings.seed)
+    return Outcome(_KID_SCALE * value, _KID_SCALE * error)
+
+
+@Metric(
+    name='kid',
+    on='frames',
+    title='kernel distance of frames, times 1000',
+    goal='lower is better',
+    example='kid2048',
+    reduce=_kernel,
+    detector=('image', 'inception'),
+    compares=True,
+    least_videos=4,
+)
+@Metric(
+    name='fid',
+    on='frames',
+    title='Frechet distance of frames',
+    goal='lower is better',
+    example='fid2048',
+    reduce=_frechet,
+    detector=('image', 'inception'),
+    compares=True,
+)
+@Metric(
+    name='fvd',
+    on='clips',
+    title='Frechet distance of video features',
+    goal='lower is better',
+    example='fvd2048_16f',
+    reduce=_frechet,
+    detector=('video', 'i3d'),
+    compares=True,
+    names_frames=True,
+)
+def features(images: NDArray[np.uint8], context: Context) -> Mapping[str, np.ndarray]:
+    """Runs the feature network on one video [T, H, W, 3] or one frame [H, W, 3]."""
+    inputs = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, -3)))[None]
+    output = exact_network(context.detector.network, inputs.to(context.settings.device))
+    x = output[0].float().cpu().numpy()
+    if not np.isfinite(x).all():
+        raise Skip('the features are not finite')
+    return {'x': x}
 
 
 def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
-    """Returns the Frechet distance of two sets of features [N, D], [M, D], without their covariances.
+    """Returns the Frechet distance of two sets of at least two features [N, D], [M, D].
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2)) of their means and covariances.
-
-    Raises:
-        ValueError: for fewer than two features in a set, other shapes, or NaN or infinite features.
     """
-    a, b = _pair_of_features(features_a, features_b)
+    a, b = _float64(features_a), _float64(features_b)
     return _distance(*_factor_of_features(a, np.ones(len(a))), *_factor_of_features(b, np.ones(len(b))))
 
 
@@ -65,13 +110,8 @@ def bootstrap_frechet(
         seed: selects the sets.
         groups_a: which features of the first set belong together (pieces of one video) and are drawn
             together, [N]; by default each is drawn by itself.
-
-    Raises:
-        ValueError: as `frechet_distance`, or for too few rounds.
     """
-    if rounds < 2:
-        raise ValueError(f'a bootstrap needs at least 2 rounds, got {rounds}')
-    sets = _pair_of_features(features_a, features_b)
+    sets = _float64(features_a), _float64(features_b)
     members = [_members(groups_a, len(sets[0])), _members(None, len(sets[1]))]
     rng = np.random.default_rng(seed)
     distances = []
@@ -86,29 +126,20 @@ def halves_floor(features: ArrayLike, seed: int, groups: Sequence[int] | None = 
     """Returns the Frechet distance between two random halves of one set of features [N, D].
 
     What a perfect generator would reach against N / 2 real videos with N / 2 of its own; the floor of N
-    against N is about half of it, since the bias falls like 1 / N. Of an odd number one is left out.
+    against N is about half of it, because the bias falls like 1 / N. Of an odd number one is left out.
 
     Args:
         features: [N, D].
         seed: selects the halves.
-        groups: which features belong together (pieces of one video), [N]; a half has all of a group or none.
-
-    Raises:
-        ValueError: for fewer than four groups, or NaN or infinite features.
+        groups: which features belong together (pieces of one video), [N], at least four groups; a half has
+            all of a group or none.
     """
-    array = checked_features(features)
+    array = _float64(features)
     members = _members(groups, len(array))
-    count = members.max() + 1 if len(array) else 0
-    if count < 4:
-        raise ValueError(f'two halves need at least 4 features of different videos, got {count}')
+    count = members.max() + 1
     order = np.random.default_rng(seed).permutation(count)
     halves = (order[: count // 2], order[count // 2 : count // 2 * 2])
     return frechet_distance(*(array[np.isin(members, half)] for half in halves))
-
-
-def _members(groups: Sequence[int] | None, count: int) -> NDArray:
-    """Numbers the groups from 0."""
-    return np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
 
 
 class KernelDistance(NamedTuple):
@@ -132,23 +163,15 @@ def kernel_distance(
     over subsets of m out of n features, times sqrt(m / (n - m)).
 
     Args:
-        features_a: [N, D].
-        features_b: [M, D].
+        features_a: [N, D], at least four.
+        features_b: [M, D], at least four.
         seed: selects the subsets.
         subsets: number of subsets, at least 2.
         subset_size: features of each set in a subset, drawn without replacement.
-
-    Raises:
-        ValueError: for fewer than four features in a set, other shapes, or NaN or infinite features.
     """
-    a, b = _pair_of_features(features_a, features_b)
+    a, b = _float64(features_a), _float64(features_b)
     count = min(len(a), len(b))
     size = min(subset_size, count // 2)
-    if size < 2 or subsets < 2:
-        raise ValueError(
-            f'a kernel distance needs at least 4 features per set and 2 subsets of 2 features; got {len(a)} '
-            f'and {len(b)} features, {subsets} subsets of {subset_size}'
-        )
     rng = np.random.default_rng(seed)
     values = [
         _squared_mmd(a[rng.choice(len(a), size, replace=False)], b[rng.choice(len(b), size, replace=False)])
@@ -158,36 +181,28 @@ def kernel_distance(
     return KernelDistance(float(np.mean(values)), float(error))
 
 
-def standard_error(values: ArrayLike) -> float:
-    """Returns the standard error of the mean of independent values [N]; NaN for fewer than two values."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not np.isfinite(array).all():
-        raise ValueError(f'finite values [N] expected, got the shape {list(array.shape)} or NaN')
-    return float(np.std(array, ddof=1) / np.sqrt(len(array))) if len(array) > 1 else float('nan')
+def _float64(features: ArrayLike) -> Array:
+    return np.asarray(features, dtype=np.float64)
 
 
-def _pair_of_features(features_a: ArrayLike, features_b: ArrayLike) -> tuple[Array, Array]:
-    a, b = checked_features(features_a), checked_features(features_b)
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f'features of {a.shape[1]} and {b.shape[1]} dimensions cannot be compared')
-    if min(len(a), len(b)) < 2:
-        raise ValueError(f'each set needs at least 2 features, got {len(a)} and {len(b)}')
-    return a, b
+def _members(groups: Sequence[int] | None, count: int) -> NDArray:
+    """Numbers the groups from 0."""
+    return np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
 
 
 def _factor_of_features(features: Array, counts: NDArray) -> tuple[Array, Array]:
     """Returns the mean and F with F'F = covariance, of features of which each occurs counts times."""
     features, counts = features[counts > 0], counts[counts > 0]
-    share = counts / counts.sum()
-    mean = share @ features
-    factor = np.sqrt(share)[:, None] * (features - mean)
+    weights = counts / counts.sum()
+    mean = weights @ features
+    factor = np.sqrt(weights)[:, None] * (features - mean)
     if len(factor) > factor.shape[1]:
         factor = np.linalg.qr(factor, mode='r')  # F = QR gives F'F = R'R: no square, no lost digits
     return mean, factor
 
 
 def _distance(mean_a: Array, factor_a: Array, mean_b: Array, factor_b: Array) -> float:
-    root_trace = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum() if len(factor_a) else 0.0
+    root_trace = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
     traces = (factor_a**2).sum() + (factor_b**2).sum()
     return max(float(((mean_a - mean_b) ** 2).sum() + traces - 2 * root_trace), 0.0)
 

@@ -1,5 +1,6 @@
 """Guards against scores that a frozen, flickering or flat head would win: motion, flicker, depth variance."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -9,15 +10,64 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from skimage.registration import optical_flow_ilk
 from torch import Tensor
 
-from metrics.measures.consistency import OPAQUE, Degenerate
+from dnnlib.util import Skip
+from metrics.base import Context, Metric
+from metrics.measures.consistency import OPAQUE, MultiView
 from training import camera
 
-FLOW_RESOLUTION = 64  # pictures are reduced to this size for flow and flicker
+Clip = NDArray[np.uint8]  # square frames [T, H, W, 3]
+
+FLOW_RESOLUTION = 64  # images are reduced to this size for flow and flicker
 _SMOOTHING = 1.0  # pixels of FLOW_RESOLUTION, before the flow
 _FLOW_RADIUS = 7  # pixels of FLOW_RESOLUTION that share one flow
 _FLOW_STEPS = 5  # refinements at each of the scales
 _LUMA = (0.299, 0.587, 0.114)
 _MIN_RAYS = 64  # opaque rays, with fewer a plane says nothing about a shape
+
+
+@Metric(
+    name='expression',
+    on='clips',
+    title='optical flow before a camera that stands still, percent of the width per frame',
+    goal='0 = a frozen face',
+    least_frames=2,
+    held=True,
+)
+@Metric(
+    name='motion',
+    on='clips',
+    title='optical flow, of heads and camera, percent of the width per frame',
+    goal='should be as of real videos',
+    least_frames=2,
+)
+def motion(frames: Clip, context: Context) -> Mapping[str, float]:
+    """Computes `motion_magnitude` of one clip."""
+    magnitude = motion_magnitude(frames)
+    return {'value': magnitude.flow_percent, 'difference': magnitude.difference}
+
+
+@Metric(
+    name='flicker',
+    on='clips',
+    title='change that motion does not explain, gray levels of 255',
+    goal='should be as of real videos',
+    least_frames=3,
+)
+def unexplained_change(frames: Clip, context: Context) -> Mapping[str, float]:
+    """Computes `flicker` of one clip."""
+    return {'value': flicker(frames)}
+
+
+@Metric(
+    name='depthvar',
+    on='views',
+    title='variance of depth about the best plane, squared scene units',
+    goal='0 = flat',
+)
+def mean_depth_variance(views: MultiView, context: Context) -> Mapping[str, float]:
+    """Computes the mean `depth_variance` of the four views."""
+    parts = zip(views.depth, views.opacity, views.cameras, strict=True)
+    return {'value': float(np.mean([depth_variance(*part) for part in parts]))}
 
 
 class MotionMagnitude(NamedTuple):
@@ -27,50 +77,47 @@ class MotionMagnitude(NamedTuple):
     difference: float  # mean absolute difference of the luma of consecutive frames, gray levels (0-255)
 
 
-def motion_magnitude(frames: NDArray[np.uint8] | Tensor) -> MotionMagnitude:
+def motion_magnitude(frames: Clip) -> MotionMagnitude:
     """Measures motion, of the head and of the camera alike.
 
     The flow is Lucas-Kanade's (skimage.registration.optical_flow_ilk) on luma at 64 x 64, of frames brought
     to mean 0 and variance 1, so that changes of brightness and contrast do not count. Its mean is weighted by
-    the squared gradient of the picture: where a picture is plain, flow cannot be measured and noise would
-    pass for motion. `difference` is not so robust, but knows no model: it counts whatever changes.
+    the squared gradient of the image: where an image is plain, flow cannot be measured and noise would
+    pass for motion. `difference` is less robust, but needs no model: it counts whatever changes.
 
     Args:
-        frames: uint8 [T, H, W, 3] or [T, 3, H, W], at least two square frames.
-
-    Raises:
-        Degenerate: if there are fewer than two frames.
+        frames: at least two square frames, uint8 [T, H, W, 3].
     """
-    full, reduced = _luma(frames, at_least=2)
+    full, reduced = _luma(frames)
     flows = [_flow(a, b) for a, b in zip(reduced[:-1], reduced[1:], strict=True)]
     weights = [_gradient_energy(a) for a in reduced[:-1]]
     total = float(np.sum(weights))
     moved = sum(float((np.hypot(*f) * w).sum()) for f, w in zip(flows, weights, strict=True))
-    percent = 100 / FLOW_RESOLUTION * moved / total if total > 0 else 0.0  # plain pictures show no motion
+    percent = 100 / FLOW_RESOLUTION * moved / total if total > 0 else 0.0  # plain images show no motion
     return MotionMagnitude(percent, float(np.abs(np.diff(full, axis=0)).mean()))
 
 
-def flicker(frames: NDArray[np.uint8] | Tensor) -> float:
+def flicker(frames: Clip) -> float:
     """Returns the mean of |x[t-1] - 2 x[t] + x[t+1]| / 2 in gray levels (0-255) that motion does not explain.
 
     x is luma at 64 x 64. At each pixel it is taken along the optical flow and at rest, and the smaller one
     counts: a shift of a texture is no flicker, nor is a plain area or still background, whose flow is wrong.
-    Pixels that leave the picture do not count. All brightness higher by a in every other frame gives a, or
-    somewhat less in a picture that moves.
+    Pixels that leave the image do not count. All brightness higher by a in every other frame gives a, or
+    somewhat less in an image that moves.
 
     Args:
-        frames: uint8 [T, H, W, 3] or [T, 3, H, W], at least three square frames.
+        frames: at least three square frames, uint8 [T, H, W, 3].
 
     Raises:
-        Degenerate: if there are fewer than three frames, or no place is seen in three of them.
+        Skip: if no place is seen in three frames.
     """
-    _, reduced = _luma(frames, at_least=3)
+    _, reduced = _luma(frames)
     values = []
     for before, now, after in zip(reduced[:-2], reduced[1:-1], reduced[2:], strict=True):
         moved = _along(before, _flow(now, before)) - 2 * now + _along(after, _flow(now, after))
         values.append(np.minimum(np.abs(moved), np.abs(before - 2 * now + after)) / 2)
     if np.isnan(values).all():
-        raise Degenerate('everything leaves the picture from frame to frame')
+        raise Skip('everything leaves the image from frame to frame')
     return float(np.nanmean(values))
 
 
@@ -78,7 +125,7 @@ def depth_variance(depth: Tensor, opacity: Tensor, label: Tensor | None = None) 
     """Returns the variance of depth about the best-fitting plane, scene units squared.
 
     The depth is that along the optical axis, of opaque rays; the plane is any plane in space, by least
-    squares. A flat picture, however it is turned, has 0.
+    squares. A flat image, however it is turned, has 0.
 
     Args:
         depth: distance along the unit ray of one view, scene units, [..., h, h] with h * h elements.
@@ -86,38 +133,29 @@ def depth_variance(depth: Tensor, opacity: Tensor, label: Tensor | None = None) 
         label: its camera, of which only the intrinsics matter, [25]; by default those of training/camera.py.
 
     Raises:
-        Degenerate: if fewer than 64 rays are opaque, they lie in a line, or a depth is not finite.
+        Skip: if fewer than 64 rays are opaque, they lie in a line, or a depth is not finite.
     """
     size = depth.shape[-1]
-    if depth.shape != opacity.shape or depth.numel() != size * size:
-        raise ValueError(f'depth and opacity of one square view expected, got {depth.shape}, {opacity.shape}')
     opaque = (opacity.flatten() > OPAQUE).cpu().numpy()
     if opaque.sum() < _MIN_RAYS:
-        raise Degenerate('a view has too few opaque points')
+        raise Skip('a view has too few opaque points')
     _, intrinsics = camera.unpack_label(camera.front_label() if label is None else label)
     centres = (np.arange(size) + 0.5) / size
     u, v = (grid.ravel()[opaque] for grid in np.meshgrid(centres, centres))
     rays = np.linalg.solve(intrinsics.double().cpu().numpy(), np.stack([u, v, np.ones_like(u)]))
     z = depth.flatten().double().cpu().numpy()[opaque] / np.linalg.norm(rays, axis=0)
     if not np.isfinite(z).all():
-        raise Degenerate('a view has depths that are not finite')
+        raise Skip('a view has depths that are not finite')
     if np.linalg.matrix_rank(rays) < 3:  # a plane through the camera would fit anything
-        raise Degenerate('the opaque rays of a view lie in a line')
+        raise Skip('the opaque rays of a view lie in a line')
     design = np.stack([rays[0] * z, rays[1] * z, np.ones_like(z)], axis=1)
     solution = np.linalg.lstsq(design, z, rcond=None)[0]
     return float(((z - design @ solution) ** 2).mean())
 
 
-def _luma(frames: NDArray[np.uint8] | Tensor, at_least: int) -> tuple[np.ndarray, np.ndarray]:
+def _luma(frames: Clip) -> tuple[np.ndarray, np.ndarray]:
     """Returns luma float32 [T, H, W], and at FLOW_RESOLUTION."""
-    array = frames.cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
-    if array.ndim == 4 and array.shape[-1] != 3:
-        array = array.transpose(0, 2, 3, 1)
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or array.shape[1] != array.shape[2]:
-        raise ValueError(f'square frames uint8 [T, H, W, 3] expected, got {array.dtype} {list(frames.shape)}')
-    if len(array) < at_least:
-        raise Degenerate(f'a clip has fewer than {at_least} frames')
-    luma = array.astype(np.float32) @ np.float32(_LUMA)
+    luma = frames.astype(np.float32) @ np.float32(_LUMA)
     size = (FLOW_RESOLUTION, FLOW_RESOLUTION)
     reduced = torch.nn.functional.interpolate(
         torch.from_numpy(luma)[:, None], size=size, mode='bilinear', antialias=True
@@ -125,26 +163,26 @@ def _luma(frames: NDArray[np.uint8] | Tensor, at_least: int) -> tuple[np.ndarray
     return luma, reduced[:, 0].numpy()
 
 
-def _standardised(picture: np.ndarray) -> np.ndarray:
-    deviation = picture.std()
+def _standardised(image: np.ndarray) -> np.ndarray:
+    deviation = image.std()
     scale = 1 / deviation if deviation > 0.5 else 0.0  # less than rounding to 8 bit: nothing to see
-    return gaussian_filter((picture - picture.mean()) * scale, _SMOOTHING)
+    return gaussian_filter((image - image.mean()) * scale, _SMOOTHING)
 
 
 def _flow(reference: np.ndarray, moving: np.ndarray) -> np.ndarray:
     """Returns the flow [2, H, W] in pixels (down, right) with moving(x + flow) = reference(x)."""
-    pictures = (_standardised(reference), _standardised(moving))
-    return optical_flow_ilk(*pictures, radius=_FLOW_RADIUS, num_warp=_FLOW_STEPS, dtype=np.float32)
+    images = (_standardised(reference), _standardised(moving))
+    return optical_flow_ilk(*images, radius=_FLOW_RADIUS, num_warp=_FLOW_STEPS, dtype=np.float32)
 
 
-def _gradient_energy(picture: np.ndarray) -> np.ndarray:
-    down, right = np.gradient(_standardised(picture))
+def _gradient_energy(image: np.ndarray) -> np.ndarray:
+    down, right = np.gradient(_standardised(image))
     return gaussian_filter(down**2 + right**2, 2 * _SMOOTHING)
 
 
-def _along(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """Returns the picture at the places that pixels moved to, NaN outside of it."""
-    places = np.indices(picture.shape) + flow
-    values = map_coordinates(picture, places, order=3, mode='nearest')  # linear would blur, which counts
+def _along(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """Returns the image at the places that pixels moved to, NaN outside of it."""
+    places = np.indices(image.shape) + flow
+    values = map_coordinates(image, places, order=3, mode='nearest')  # linear would blur, which counts
     inside = (places >= -0.5) & (places <= FLOW_RESOLUTION - 0.5)
     return np.where(inside.all(axis=0), values, np.nan)

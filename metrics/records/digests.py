@@ -1,4 +1,4 @@
-"""Checksums by content (of networks, data, files, JSON), and folders that say what they hold."""
+"""Checksums by content (of networks, data, files, JSON), and folders that state what they hold."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib.config import to_dict
-from dnnlib.util import UserError, atomic_write, explain_os_error, file_sha256
+from dnnlib.util import UserError, atomic_write, file_sha256
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CODE = (  # folders and files that records depend on
@@ -27,12 +27,7 @@ _CODE = (  # folders and files that records depend on
 
 
 def json_digest(value: Any) -> str:
-    """Returns the SHA-256 of plain data; the order of keys makes no difference.
-
-    Raises:
-        ValueError: for nan and infinity.
-        TypeError: for what JSON does not know.
-    """
+    """Returns the SHA-256 of plain data; the order of keys makes no difference."""
     text = json.dumps(value, sort_keys=True, separators=(',', ':'), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -40,7 +35,7 @@ def json_digest(value: Any) -> str:
 def code_digest() -> str:
     """Returns a SHA-256 of all that computes records: sources, and the version of torch.
 
-    Whoever changes a line of rendering or of a metric must not be given what older code has computed.
+    Whoever changes a line of rendering or of a metric must not get what older code has computed.
     """
     digest = hashlib.sha256(str(torch.__version__).encode())
     for name in _CODE:
@@ -71,58 +66,40 @@ def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
 def dataset_digest(path: str | Path) -> str:
     """Returns a SHA-256 that stands for all files of a data set, a zip or a folder.
 
-    Of a zip the names, sizes and checksums in its directory count: it is not read through, and a picture that
+    Of a zip the names, sizes and checksums in its directory count: it is not read through, and an image that
     does not match its checksum is refused when it is read.
-
-    Raises:
-        UserError: when it cannot be read.
     """
     root = Path(path)
-    try:
-        if root.is_dir():
-            return files_digest(root, (p for p in root.rglob('*') if p.is_file()))
-        with zipfile.ZipFile(root) as archive:
-            rows = sorted([i.filename, i.file_size, i.CRC] for i in archive.infolist())
-    except zipfile.BadZipFile as err:
-        raise UserError(f'{path} is not a zip; make a data set with dataset_tool.py') from err
-    except OSError as err:
-        raise UserError(f'cannot read {explain_os_error(err, path)}') from err
-    return json_digest(rows)
+    if root.is_dir():
+        return files_digest(root, (p for p in root.rglob('*') if p.is_file()))
+    with zipfile.ZipFile(root) as archive:
+        return json_digest(sorted([i.filename, i.file_size, i.CRC] for i in archive.infolist()))
 
 
 def files_digest(root: Path, paths: Iterable[Path]) -> str:
-    """Returns the SHA-256 of the names relative to `root`, the sizes and the contents of files.
-
-    Raises:
-        UserError: when one cannot be read.
-    """
-    rows = []
-    for path in sorted(paths):
-        try:
-            rows.append([path.relative_to(root).as_posix(), path.stat().st_size, file_sha256(path)])
-        except OSError as err:
-            raise UserError(f'cannot read {explain_os_error(err, path)}') from err
-    return json_digest(rows)
+    """Returns the SHA-256 of the names relative to `root`, the sizes and the contents of files."""
+    return json_digest(
+        [[p.relative_to(root).as_posix(), p.stat().st_size, file_sha256(p)] for p in sorted(paths)]
+    )
 
 
 def claim_folder(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     """Makes a folder for results and notes in the file `name` what they are results of.
 
     Raises:
-        UserError: when the folder holds results of something else, or cannot be written.
+        UserError: when the folder holds results of something else.
     """
     path = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        known = json.loads(path.read_bytes()) if path.exists() else None
-    except OSError as err:
-        raise UserError('cannot write ' + explain_os_error(err, folder)) from err
-    except ValueError:
-        known = {}
-    if known is None:
+        known = json.loads(path.read_bytes())
+    except FileNotFoundError:
         with atomic_write(path, 'w') as file:
             json.dump(content, file, indent=2)
-    elif json_digest(known) != json_digest(content):
+        return
+    except ValueError:
+        known = None
+    if json_digest(known) != json_digest(content):
         raise UserError(
             f'{folder} holds results of other networks, data or options (see {name}); choose another'
         )

@@ -1,7 +1,7 @@
 """Records of items, in a folder named by what they are records of: cache, resumption and sharing in one.
 
 STORE/KEY/chunk-NNNNNN.npz holds the records of 16 neighbouring items, KEY/key.json the key for people. A file
-appears complete or not at all, and a key always gives the same records; so runs that meet here, one after
+appears complete or not at all, and a key always gives the same records; so runs that use it, one after
 another or at the same time, share their work and cannot harm each other.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnnlib.util import UserError, atomic_write, explain_os_error
+from dnnlib.util import UserError, atomic_write
 from metrics.records.digests import json_digest
 from torch_utils import distributed as dist
 
@@ -29,9 +29,7 @@ _log = logging.getLogger(__name__)
 class Task(NamedTuple):
     """Records that are wanted."""
 
-    key: Mapping[
-        str, Any
-    ]  # plain JSON that says exactly what they are: items, network that measures, options
+    key: Mapping[str, Any]  # plain JSON that describes them exactly: items, network, options
     total: int  # items, from 0 on; a larger total adds to the same records
 
 
@@ -43,9 +41,9 @@ def collect(
 ) -> list[list[Record]]:
     """Returns the records of each task; those that the store lacks are computed and added to it.
 
-    Item by item all missing records are computed together, since an item is dear. Chunk k is the work of
-    process k % world_size. Records reach the other processes by message, so that nothing depends on a shared
-    file system; without one, each machine keeps what it computed itself.
+    Item by item all missing records are computed together, because an item is expensive. Chunk k is the work
+    of process k % world_size. Records reach the other processes by message, so that nothing depends on a
+    shared file system; without one, each machine keeps what it computed itself.
 
     Args:
         store: folder of all keys; made when missing.
@@ -57,7 +55,7 @@ def collect(
             in the end.
 
     Raises:
-        UserError: when the store cannot be written.
+        UserError: when processes see different keys.
     """
     _check_keys(tasks)
     folders = [open_folder(store, task.key) for task in tasks]
@@ -78,10 +76,9 @@ def collect(
     parts = dist.gather_objects([{folder.name: r for folder, r in records.items()} for records in done])
     ours = sum(chunk.size for column in mine for chunk in column.values())
     progress(sum(totals.values()) - ours)
+    columns_of_all = [parts[k % len(parts)][k // len(parts)] for k in range(len(columns))]
     return [
-        [record for k in range(-(-task.total // CHUNK)) for record in _part(parts, k)[folder.name]][
-            : task.total
-        ]
+        [record for column in columns_of_all for record in column.get(folder.name, ())][: task.total]
         for task, folder in zip(tasks, folders, strict=True)
     ]
 
@@ -91,30 +88,18 @@ def _check_keys(tasks: Sequence[Task]) -> None:
     everywhere = dist.gather_objects([dict(task.key) for task in tasks])
     for rank, keys in enumerate(everywhere):
         for ours, theirs in zip(everywhere[0], keys, strict=True):
-            differ = sorted(name for name in ours if json_digest(ours[name]) != json_digest(theirs.get(name)))
-            if differ or ours.keys() != theirs.keys():
+            differ = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+            if differ:
                 raise UserError(
-                    f'processes 0 and {rank} differ in {", ".join(differ) or "what they measure"}: they need '
-                    'the same code, data, networks and version of ffmpeg'
+                    f'processes 0 and {rank} differ in {", ".join(differ)}: they need the same code, data, '
+                    'networks and version of ffmpeg'
                 )
 
 
-def _part(parts: Sequence[Sequence[dict[str, list[Record]]]], k: int) -> dict[str, list[Record]]:
-    """Returns the records of chunk k out of what the processes sent."""
-    return parts[k % len(parts)][k // len(parts)]
-
-
 def open_folder(store: Path, key: Mapping[str, Any]) -> Path:
-    """Returns the folder of a key, made when missing.
-
-    Raises:
-        UserError: when it cannot be written.
-    """
+    """Returns the folder of a key, made when missing."""
     folder = Path(store) / json_digest({'version': _VERSION, 'key': key})[:32]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise UserError('cannot write ' + explain_os_error(err, folder)) from err
+    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / 'key.json').exists():
         with atomic_write(folder / 'key.json', 'w') as file:
             json.dump(key, file, indent=2)
@@ -150,11 +135,7 @@ def _plain(record: Record) -> Record:
     """Copies a record: views of large arrays would keep these in memory."""
     if isinstance(record, str):
         return record
-    arrays = {name: np.array(value) for name, value in record.items()}
-    odd = [name for name, value in arrays.items() if value.dtype.kind not in 'fiub']
-    if odd:
-        raise ValueError(f'a record holds arrays of numbers; {", ".join(odd)} is something else')
-    return arrays
+    return {name: np.array(value) for name, value in record.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +151,7 @@ class _Chunk:
         return self.folder / f'chunk-{self.start // CHUNK:06d}.npz'
 
     def load(self, warn: bool) -> list[Record]:
-        """Returns the first records, at most `size`; none of a damaged file."""
+        """Returns the first records, at most `size`; none of a corrupted file."""
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 index = json.loads(str(file[_INDEX]))
@@ -184,9 +165,9 @@ class _Chunk:
                 ]
         except FileNotFoundError:
             return []
-        except Exception as err:  # broken files make numpy and zipfile raise a dozen unrelated types
+        except Exception as err:  # corrupted files make numpy and zipfile raise a dozen unrelated types
             if warn:
-                _log.warning('%s is damaged (%s), its records are computed again', self.path, err)
+                _log.warning('%s is corrupted (%s); its records are computed again', self.path, err)
             return []
 
     def save(self, records: Sequence[Record]) -> None:

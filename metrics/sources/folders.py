@@ -1,4 +1,4 @@
-"""Clips of a folder of videos and of folders of pictures."""
+"""Clips of a folder of videos and of folders of images."""
 
 import collections
 import contextlib
@@ -6,29 +6,28 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
-from dnnlib.util import DataError, UserError
+from dnnlib.util import Skip, UserError
 from dnnlib.video import (
     IMAGE_TYPES,
     VIDEO_TYPES,
     ffmpeg_version,
     find_clips,
-    is_system_trouble,
     natural,
     video_frames,
 )
 from metrics.records.digests import files_digest
-from metrics.sources.clip_source import (
-    ClipError,
+from metrics.sources.items import (
+    Source,
+    blames_machine,
     checked,
-    failures_of_content,
     nth_clip,
+    skips_bad_content,
     window_start,
 )
 from training.data.files import FORMAT, decode_image, read_index
@@ -36,28 +35,26 @@ from training.data.files import FORMAT, decode_image, read_index
 _log = logging.getLogger(__name__)
 
 _PROBED = 9  # clips of a folder that vote on its size
-_TRUTH = ('.depth', '.normal', '.mask')  # pictures beside the frames of synthetic data: NAME.depth.png
+_TRUTH = ('.depth', '.normal', '.mask')  # images beside the frames of synthetic data: NAME.depth.png
 
 
 class Folder:
-    """What a folder holds: video files and folders of pictures, found at any depth."""
+    """What a folder holds: video files and folders of images, found at any depth."""
 
     def __init__(self, path: str | Path) -> None:
         """Looks for clips.
 
         Raises:
-            UserError: when there are none, or none can be read.
+            UserError: when there are no clips, or none can be read.
         """
         self.root = Path(path)
-        if not self.root.is_dir():
-            raise UserError(f'{path} is not a folder; name one that holds videos or folders of pictures')
-        found = _without_depth([p for p in find_clips(self.root) if not p.name.startswith('.')])
+        found = _without_extras([p for p in find_clips(self.root) if not p.name.startswith('.')])
         self.paths = sorted(found, key=lambda p: natural(self.name(p)))
         if not self.paths:
             types = ', '.join((*VIDEO_TYPES, *IMAGE_TYPES))
-            raise UserError(f'{path} holds no videos and no folders of pictures ({types})')
+            raise UserError(f'{path} is not a folder with videos or folders of images ({types})')
         self.has_videos = any(not p.is_dir() for p in self.paths)
-        self.has_pictures = any(p.is_dir() for p in self.paths)
+        self.has_images = any(p.is_dir() for p in self.paths)
         self.size = self._common_size()
         self._counts: dict[int, int] = {}
 
@@ -67,12 +64,12 @@ class Folder:
     @functools.cached_property
     def sha256(self) -> str:
         """Checksum of the names and contents of all clips."""
-        files = [f for p in self.paths for f in (_picture_files(p) if p.is_dir() else [p])]
+        files = [f for p in self.paths for f in (_image_files(p) if p.is_dir() else [p])]
         return files_digest(self.root, files)
 
     @functools.cached_property
     def fps(self) -> float | None:
-        """Frames per second as the folder's dataset.json says; None without one."""
+        """Frames per second of the folder's dataset.json; None without one."""
         return read_index(str(self.root)).fps if is_dataset(self.root) else None
 
     def name(self, path: Path) -> str:
@@ -87,9 +84,8 @@ class Folder:
         """
         if index not in self._counts:
             path = self.paths[index]
-            self._counts[index] = (
-                len(_picture_files(path)) if path.is_dir() else sum(1 for _ in video_frames(path))
-            )
+            frames = _image_files(path) if path.is_dir() else video_frames(path)
+            self._counts[index] = sum(1 for _ in frames)
         return self._counts[index]
 
     def _common_size(self) -> int:
@@ -111,12 +107,11 @@ class Folder:
         return sizes.most_common(1)[0][0]
 
 
-class FolderClips:
-    """Clips of a folder.
+class FolderClips(Source):
+    """Clips of a folder; `size` is that of most of the first ones, clips of another size are failures.
 
     Without a seed: the first frames of each, in natural order of their names (generated clips). With a seed:
-    as DatasetClips, random windows in a random order (real clips). `size` is that of most of the first clips;
-    others are failures.
+    as DatasetClips, random windows in a random order (real clips).
     """
 
     def __init__(
@@ -125,10 +120,10 @@ class FolderClips:
         """Looks for clips.
 
         Args:
-            folder: where; one that was looked through before can be used again.
+            folder: its path, or one that was opened before.
             frames: of a clip.
             seed: see above.
-            count: number of items; None = as many as there are clips. Without a seed there are no more.
+            count: number of items; None = as many as there are clips, also the most without a seed.
 
         Raises:
             UserError: see Folder.
@@ -141,7 +136,7 @@ class FolderClips:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """See ClipSource; files count by name, size and content."""
+        """See Source; files count by name, size and content."""
         return {
             'source': 'folder',
             'files': self.folder.sha256,
@@ -152,29 +147,29 @@ class FolderClips:
             'decoder': ffmpeg_version() if self.folder.has_videos else None,
         }
 
-    def __len__(self) -> int:
-        return self.count
-
     def name(self, i: int) -> str:
-        """See ClipSource."""
+        """See Source."""
         return self.folder.name(self._path(i))
 
     def group(self, i: int) -> int:
-        """See ClipSource."""
+        """See Source."""
         return self._place(i)[0]
 
-    def clip(self, i: int) -> np.ndarray:
-        """See ClipSource."""
+    def item(self, i: int) -> np.ndarray:
+        """See Source."""
         index, repeat = self._place(i)
         path, start = self.folder.paths[index], 0
-        with failures_of_content(path):
+        with skips_bad_content():
             if self.seed is not None:
                 total = self.folder.num_frames(index)
                 start = window_start(self.seed, index, repeat, total, self.frames)
-            return checked(self._pictures(path, start) if path.is_dir() else self._video(path, start))
+            window = self._images(path, start) if path.is_dir() else self._video(path, start)
+        if len(window) < self.frames:
+            raise Skip(f'has {start + len(window)} frames, fewer than {self.frames}')
+        return checked(np.stack(window))
 
     def is_video(self, i: int) -> bool:
-        """Tells whether item i comes out of a video file, that is, has been through a codec."""
+        """Returns whether item i comes from a video file, that is, has been through a codec."""
         return not self._path(i).is_dir()
 
     def _place(self, i: int) -> tuple[int, int]:
@@ -184,51 +179,42 @@ class FolderClips:
     def _path(self, i: int) -> Path:
         return self.folder.paths[self._place(i)[0]]
 
-    def _video(self, path: Path, start: int) -> np.ndarray:
-        chosen: list[np.ndarray] = []
-        total = 0
+    def _video(self, path: Path, start: int) -> list[np.ndarray]:
+        window: list[np.ndarray] = []
         with contextlib.closing(video_frames(path)) as frames:
-            for total, (picture, _) in enumerate(frames, 1):
-                if picture.shape[:2] != (self.size, self.size):
-                    raise ClipError(self._other_size(picture.shape))
-                if total > start:
-                    chosen.append(picture)
-                if len(chosen) == self.frames:
-                    return np.stack(chosen)
-        raise ClipError(f'has {total} frames, fewer than {self.frames}')
+            for number, (image, _) in enumerate(frames):
+                height, width = image.shape[:2]
+                if (height, width) != (self.size, self.size):
+                    others = f'unlike the other clips ({self.size}x{self.size})'
+                    raise Skip(f'is {width}x{height}, {"not square" if height != width else others}')
+                if number >= start:
+                    window.append(image)
+                if len(window) == self.frames:
+                    break
+        return window
 
-    def _pictures(self, path: Path, start: int) -> np.ndarray:
-        files = _picture_files(path)
-        window = files[start : start + self.frames]
-        if len(window) < self.frames:
-            raise ClipError(f'has {len(files)} frames, fewer than {self.frames}')
-        try:
-            return np.stack([decode_image(f.read_bytes(), f.name, self.size) for f in window])
-        except OSError as err:
-            raise DataError(f'a picture cannot be read ({err.strerror})') from err
-
-    def _other_size(self, shape: Sequence[int]) -> str:
-        what = 'not square' if shape[0] != shape[1] else f'unlike the other clips ({self.size}x{self.size})'
-        return f'is {shape[1]}x{shape[0]}, {what}'
+    def _images(self, path: Path, start: int) -> list[np.ndarray]:
+        files = _image_files(path)[start : start + self.frames]
+        return [decode_image(f.read_bytes(), f.name, self.size) for f in files]
 
 
 def is_dataset(path: str | Path) -> bool:
-    """Tells whether a path is a data set of dataset_tool.py; files count, to be refused by who reads them."""
+    """Returns whether a path is a data set of dataset_tool.py; a file counts, its reader may refuse it."""
     path = Path(path)
     if not path.is_dir():
         return path.is_file()
     try:
         return json.loads((path / 'dataset.json').read_bytes()).get('format') == FORMAT
-    except (FileNotFoundError, ValueError, AttributeError):  # other programs have files of this name, too
+    except (FileNotFoundError, ValueError, AttributeError):  # other programs have such files, too
         return False
 
 
-def _picture_files(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> list[Path]:
     files = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_TYPES and not p.name.startswith('.')]
     return sorted((p for p in files if Path(p.stem).suffix not in _TRUTH), key=lambda p: natural(p.name))
 
 
-def _without_depth(paths: list[Path]) -> list[Path]:
+def _without_extras(paths: list[Path]) -> list[Path]:
     """Leaves out what gen_videos.py writes beside its clips: NAME-depth, NAME-normals and the grid."""
     clips = {p.with_suffix('') for p in paths}
 
@@ -246,12 +232,12 @@ def _clip_size(path: Path) -> tuple[int, int]:
     """Returns (width, height) of the first frame, (0, 0) when it cannot be read."""
     try:
         if path.is_dir():
-            with PIL.Image.open(_picture_files(path)[0]) as picture:
-                return picture.size
+            with PIL.Image.open(_image_files(path)[0]) as image:
+                return image.size
         with contextlib.closing(video_frames(path)) as frames:
             height, width, _ = next(frames)[0].shape
             return width, height
-    except Exception as err:  # broken files make Pillow raise a dozen unrelated types
-        if is_system_trouble(err):
+    except Exception as err:  # corrupted files make Pillow raise a dozen unrelated types
+        if blames_machine(err):
             raise
-        return 0, 0  # later each has its reason
+        return 0, 0  # its item gives the reason

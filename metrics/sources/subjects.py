@@ -1,55 +1,45 @@
-"""What is judged: a generator with its data, folders of videos, or a folder of stored views."""
+"""What is measured: a generator with its data, folders of videos, or a folder of stored views."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from dnnlib.util import UserError
 from metrics.base import Settings
 from metrics.records.digests import dataset_digest, network_digest
-from metrics.sources.clip_source import ClipSource
-from metrics.sources.clips import (
-    DatasetClips,
-    Encoded,
-    FrozenHead,
-    GeneratedClips,
-    HeldCamera,
-    dataset_cameras,
-    save_clips,
-)
+from metrics.sources.clips import DatasetClips, GeneratedClips, encoded, save_clips
 from metrics.sources.folders import Folder, FolderClips, is_dataset
-from metrics.sources.views import FolderViews, GeneratedViews, ViewSource
+from metrics.sources.items import Progress, Source
+from metrics.sources.views import FolderViews, GeneratedViews
 from training.data.dataset import VideoDataset
+from training.networks.contract import VideoGenerator
 
-_FPS = 25.0  # of pictures in folders that do not say
+_FPS = 25.0  # of images in folders without a rate
 
-Clips = Callable[[int, int], ClipSource]  # (frames, count) -> videos
-Progress = Callable[[int], object]  # gets the number of items that are done
+Clips = Callable[[int, int], Source]  # (frames, count) -> videos
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Subject:
-    """Where the items of the metrics come from; a source that there is not is None."""
+    """Where the items of the metrics come from; a missing source is None."""
 
     fakes: Clips | None = None  # generated videos
     reals: Clips | None = None  # real videos
-    held: Clips | None = None  # the generated videos with a camera that stands still: what moves is the head
-    frozen: Clips | None = None  # control: with heads that stand still; what moves is the camera
-    views: Callable[[int], ViewSource] | None = None  # count -> views of generated clips
-    real_clips: int = 0  # different real videos that there are
+    held: Clips | None = None  # the generated videos with a camera that stands still: only the head moves
+    frozen: Clips | None = None  # control: with heads that stand still: only the camera moves
+    views: Callable[[int], Source] | None = None  # count -> views of generated clips
+    real_clips: int = 0  # different real videos
     data: VideoDataset | None = None  # real clips with cameras
-    bin_size: float | None = None  # distance of two samples along a ray, scene units; None = not known
+    bin_size: float | None = None  # distance of two samples along a ray, scene units; None = unknown
     encodes: bool = False  # whether the codec of the settings, or its absence, makes a difference
-    facts: Mapping[str, Any]  # what stands in the results: files and their checksums
+    facts: Mapping[str, Any]  # part of the results: files and their checksums
     # (folder, frames, count, progress) -> reasons of the failures: writes the generated videos
     save_videos: Callable[[str | Path, int, int, Progress], dict[int, str]] | None = None
 
 
 def network_subject(
-    G: nn.Module, data: VideoDataset, settings: Settings, snapshot: str, kimg: float | None
+    G: VideoGenerator, data: VideoDataset, settings: Settings, snapshot: str, kimg: float | None
 ) -> Subject:
     """A generator in memory, compared with the data set, which also gives the cameras of its videos.
 
@@ -61,32 +51,28 @@ def network_subject(
         kimg: thousand clips that it was trained on.
     """
     seed, protocol, renderer = settings.seed, settings.protocol, G.renderer
-    cameras = dataset_cameras(data)
+    cameras = [data.clip_cameras(i) for i in range(len(data))]
 
-    def filmed(frames: int, count: int, kind: type[GeneratedClips] = GeneratedClips) -> ClipSource:
-        return kind(G, cameras, frames, seed, count, protocol)
-
-    def encoded(kind: type[GeneratedClips]) -> Clips:
-        return lambda frames, count: _encoded(filmed(frames, count, kind), settings, data.fps)
+    def generated(still: str) -> Clips:
+        return lambda frames, count: _encoded(
+            GeneratedClips(G, cameras, frames, seed, count, protocol, still), settings, data.fps
+        )
 
     def save_videos(folder: str | Path, frames: int, count: int, progress: Progress) -> dict[int, str]:
         if settings.codec == 'none':
-            raise UserError('saved videos are encoded; leave --codec none out to save what is judged')
-        return save_clips(filmed(frames, count), Path(folder, f'T{frames}'), settings.crf, data.fps, progress)
+            raise UserError('saved videos are encoded; leave --codec none out to save what is measured')
+        clips = GeneratedClips(G, cameras, frames, seed, count, protocol)
+        return save_clips(clips, Path(folder, f'T{frames}'), settings.crf, data.fps, progress)
 
     return Subject(
-        fakes=encoded(GeneratedClips),
+        fakes=generated(still=''),
         reals=_dataset_clips(data, settings),
-        held=encoded(HeldCamera),
-        frozen=encoded(FrozenHead),
-        views=(lambda count: GeneratedViews(G, seed, count, protocol)) if renderer is not None else None,
+        held=generated(still='camera'),
+        frozen=generated(still='head'),
+        views=(lambda count: GeneratedViews(G, seed, count, protocol)) if renderer else None,
         real_clips=len(data),
         data=data,
-        bin_size=(
-            None
-            if renderer is None
-            else (renderer.ray_end - renderer.ray_start) / (renderer.depth_samples - 1)
-        ),
+        bin_size=renderer and (renderer.ray_end - renderer.ray_start) / (renderer.depth_samples - 1),
         encodes=True,
         facts={
             'snapshot': snapshot,
@@ -106,46 +92,42 @@ def folder_subject(
     """A folder of generated videos and, for metrics that compare, the real ones.
 
     Args:
-        fake: folder of videos or of folders of pictures.
-        real: such a folder, or a data set (zip or folder with dataset.json); None when there is none.
+        fake: folder of videos or of folders of images.
+        real: such a folder, or a data set (zip or folder with dataset.json); optional.
         settings: see Settings.
         data: real side instead of `real`; its windows and frame rate are those of `network_subject`.
 
     Raises:
-        UserError: when a folder cannot be used, or pictures of the two sides differ in size.
+        UserError: when a folder cannot be used, or images of the two sides differ in size.
     """
-    if real and data:
-        raise UserError(f'real videos are given twice, {real} and {data.config.path}; leave one of them out')
     if real and is_dataset(real):
         data, real = VideoDataset.Config(path=str(real)).build(), None
     ours, theirs = Folder(fake), Folder(real) if real else None
     real_fps = data.fps if data else theirs.fps if theirs else None
-    fake_fps = ours.fps or real_fps or _FPS
-    reals = None
+    fps = ours.fps or real_fps or _FPS
+    reals, facts = None, {'fake': str(fake), 'fake_sha256': ours.sha256, 'fake_videos': len(ours)}
     if data:
-        reals = _dataset_clips(data, settings)
+        reals, facts = _dataset_clips(data, settings), facts | _data_facts(data)
     elif theirs:
-        reals = _folder_clips(theirs, settings, settings.seed, real_fps or fake_fps)
-    fakes = _folder_clips(ours, settings, None, fake_fps)
-    encodes = data is not None or any(f.has_pictures for f in (ours, theirs) if f)
-    facts = {'fake': str(fake), 'fake_sha256': ours.sha256, 'fake_videos': len(ours)}
-    if data:
-        facts |= _data_facts(data)
-    elif theirs:
+        reals = _folder_clips(theirs, settings, settings.seed, real_fps or fps)
         facts |= {'real': str(real), 'real_sha256': theirs.sha256, 'real_clips': len(theirs)}
+    fakes = _folder_clips(ours, settings, None, fps)
+    sizes = [side(1, 1).size for side in (fakes, reals) if side]
+    if len(set(sizes)) > 1:
+        raise UserError(
+            f'{fake} holds images of {sizes[0]}x{sizes[0]}, but {data.config.path if data else real} of '
+            f'{sizes[1]}x{sizes[1]}; bring both to one size'
+        )
     sides = {'fake_codec': ours, 'real_codec': theirs}
-    facts |= {side: 'as stored' for side, f in sides.items() if f and not f.has_pictures}
-    _check_sizes(str(fake), fakes, str(data.config.path if data else real), reals)
+    facts |= {side: 'as stored' for side, folder in sides.items() if folder and not folder.has_images}
+    encodes = data is not None or any(folder.has_images for folder in sides.values() if folder)
+    codec = _codec_facts(settings, fps) if encodes else {'codec': 'none', 'crf': None}
     return Subject(
         fakes=fakes,
         reals=reals,
         real_clips=len(data or theirs or ()),
         encodes=encodes,
-        facts={
-            **facts,
-            'resolution': ours.size,
-            **(_codec_facts(settings, fake_fps) if encodes else {'codec': 'none', 'crf': None}),
-        },
+        facts={**facts, 'resolution': ours.size, **codec},
     )
 
 
@@ -184,18 +166,8 @@ def _folder_clips(folder: Folder, settings: Settings, seed: int | None, fps: flo
     return lambda frames, count: _encoded(FolderClips(folder, frames, seed, count), settings, fps)
 
 
-def _encoded(source: ClipSource, settings: Settings, fps: float) -> ClipSource:
-    return source if settings.codec == 'none' else Encoded(source, settings.crf, fps)
-
-
-def _check_sizes(fake: str, fakes: Clips, real: str, reals: Clips | None) -> None:
-    if reals is None:
-        return
-    ours, theirs = fakes(1, 1).size, reals(1, 1).size
-    if ours != theirs:
-        raise UserError(
-            f'{fake} holds pictures of {ours}x{ours}, but {real} of {theirs}x{theirs}; bring both to one size'
-        )
+def _encoded(source: Source, settings: Settings, fps: float) -> Source:
+    return source if settings.codec == 'none' else encoded(source, settings.crf, fps)
 
 
 def _data_facts(data: VideoDataset) -> dict[str, Any]:
@@ -204,7 +176,7 @@ def _data_facts(data: VideoDataset) -> dict[str, Any]:
 
 
 def _codec_facts(settings: Settings, fps: float) -> dict[str, Any]:
-    """Returns how the generated videos are encoded, or that they are not."""
+    """Returns how the generated videos are encoded, if they are."""
     return (
         {'codec': 'none'} if settings.codec == 'none' else {'codec': 'h264', 'crf': settings.crf, 'fps': fps}
     )

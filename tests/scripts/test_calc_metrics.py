@@ -135,7 +135,7 @@ def test_train_measures(data, tmp_path, monkeypatch):
     monkeypatch.setenv('PV3D_CACHE_DIR', str(tmp_path / 'cache'))
     common = tiny_run(tmp_path, data)
     refused = small_runs.cli(*common, '--metrics', 'motion3_4f,psnr')
-    assert refused.code == 1 and "'psnr' is no metric" in refused.err
+    assert refused.code == 1 and "'psnr' is not a metric" in refused.err
     assert not (tmp_path / 'runs').exists()
     done = small_runs.cli(*common, '--metrics', 'motion3_4f', '--snap', 1)
     assert done.code == 0 and 'motion3_4f' in done.out
@@ -199,19 +199,19 @@ def test_no_value_is_an_error(tmp_path):
 def test_errors(network, data, tmp_path, monkeypatch):
     monkeypatch.setenv('PV3D_CACHE_DIR', str(tmp_path / 'empty'))
     cases = [
-        (('--network', network, '--data', data), 'choose from fvd2048_16f'),
+        (('--network', network, '--data', data), 'fvd2048_16f'),
         (('--metrics', 'cd'), 'give one of --network, --fake and --views, not none'),
         (('--metrics', 'cd', '--codec', 'none', '--crf', 9), '--crf is for --codec h264, not for none'),
         (('--metrics', 'cd', '--network', network, '--fake', tmp_path), 'not --network and --fake'),
         (('--metrics', 'cd', '--network', network), '--network needs --data'),
         (('--metrics', 'cd', '--network', tmp_path / 'x.pkl', '--data', data), 'x.pkl'),
         (('--metrics', 'cd', '--network', network, '--data', tmp_path / 'x.zip'), 'x.zip: no such file'),
-        (('--metrics', 'cd', '--fake', tmp_path), 'holds no videos'),
+        (('--metrics', 'cd', '--fake', tmp_path), 'is not a folder with videos'),
         (('--metrics', 'cd', '--network', network, '--real', tmp_path), '--real is for --fake'),
         (('--metrics', 'cd', '--fake', tmp_path, '--save-views', tmp_path), '--save-views is for --network'),
-        (('--metrics', 'cd', '--fake', tmp_path, '--control', 'static'), '--control static changes nothing'),
+        (('--metrics', 'cd', '--fake', tmp_path, '--control', 'static'), '--control static has no effect'),
         (('--metrics', 'motion', '--fake', tmp_path / 'none'), 'none is not a folder'),
-        (('--metrics', 'fvd4_9f_nothing', '--fake', tmp_path), "there is no detector 'nothing'"),
+        (('--metrics', 'fvd4_9f_nothing', '--fake', tmp_path), "unknown detector 'nothing'"),
         (('--metrics', 'cd', '--network', network, '--data', data, '--detector-file', 'i3d'), 'NAME=FILE'),
         (
             ('--metrics', 'fvd4_9f', '--fake', tmp_path, '--detector-file', f'i3d={tmp_path}/x'),
@@ -248,7 +248,7 @@ def test_curves(tmp_path):
         (400_000, 60.0),
     ]
     (tmp_path / 'metric-cd.jsonl').write_text('{"kimg": 1, "val')
-    with pytest.raises(UserError, match='metric-cd.jsonl: line 1 is no JSON object'):
+    with pytest.raises(UserError, match='metric-cd.jsonl: line 1 is not a JSON object'):
         read_curves(tmp_path)
 
 
@@ -270,7 +270,7 @@ def test_what_cannot_be_measured_is_said_before_training(data, tmp_path, monkeyp
     args = tiny_run(tmp_path, data)
     cases = [
         ('motion3_400f', 'the longest clip of the data has 18 frames'),
-        ('geometry3', 'against the truth in data'),
+        ('geometry3', 'dataset_tool.py synth'),
     ]
     for names, reason in cases:
         refused = small_runs.cli(*args, '--metrics', names)

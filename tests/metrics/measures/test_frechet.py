@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from metrics.base import standard_error
 from metrics.measures.frechet import (
     bootstrap_frechet,
     frechet_distance,
     halves_floor,
     kernel_distance,
-    standard_error,
 )
 
 
@@ -37,14 +37,6 @@ def exact_distance(mean1, factor1, mean2, factor2):
         return float(
             mpmath.norm(m1 - m2) ** 2 + trace - 2 * sum(mpmath.sqrt(v) if v > zero else 0 for v in inner)
         )
-
-
-def test_closed_form_of_diagonal_gaussians():
-    m1, m2 = np.array([1.0, -2, 0.5]), np.array([0.0, 1, 0.25])
-    s1, s2 = np.array([2.0, 0.5, 0]), np.array([1.0, 3, 2])
-    expected = ((m1 - m2) ** 2).sum() + ((s1 - s2) ** 2).sum()
-    distance = frechet_distance(features_of(m1, np.diag(s1)), features_of(m2, np.diag(s2)))
-    assert distance == pytest.approx(expected, rel=1e-12)
 
 
 def test_closed_form_of_a_scaled_covariance_in_any_basis():
@@ -93,20 +85,6 @@ def test_covariance_of_no_spread():
     assert frechet_distance(still, still + 3) == pytest.approx(36, rel=1e-12)
 
 
-def test_bad_features_are_refused():
-    features = np.ones((4, 3))
-    features[2, 1] = np.nan
-    for refused in (frechet_distance, lambda a, b: kernel_distance(a, b, 0), lambda a, _: halves_floor(a, 0)):
-        with pytest.raises(ValueError, match=r'1 of 4 features are NaN or infinite \(rows 2\)'):
-            refused(features, features)
-    with pytest.raises(ValueError, match='at least 2 features, got 1 and 4'):
-        frechet_distance(np.ones((1, 3)), np.ones((4, 3)))
-    with pytest.raises(ValueError, match=r'\[N, D\], got \[4\]'):
-        frechet_distance(np.ones(4), np.ones((4, 3)))
-    with pytest.raises(ValueError, match='cannot be compared'):
-        frechet_distance(np.ones((4, 2)), np.ones((4, 3)))
-
-
 def naive_squared_mmd(a, b):
     def kernel(x, y):
         return (sum(p * q for p, q in zip(x, y, strict=True)) / len(x) + 1) ** 3
@@ -138,8 +116,6 @@ def test_kernel_distance_is_unbiased_and_knows_its_error():
     apart = [kernel_distance(rng.normal(size=(60, 4)), rng.normal(0.8, 1, (60, 4)), i, 40) for i in range(60)]
     true_error = np.std([r.value for r in apart], ddof=1)
     assert np.mean([r.standard_error for r in apart]) == pytest.approx(true_error, rel=0.3)
-    with pytest.raises(ValueError, match='at least 4 features'):
-        kernel_distance(np.ones((3, 2)), np.ones((9, 2)), seed=0)
 
 
 @pytest.mark.parametrize('dim', [1, 150])
@@ -165,8 +141,6 @@ def test_bootstrap_draws_with_replacement():
         i, j = (np.repeat(np.arange(9), draws.multinomial(9, np.full(9, 1 / 9))) for _ in range(2))
         distances.append(frechet_distance(a[i], b[j]))
     assert bootstrap_frechet(a, b, 4, seed=3) == pytest.approx(np.std(distances, ddof=1), rel=1e-9)
-    with pytest.raises(ValueError, match='at least 2 rounds'):
-        bootstrap_frechet(a, b, 1, seed=3)
 
 
 def test_floor_of_halves():
@@ -175,8 +149,6 @@ def test_floor_of_halves():
     expected = frechet_distance(features[order[:200]], features[order[200:400]])
     assert halves_floor(features, seed=2) == pytest.approx(expected, rel=1e-9)
     assert 0 < halves_floor(features, seed=2) < 0.2 < frechet_distance(features, features + 0.2)
-    with pytest.raises(ValueError, match='at least 4 features of different videos, got 3'):
-        halves_floor(features[:3], seed=0)
 
 
 def test_pieces_of_a_video_stay_together():
@@ -197,5 +169,3 @@ def test_standard_error_of_a_mean():
     errors = [standard_error(row) for row in values]
     assert np.mean(errors) == pytest.approx(np.std(values.mean(axis=1)), rel=0.05)
     assert np.isnan(standard_error([1.0]))
-    with pytest.raises(ValueError, match='finite values'):
-        standard_error([1.0, np.nan])

@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from dnnlib.util import Skip
 from heads.identity import sample_identity
 from heads.model import HeadModel
 from heads.motion import sample_motion_path
-from metrics.measures.consistency import Degenerate
 from metrics.measures.motion import depth_variance, flicker, motion_magnitude
 from support.analytic_scenes import Plane, Sphere, flat, still
 from training import camera
@@ -19,7 +19,7 @@ SIZE = 128
 
 @pytest.fixture(scope='module')
 def texture():
-    """A random pattern [3 SIZE, 3 SIZE, 3] of waves of about a tenth of a picture, in float gray levels."""
+    """A random pattern [3 SIZE, 3 SIZE, 3] of waves of about a tenth of an image, in float gray levels."""
     noise = gaussian_filter(np.random.default_rng(0).normal(size=(3 * SIZE, 3 * SIZE, 3)), (4, 4, 0))
     return np.clip(128 + 40 * noise / noise.std(), 0, 255)
 
@@ -86,18 +86,11 @@ def test_no_trick_makes_a_frozen_head_move(head):
         assert result.difference > motion_magnitude(moving).difference, name  # that alone would be fooled
 
 
-def test_all_layouts_are_the_same(texture):
-    clip = clip_of(texture, 2, 1)
-    planes = np.ascontiguousarray(clip.transpose(0, 3, 1, 2))
-    for other in (planes, torch.from_numpy(planes), torch.from_numpy(clip)):
-        assert motion_magnitude(other) == motion_magnitude(clip)
-        assert flicker(other) == flicker(clip)
-
-
 @pytest.mark.parametrize('size', [16, 64, 100])
 def test_other_sizes_are_in_the_same_units(texture, size):
     clip = torch.from_numpy(clip_of(texture, 4)).permute(0, 3, 1, 2).float()
     clip = torch.nn.functional.interpolate(clip, size=(size, size), mode='bilinear', antialias=True).byte()
+    clip = clip.permute(0, 2, 3, 1).numpy()
     assert motion_magnitude(clip).flow_percent == pytest.approx(100 * 4 / SIZE, rel=0.06)
 
 
@@ -121,17 +114,6 @@ def test_flicker_is_not_motion(texture):
     clip[::2] += 10
     # The smaller of two values counts at each pixel, so flicker of what also moves comes out too small.
     assert 7 < flicker(np.clip(clip, 0, 255).astype(np.uint8)) < 10
-
-
-def test_bad_clips_are_refused(texture):
-    clip = clip_of(texture, 1)
-    with pytest.raises(Degenerate, match='fewer than 2 frames'):
-        motion_magnitude(clip[:1])
-    with pytest.raises(Degenerate, match='fewer than 3 frames'):
-        flicker(clip[:2])
-    for bad in (clip.astype(float), clip[:, :100], clip[0], clip[..., :2]):
-        with pytest.raises(ValueError, match='square frames uint8'):
-            motion_magnitude(bad)
 
 
 @pytest.mark.parametrize('normal', [(0.0, 0.0, 1.0), (0.5, -0.2, 1.0), (-1.0, 0.4, 1.0)])
@@ -168,15 +150,13 @@ def test_depth_variance_of_a_ball():
 
 def test_depth_variance_of_views_that_cannot_tell():
     depth, opacity = torch.full((1, 32, 32), 2.5), torch.zeros(1, 32, 32)
-    with pytest.raises(Degenerate, match='too few opaque points'):
+    with pytest.raises(Skip, match='too few opaque points'):
         depth_variance(depth, opacity)
     opacity[:] = 1
     depth[0, 3, 3] = torch.nan
-    with pytest.raises(Degenerate, match='not finite'):
+    with pytest.raises(Skip, match='not finite'):
         depth_variance(depth, opacity)
-    with pytest.raises(ValueError, match='one square view'):
-        depth_variance(depth[:, :5], opacity)
     depth, opacity = torch.full((1, 128, 128), 2.5), torch.zeros(1, 128, 128)
     opacity[:, 40] = 1
-    with pytest.raises(Degenerate, match='in a line'):
+    with pytest.raises(Skip, match='in a line'):
         depth_variance(depth, opacity)

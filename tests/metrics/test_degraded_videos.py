@@ -1,4 +1,4 @@
-"""FVD with lite0 on portrait videos: every way of spoiling them raises it, more spoiling raises it more.
+"""FVD with lite0 on portrait videos: every way of degrading them raises it, more degrading raises it more.
 
 Real clips are not part of this repository; without ../shared/real_clips the tests skip.
 """
@@ -32,7 +32,7 @@ def features():
 
 @pytest.fixture(scope='module')
 def windows():
-    """Two windows of every clip: pictures of `real` and of `fake` videos."""
+    """Two windows of every clip: images of `real` and of `fake` videos."""
     if not CLIPS.is_dir():
         pytest.skip('needs ../shared/real_clips')
     found = []
@@ -42,22 +42,22 @@ def windows():
     return list(zip(*found, strict=True))
 
 
-def arrays(videos, change=lambda picture: picture):
-    return [[np.asarray(change(picture)) for picture in video] for video in videos]
+def arrays(videos, change=lambda image: image):
+    return [[np.asarray(change(image)) for image in video] for video in videos]
 
 
 def noisy(sigma):
     rng = np.random.default_rng(0)
 
-    def change(picture):
-        values = np.asarray(picture) + rng.normal(0, sigma, (SIZE, SIZE, 3))
+    def change(image):
+        values = np.asarray(image) + rng.normal(0, sigma, (SIZE, SIZE, 3))
         return values.clip(0, 255).round().astype(np.uint8)
 
     return change
 
 
 @pytest.mark.slow
-def test_spoiling_raises_the_distance(features, windows):
+def test_degrading_raises_the_distance(features, windows):
     real, fake = windows
     seen, whole = features(arrays(real)), arrays(fake)
     rng = np.random.default_rng(0)
