@@ -36,7 +36,7 @@ class Synth:
     dest: Zip  # the zip to write
     clips: Annotated[int, Range(1)] = 200  # number of clips
     frames: Annotated[int, Range(2)] = 32  # frames per clip
-    resolution: Annotated[int, Range(8)] = 64  # pixels of a side
+    resolution: Annotated[int, Range(8, 2048)] = 64  # pixels of a side
     seed: Annotated[int, Range(0)] = 0  # another seed gives other people
     workers: Cores = field(default_factory=usable_cores)  # parallel processes [default: all cores]
 

@@ -295,11 +295,8 @@ def _small(identity: Identity, kind: int, samples: Samples) -> Material:
         light = (1 - 0.25 * gap) * (0.55 + 0.45 * smoothstep(0.0, 0.6, second))
         light = light * (1 - 0.45 * (u / 4.6) ** 2) * (1 - 0.25 * third)
         albedo, shine, gloss = np.array([0.95, 0.93, 0.88], np.float32) * light[:, None], 0.25, 40
+    elif kind == parts.TONGUE:
+        albedo, shine, gloss = np.array([0.60, 0.25, 0.25], np.float32), 0.15, 20
     else:
-        tongue = kind == parts.TONGUE
-        color = (0.60, 0.25, 0.25) if tongue else identity.glasses_color
-        albedo, shine, gloss = (
-            ones[:, None] * np.array(color, np.float32),
-            *((0.15, 20) if tongue else (0.5, 50)),
-        )
-    return Material(albedo, shine * ones, gloss * ones, samples.normal)
+        albedo, shine, gloss = np.array(identity.glasses_color, np.float32), 0.5, 50
+    return Material(albedo * ones[:, None], shine * ones, gloss * ones, samples.normal)

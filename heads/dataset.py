@@ -21,7 +21,7 @@ from PIL import Image
 from dnnlib.progress import follow
 from dnnlib.util import UserError, atomic_write, explain_os_error, usable_cores
 from heads.identity import sample_identity
-from heads.model import MAX_RESOLUTION, MIN_RESOLUTION, Frame, HeadModel
+from heads.model import Frame, HeadModel
 from heads.motion import sample_camera_angles, sample_motion_path
 from training.data.archive import dataset_json, parallel, write_entry
 
@@ -92,14 +92,8 @@ def write_dataset(
         progress: show a progress bar.
 
     Raises:
-        UserError: if a number is out of range, `dest` is a folder with files in it, it cannot be written, or
-            a process dies.
+        UserError: if `dest` is a folder with files in it, it cannot be written, or a process dies.
     """
-    if num_clips < 1 or num_frames < 1 or seed < 0 or not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
-        raise UserError(
-            f'synthetic data need clips >= 1, frames >= 1, seed >= 0 and a resolution in {MIN_RESOLUTION}..'
-            f'{MAX_RESOLUTION}; got clips {num_clips}, frames {num_frames}, seed {seed}, size {resolution}'
-        )
     dest = Path(dest)
     write = _write_zip if dest.suffix == '.zip' else _write_folder
     if dest.is_dir() and (dest.suffix == '.zip' or any(dest.iterdir())):

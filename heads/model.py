@@ -14,7 +14,6 @@ from heads import face as head_geometry
 from heads.identity import Identity
 from heads.motion import Motion
 
-MIN_RESOLUTION, MAX_RESOLUTION = 8, 2048
 _SHADOW_RESOLUTION = 128
 _SHADOW_BIAS = 0.012  # scene units
 _LIGHT_DISTANCE = 6.0  # of the shadow camera, scene units

@@ -10,6 +10,8 @@ import math
 
 import numpy as np
 
+from heads.features import smoothstep
+
 MAX_YAW_RAD = math.radians(45)
 MAX_PITCH_RAD = math.radians(20)
 _BLINK_SEC = 0.26  # length of one blink
@@ -46,7 +48,7 @@ def sample_motion_path(seed: int, num_frames: int, fps: float = 25.0) -> list[Mo
     """
     time_sec = np.arange(num_frames) / fps
     rng = np.random.default_rng([seed, 1])
-    envelope = _smoothstep(0.5 + 1.6 * (_waves(rng, time_sec, 0.3, 1.1) + 0.5))
+    envelope = smoothstep(0.0, 1.0, 0.5 + 1.6 * (_waves(rng, time_sec, 0.3, 1.1) + 0.5))
     syllables = np.clip(0.45 + 0.85 * _waves(rng, time_sec, 1.2, 2.6), 0.0, 1.0)
     jaw = envelope * rng.uniform(0.75, 1.0) * syllables
     mood = rng.uniform(-0.25, 0.9) if rng.random() < 0.75 else 0.0
@@ -82,11 +84,6 @@ def _waves(rng: np.random.Generator, time_sec: np.ndarray, low_hz: float, high_h
     return (weights * np.sin(2 * math.pi * rates * time_sec[:, None] + phases)).sum(axis=1) * 1.2
 
 
-def _smoothstep(x: np.ndarray) -> np.ndarray:
-    x = np.clip(x, 0.0, 1.0)
-    return x * x * (3 - 2 * x)
-
-
 def _fold(x: np.ndarray, limit: float) -> np.ndarray:
     """Reflects values at +-limit (triangle wave), so that long drifts turn around instead of stopping."""
     return limit - np.abs((x + limit) % (4 * limit) - 2 * limit)
@@ -108,7 +105,7 @@ def _gaze(rng: np.random.Generator, time_sec: np.ndarray) -> np.ndarray:
     current = gaze[0]
     while start < time_sec[-1]:
         target = np.clip(rng.normal(0, [0.16, 0.08]), -0.4, 0.4)
-        gaze = gaze + _smoothstep((time_sec - start) / 0.12)[:, None] * (target - current)
+        gaze = gaze + smoothstep(0.0, 1.0, (time_sec - start) / 0.12)[:, None] * (target - current)
         current = target
         start += rng.uniform(0.35, 1.4)
     return gaze

@@ -59,8 +59,8 @@ class ClipWriter:
         """
         ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras, clip.times, clip.psi)
         size = self.G.config.resolution * self.upscale
-        kinds = ['', *(['-depth'] if depth else []), *(['-normals'] if normals else [])]
-        paths = {kind: self.outdir / f'{clip.name}{kind}{self.suffix}' for kind in kinds}
+        kinds = {'': True, '-depth': depth, '-normals': normals}
+        paths = {k: self.outdir / f'{clip.name}{k}{self.suffix}' for k, wanted in kinds.items() if wanted}
         near_far, tiles = None, []
         with contextlib.ExitStack() as stack:
             videos = {kind: video.open_video(path, self.fps, self.crf) for kind, path in paths.items()}
@@ -68,7 +68,7 @@ class ClipWriter:
             for batch in rollout.render_frames(self.G, clip.codes, ws, clip.cameras, clip.times, self.render):
                 if depth and near_far is None:
                     near_far = images.depth_range(batch.depth, batch.opacity)
-                for kind in kinds:
+                for kind in append:
                     shown = _shown(batch, kind, near_far)
                     for frame in images.resize(shown, size):
                         append[kind](frame)

@@ -50,13 +50,7 @@ class Mesh(NamedTuple):
 def density_grid(
     field: Field, resolution: int, box_size: float, device: torch.device | str = 'cpu'
 ) -> np.ndarray:
-    """Evaluates the density of a field at the centres of resolution^3 voxels, in chunks.
-
-    Args:
-        field: see Field.
-        resolution: voxels per axis.
-        box_size: edge of the box around the origin, scene units.
-        device: where points are made.
+    """Evaluates a field, in chunks, at the centres of resolution^3 voxels of a box around the origin.
 
     Returns:
         density in 1 / scene unit, float32 [x, y, z], each axis increasing.
@@ -157,7 +151,7 @@ def head_mesh(
         the mesh, and the level with its reason.
 
     Raises:
-        Skip: if there is no surface.
+        Skip: if the field has no surface.
     """
 
     def field(points: Tensor) -> tuple[Tensor, Tensor]:

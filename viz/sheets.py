@@ -75,9 +75,7 @@ def training_sheets(G: VideoGenerator, seeds: Sequence[int], cameras: Tensor) ->
     heads = range(min(len(seeds), _SHEET_HEADS))
     sides = [to_uint8(shoot(i, views, front[:1], middle.expand(len(views))).image) for i in heads]
     sides = [enlarge(side, _GEOMETRY_TILE) for side in sides]
-    clips = np.stack(
-        [to_uint8(shoot(i, front, front[:1], times).image) for i in heads]
-    )  # [heads, T, H, W, 3]
+    clips = np.stack([to_uint8(shoot(i, front, front[:1], times).image) for i in heads])  # [N, T, H, W, 3]
     columns = np.arange(0, len(times), -(-len(times) // _STRIP_FRAMES))
     sheets = {'fakes': grid(to_uint8(fakes.image))}
     if fakes.depth is not None:

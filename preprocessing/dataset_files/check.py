@@ -5,7 +5,6 @@ the box [-0.5, 0.5]^3 in which the planes lie; otherwise training sees empty spa
 """
 
 import dataclasses
-import io
 import math
 import os
 import zipfile
@@ -13,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 
 from dnnlib.progress import follow
 from dnnlib.scene import FOCAL, RADIUS
@@ -127,10 +125,8 @@ def _corrupted_images(
     store = FileStore(path, names)
 
     def look(i: int) -> str | None:
-        name = store.name(i)
-        decode = _decode_truth if name.endswith(TRUTH) else decode_image
         try:
-            decode(store.read(i), name, resolution)
+            decode_image(store.read(i), store.name(i), resolution)
         except DataError as error:
             return str(error)
         return None
@@ -141,18 +137,6 @@ def _corrupted_images(
         for i, what in enumerate(follow(results, len(names), 'decoding', 'image')):
             if what is not None:
                 yield store.name(i), what
-
-
-def _decode_truth(data: bytes, name: str, resolution: int) -> None:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            size = image.size
-            if size == (resolution, resolution):  # a huge image is not worth its memory
-                image.load()
-    except Exception as error:  # as in decode_image
-        raise DataError(f'{name} cannot be decoded ({type(error).__name__})') from error
-    if size != (resolution, resolution):
-        raise DataError(f'{name} is {size[0]}x{size[1]} instead of {resolution}x{resolution}')
 
 
 def _list_images(path: str) -> list[str]:

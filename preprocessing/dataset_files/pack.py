@@ -7,7 +7,6 @@ workers. No torch here: the worker processes start quickly without it.
 """
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import io
@@ -142,10 +141,10 @@ def pack(
         dest: path of the zip; its folder is made when missing.
         options: size and format of the images.
         workers: processes; 1 works in this one.
-        skip_bad: leave clips out that cannot be packed, instead of giving up.
+        skip_bad: skip clips that cannot be packed, instead of stopping.
 
     Returns:
-        what was left out, as "name: reason", and the sides of smaller images, one per clip that has them.
+        what was skipped, as "name: reason", and the sides of smaller images, one per clip that has them.
 
     Raises:
         UserError: if a clip cannot be packed (all of them are listed), or the zip cannot be written.
@@ -169,7 +168,7 @@ def pack(
             info[folder] = {'source': clip.name, 'fps': packed.fps, **clip.info}
             fps[packed.fps] += 1
         if bad and (not skip_bad or not info):
-            advice = 'repair or remove them' + ('' if skip_bad else ', or leave them out with --skip-bad')
+            advice = 'repair or remove them' + ('' if skip_bad else ', or skip them with --skip-bad')
             raise UserError(f'{len(bad)} of {len(clips)} clips cannot be packed; {advice}: {listing(bad)}')
         write_entry(
             archive, 'dataset.json', dataset_json(options.resolution, fps.most_common(1)[0][0], labels, info)
@@ -181,14 +180,13 @@ def convert(clip: RawClip, options: PackOptions) -> PackedClip | str:
     """Decodes, resizes and encodes one clip; if it cannot be packed, returns the reason.
 
     Raises:
-        OSError, MemoryError: if the machine could not do it, which says nothing about the clip.
+        OSError, MemoryError: if the machine failed, which is not the fault of the clip.
     """
     released = isinstance(clip.labels, Path)
     try:
         labels = _clip_labels(clip)
         frames, sides, fps = [], [], _DEFAULT_FPS
-        made = _ready_frames(clip.path, options) if clip.ready else _encoded_frames(clip.path, options)
-        for frame, side, fps in made:  # noqa: B007 (the rate is that of the clip)
+        for frame, side, fps in _encoded_frames(clip, options):  # noqa: B007 (the rate is that of the clip)
             frames.append(frame)
             sides.append(side)
             if len(frames) == options.max_frames:
@@ -259,54 +257,33 @@ def _clip_labels(clip: RawClip) -> list[list[float]]:
     return labels
 
 
-def _encoded_frames(path: Path, options: PackOptions) -> Iterator[tuple[bytes, int, float]]:
-    """Yields the images of a video or folder as they are packed, the side they had, and the frame rate."""
-    for image, fps in _folder_frames(path) if path.is_dir() else _video_frames(path):
-        yield _encode(image, options), image.width, fps
+def _encoded_frames(clip: RawClip, options: PackOptions) -> Iterator[tuple[bytes, int, float]]:
+    """Yields the images of a clip as they are packed, the side they had, and the frame rate."""
+    if not clip.path.is_dir():
+        for frame, fps in video_frames(clip.path):
+            yield _encode(Image.fromarray(frame), options), frame.shape[1], fps
+        return
+    files = [p for p in clip.path.iterdir() if p.suffix.lower() in IMAGE_TYPES]
+    for file in sorted(files, key=lambda p: natural(p.name)):
+        try:
+            yield *_encoded_file(file, clip.ready, options), _DEFAULT_FPS
+        except Exception as error:  # corrupted files make Pillow raise a dozen unrelated types
+            if isinstance(error, Skip) or is_system_trouble(error):
+                raise
+            raise Skip(f'{file.name} cannot be decoded ({type(error).__name__})') from error
 
 
-def _ready_frames(path: Path, options: PackOptions) -> Iterator[tuple[bytes, int, float]]:
-    """Does the same with a folder, but copies PNGs that are as they would be packed."""
+def _encoded_file(file: Path, ready: bool, options: PackOptions) -> tuple[bytes, int]:
+    """Returns an image as it is packed, and the side it had; `ready` ones may need no change."""
     as_packed = ('PNG', 'RGB', (options.resolution, options.resolution))
-    for file in _image_files(path):
-        with _naming_corrupted(file):
-            data = file.read_bytes()
-            with Image.open(io.BytesIO(data)) as image:
-                side = image.width
-                if options.format == 'png' and (image.format, image.mode, image.size) == as_packed:
-                    image.verify()  # the checksums; decoding takes as long as everything else together
-                else:
-                    data = _encode(image.convert('RGB'), options)
-        yield data, side, _DEFAULT_FPS
-
-
-def _folder_frames(path: Path) -> Iterator[tuple[Image.Image, float]]:
-    for file in _image_files(path):
-        with _naming_corrupted(file), Image.open(file) as opened:
-            image = opened.convert('RGB')
-        yield image, _DEFAULT_FPS
-
-
-def _image_files(path: Path) -> list[Path]:
-    files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_TYPES]
-    return sorted(files, key=lambda p: natural(p.name))
-
-
-@contextlib.contextmanager
-def _naming_corrupted(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except Skip:
-        raise
-    except Exception as error:  # corrupted files make Pillow raise a dozen unrelated types
-        if is_system_trouble(error):
-            raise
-        raise Skip(f'{file.name} cannot be decoded ({type(error).__name__})') from error
-
-
-def _video_frames(path: Path) -> Iterator[tuple[Image.Image, float]]:
-    for image, fps in video_frames(path):
-        yield Image.fromarray(image), fps
+    data = file.read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+        side = image.width
+        if ready and options.format == 'png' and (image.format, image.mode, image.size) == as_packed:
+            image.verify()  # the checksums; decoding takes as long as everything else together
+        else:
+            data = _encode(image.convert('RGB'), options)
+    return data, side
 
 
 def _encode(image: Image.Image, options: PackOptions) -> bytes:

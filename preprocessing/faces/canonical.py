@@ -1,7 +1,7 @@
-"""MediaPipe's canonical face: 468 points and their triangles; and 68 of the points in the iBUG order.
+"""MediaPipe's canonical face: 468 points, and 68 of them in the iBUG order.
 
-The file also holds MediaPipe's Procrustes weights of the points (33 are not 0). Nothing uses them: they
-tilted the poses of aligned clips by 2 degrees.
+The file also holds triangles between the points, and MediaPipe's Procrustes weights (33 are not 0). Nothing
+uses them: the weights tilted the poses of aligned clips by 2 degrees.
 """
 
 from pathlib import Path
@@ -23,14 +23,5 @@ SIXTY_EIGHT = (
 
 def points() -> np.ndarray:
     """Returns the canonical face, float64 [468, 3]: cm, x right as seen, y up, z towards the viewer."""
-    return _array('points').astype(np.float64)
-
-
-def triangles() -> np.ndarray:
-    """Returns the triangles between the points, int64 [898, 3]."""
-    return _array('triangles').astype(np.int64)
-
-
-def _array(name: str) -> np.ndarray:
     with np.load(Path(__file__).parent / 'data' / 'canonical_face.npz', allow_pickle=False) as arrays:
-        return arrays[name]
+        return arrays['points'].astype(np.float64)

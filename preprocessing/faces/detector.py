@@ -42,7 +42,7 @@ class FaceDetector:
 
         Args:
             image: uint8 RGB, [H, W, 3].
-            tiles: look closer if there is no large face.
+            tiles: look closer if no large face is found.
         """
         large, small = search_places(*image.shape[:2])
         faces = self._search(image, large)

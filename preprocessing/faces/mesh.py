@@ -21,7 +21,7 @@ _MARGIN = 1.5  # side of a rectangle, in sides of the face's box
 class FaceMesh(FaceDetector):
     """Finds faces, and 468 points on each.
 
-    A rectangle says where a face is: float64 [4]: x, y of its centre, its side, and its angle (radians,
+    A rectangle is the place of a face: float64 [4]: x, y of its centre, its side, and its angle (radians,
     clockwise in the image). Coordinates are in pixels, 0 = left/top edge of pixel 0.
     """
 

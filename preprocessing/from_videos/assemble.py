@@ -34,22 +34,7 @@ def _holds(item: Item, options: Any, result: dict[str, Any]) -> bool:
     note=lambda results: ', {frames} frames in {dest}'.format(**results['pack']),
 )
 def pack_stage(item: Item, options: Any) -> dict[str, Any]:
-    """Packs the clips that identities.json keeps; returns the content of pack.json."""
-    chosen = PackOptions(options.resolution, options.format)
-    return assemble(item.work, options.dest, chosen, options.min_frames, item.workers)
-
-
-def assemble(
-    work: WorkFolder, dest: str, options: PackOptions, min_frames: int, workers: int = 1
-) -> dict[str, Any]:
     """Packs the clips that identities.json keeps into a data set zip, and checks it.
-
-    Args:
-        work: the work folder; sources.json, identities.json, align/, cameras/, tracks/ and verify/ are read.
-        dest: path of the zip.
-        options: size and format of the images.
-        min_frames: shorter clips are left out.
-        workers: processes that encode.
 
     Returns:
         content of pack.json: {'dest': file name, 'sha256', 'resolution', 'format', 'frames': number,
@@ -59,13 +44,14 @@ def assemble(
     Raises:
         UserError: if no clip is left, or the zip cannot be written.
     """
+    work, least = item.work, options.min_frames
     videos = {video['id']: video for video in work.read('sources').get('videos', [])}
     identities = work.read('identities')
     clips, rejected = [], {}
     for clip in identities.get('kept', []):
         count = len(work.read(f'cameras/{clip}').get('labels', []))
-        if count < min_frames:
-            rejected[clip] = f'has {count} frames; a clip of the data set needs at least {min_frames}'
+        if count < least:
+            rejected[clip] = f'has {count} frames; a clip of the data set needs at least {least}'
         else:
             clips.append(_raw_clip(work, clip, videos, identities))
     if not clips:
@@ -73,16 +59,17 @@ def assemble(
             f'{work.root}: no clip is left for the data set ({len(rejected)} are too short); '
             'report.html in that folder shows which'
         )
-    bad, _ = pack(clips, dest, options, workers=workers, skip_bad=True)
+    look = PackOptions(options.resolution, options.format)
+    bad, _ = pack(clips, options.dest, look, workers=item.workers, skip_bad=True)
     names = [clip.name for clip in clips]
     for text in bad:  # "clip: reason"
         name = next(name for name in names if text.startswith(f'{name}: '))
         rejected[name] = text[len(name) + 2 :]
     packed = [name for name in names if name not in rejected]
-    index, reports = check_dataset(dest, workers)
+    index, reports = check_dataset(options.dest, item.workers)
     return {
-        'dest': Path(dest).name,
-        'sha256': file_sha256(dest),
+        'dest': Path(options.dest).name,
+        'sha256': file_sha256(options.dest),
         'resolution': options.resolution,
         'format': options.format,
         'frames': len(index.files),
@@ -92,65 +79,41 @@ def assemble(
     }
 
 
-def provenance(
-    work: WorkFolder, clip: str, video: dict[str, Any], identities: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns where a clip is from and what was measured on it; its entry in `clips` of dataset.json.
+def _raw_clip(
+    work: WorkFolder, clip: str, videos: dict[str, dict[str, Any]], identities: dict[str, Any]
+) -> RawClip:
+    """Returns a clip to pack, with where it is from and what was measured on it.
 
-    Args:
-        work: the work folder.
-        clip: its name.
-        video: entry of its video in sources.json.
-        identities: content of identities.json.
-
-    Returns:
-        source (file name), sha256 (of it), video (its id in the work folder), first (frame), start_sec and
-        end_sec in that file, fps; crop: first and mean (2x3 matrices, pixels of the source -> pixels of the
-        aligned image); upscale (aligned pixels per pixel of the source), landmarks_score (mean),
-        camera_residual (pixels at 512), similarity: min and mean of examined frames, identity (number),
-        speaker if known, and listed for a clip of a list: its entry there, which names the video; the source
-        is then the cut.
+    That becomes its entry in `clips` of dataset.json: source (file name), sha256 (of it), video (its id in
+    the work folder), first (frame), start_sec and end_sec in that file, fps; crop: first and mean (2x3
+    matrices, pixels of the source -> pixels of the aligned image); upscale (aligned pixels per pixel of the
+    source), landmarks_score (mean), camera_residual (pixels at 512), similarity: min and mean of examined
+    frames, identity (number), speaker if known, and listed for a clip of a list: its entry there, which names
+    the video; the source is then the cut.
     """
-    aligned = work.read(f'align/{clip}')
+    aligned, cameras = work.read(f'align/{clip}'), work.read(f'cameras/{clip}')
+    video, first, fps = videos[aligned['video']], aligned['first'], aligned['fps']
     transforms = np.array(aligned['transform'], np.float64)
     similarity = np.array(work.read(f'verify/{clip}')['similarity'])
+    k = clip_names(video['id'], work.read(f'tracks/{video["id"]}')['tracks']).index(clip)
+    scores = f'scores_{k}'  # alone: all landmarks of a long video are large, and it has many clips
     identity = identities['clusters'][clip]
     speaker = identities.get('speakers', {}).get(str(identity))
     info = {
         'source': Path(video['path']).name,
         'sha256': video['sha256'],
         'video': video['id'],
-        'first': aligned['first'],
-        'start_sec': aligned['first'] / aligned['fps'],
-        'end_sec': (aligned['first'] + aligned['frames']) / aligned['fps'],
-        'fps': aligned['fps'],
+        'first': first,
+        'start_sec': first / fps,
+        'end_sec': (first + aligned['frames']) / fps,
+        'fps': fps,
         'crop': {'first': transforms[0].tolist(), 'mean': transforms.mean(axis=0).tolist()},
         'upscale': aligned['upscale'],
-        'landmarks_score': landmarks_score(work, clip, video['id']),
-        'camera_residual': work.read(f'cameras/{clip}')['residual'],
+        'landmarks_score': work.arrays('tracks', video['id'], [scores])[scores].mean().item(),
+        'camera_residual': cameras['residual'],
         'similarity': {'min': similarity.min().item(), 'mean': similarity.mean().item()},
         'identity': identity,
     }
-    listed = {'listed': video['listed']} if 'listed' in video else {}
-    return rounded(info | listed | ({'speaker': speaker} if speaker is not None else {}))
-
-
-def landmarks_score(work: WorkFolder, clip: str, video: str) -> float:
-    """Returns the mean score of the landmarks of a clip: that of the track it is made from."""
-    k = clip_names(video, work.read(f'tracks/{video}')['tracks']).index(clip)
-    name = f'scores_{k}'  # alone: all landmarks of a long video are large, and it has many clips
-    return float(work.arrays('tracks', video, [name])[name].mean())
-
-
-def _raw_clip(
-    work: WorkFolder, clip: str, videos: dict[str, dict[str, Any]], identities: dict[str, Any]
-) -> RawClip:
-    aligned = work.read(f'align/{clip}')
-    return RawClip(
-        name=clip,
-        path=work.root / 'align' / clip,
-        labels=work.read(f'cameras/{clip}')['labels'],
-        fps=aligned['fps'],
-        info=provenance(work, clip, videos[aligned['video']], identities),
-        ready=True,
-    )
+    info |= {'listed': video['listed']} if 'listed' in video else {}
+    info |= {'speaker': speaker} if speaker is not None else {}
+    return RawClip(clip, work.root / 'align' / clip, cameras['labels'], fps, info=rounded(info), ready=True)

@@ -52,15 +52,14 @@ def load_coefficients(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         UserError: if a file is missing or holds something else.
     """
     path = Path(path)
-    files = [path]
-    if path.is_dir():
-        files = sorted((p for p in path.iterdir() if p.suffix in _KINDS), key=lambda p: natural(p.name))
+    if not path.is_dir():
+        return _read(path)
+    files = sorted((p for p in path.iterdir() if p.suffix in _KINDS), key=lambda p: natural(p.name))
     if not files:
         raise UserError(f'{path}: no files of coefficients; expected one {", ".join(_KINDS)} per frame')
     angles, translations = zip(*(_read(p) for p in files), strict=True)
-    for name, angle in zip(files, angles, strict=True):
-        if path.is_dir() and len(angle) != 1:
-            raise UserError(f'{name}: holds {len(angle)} frames; in a folder each file holds one')
+    if many := [file for file, angle in zip(files, angles, strict=True) if len(angle) != 1]:
+        raise UserError(f'{many[0]}: holds several frames; in a folder each file holds one')
     return np.concatenate(angles), np.concatenate(translations)
 
 

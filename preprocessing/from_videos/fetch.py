@@ -5,6 +5,7 @@ a partial download is continued. A video that is gone for good (private, removed
 that a failing network kept away is tried again by the next run.
 """
 
+import logging
 import re
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from preprocessing.from_videos.stages import Item, Stage, TryAgain
 ADDRESS = 'https://www.youtube.com/watch?v={}'
 PAUSE_SEC = 2.0  # after each video
 
-_GONE = re.compile(
+GONE = re.compile(  # messages of yt-dlp about videos that will not come back
     r'private|removed|video unavailable|not available|terminated|copyright|deleted|your age|members|'
     r'HTTP Error 4(?:04|10)',
     flags=re.I,
@@ -79,25 +80,11 @@ def youtube(video: str, folder: str, address: str = ADDRESS) -> None:
         'quiet': True,
         'noprogress': True,
         'no_warnings': True,
-        'logger': _Silent(),
+        'logger': logging.Logger('yt_dlp', logging.CRITICAL),  # silent: what matters comes as an exception
     }
     try:
         with yt_dlp.YoutubeDL(options) as downloader:
             downloader.download([address.format(video)])
     except yt_dlp.utils.YoutubeDLError as err:
         reason = re.sub(r'\x1b\[[0-9;]*m|^ERROR:\s*|\[\S+\] (?:\S+: )?', '', str(err)).strip().split('\n')[0]
-        raise (Skip if is_gone(reason) else TryAgain)(f'the video cannot be fetched: {reason}') from err
-
-
-def is_gone(message: str) -> bool:
-    """Returns whether a message of yt-dlp means that a video will not come back."""
-    return _GONE.search(message) is not None
-
-
-class _Silent:
-    """Takes the messages of yt-dlp; what matters comes as an exception."""
-
-    def debug(self, message: str) -> None:
-        """Drops it."""
-
-    warning = error = debug
+        raise (Skip if GONE.search(reason) else TryAgain)(f'the video cannot be fetched: {reason}') from err

@@ -1,4 +1,4 @@
-"""Who is who: face embeddings of aligned clips, pseudo-identities, at most two clips of each [PV3D A.3].
+"""Identities of aligned clips: face embeddings, pseudo-identities, at most two clips of each [PV3D A.3].
 
 An embedding is a unit vector of a face recognition network of metrics.detectors (SFace, or ArcFace from a
 file); the cosine of two is the similarity of two faces. Clips whose speaker is known keep that label; the
@@ -27,8 +27,8 @@ STEP = 2  # every second frame is looked at [PV3D A.3]
 FIVE_POINTS = ((33, 133, 159, 145), (362, 263, 386, 374), (4,), (61,), (291,))
 # Clips join at this mean similarity. Measured with SFace on 16 aligned clips of 15 people (heads turn by up
 # to 50 degrees): clips of two people at most 0.38 (mean 0.13), two clips of one person 0.93, the first and
-# last third of a clip at least 0.77; every threshold from 0.40 to 0.90 finds the 15 people. It is not higher,
-# since other light and another camera lower the similarity of one person. ArcFace has not been measured.
+# last third of a clip at least 0.77; every threshold from 0.40 to 0.90 finds the 15 people. It is not higher
+# because other light and another camera lower the similarity of one person. ArcFace has not been measured.
 THRESHOLD = 0.5
 _BATCH = 16  # faces at a time, bounds memory
 _BLOCK = 1024  # rows of the matrix of similarities at a time
@@ -175,7 +175,7 @@ def balance(
     note=lambda results: f' of {len(set(results["identities"]["clusters"].values()))} people',
 )
 def identities_stage(item: Item, options: Any) -> dict[str, Any]:
-    """Finds out who is who among clips that have embeddings, and balances them.
+    """Groups the clips that have embeddings by person, and balances the groups.
 
     Clips whose speaker is known are not clustered.
 

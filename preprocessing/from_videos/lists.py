@@ -68,7 +68,7 @@ def read_list(kind: str, path: str) -> list[Listed]:
             if not _VIDEO_ID.fullmatch(clip.video):
                 raise ValueError(f'{clip.video!r} is not the id of a YouTube video')
             if name in names:
-                raise ValueError(f'the clip {clip.name} is there twice')
+                raise ValueError(f'the clip {clip.name} appears twice')
             names[name] = dataclasses.replace(clip, name=name)
     except OSError as err:
         raise UserError(f'cannot read the list: {explain_os_error(err, path)}') from err

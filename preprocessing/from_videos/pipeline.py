@@ -5,13 +5,12 @@
 `fetch` only with a list. Up to `tracks` an item is a video, from then on a clip: one face in one shot, named
 by its video and first frame. Every stage leaves its results in the work folder (stages.py), so a run that was
 stopped continues where it was, and a changed option makes only what depends on it again. A new stage is a
-function with the decorator `Stage`, and its name in `stages`.
+function with the decorator `Stage`, and its place in `stages`.
 """
 
 import contextlib
 import dataclasses
 import functools
-import graphlib
 import os
 import types
 from collections.abc import Callable
@@ -64,7 +63,7 @@ class Options:
     sigma: Annotated[float, Range(0)] = 2.0
     # folder of Deep3DFaceRecon coefficients for the cameras, see docs/data.md; none = from the landmarks
     deep3d: Annotated[str, 'DIR'] | None = None
-    recognizer: Literal['sface', 'arcface'] = 'sface'  # face recognition network that tells people apart
+    recognizer: Literal['sface', 'arcface'] = 'sface'  # face recognition network that distinguishes people
     recognizer_file: Annotated[str, 'FILE'] | None = None  # its weights, if they do not come with a package
     # a frame less similar than this to the others of its clip is noisy [PV3D A.3]
     similarity: Annotated[float, Range(-1, 1)] = 0.5
@@ -77,7 +76,7 @@ class Options:
 
 
 def stages() -> dict[str, Work]:
-    """Returns the stages in the order in which they run; here, since --help need not wait for torch."""
+    """Returns the stages in the order in which they run; here, because --help need not wait for torch."""
     from preprocessing.from_videos import (
         align,
         assemble,
@@ -102,9 +101,7 @@ def stages() -> dict[str, Work]:
         identities.identities_stage,
         assemble.pack_stage,
     ]
-    known = {function.stage.name: function for function in functions}
-    needs = {name: function.stage.needs for name, function in known.items()}
-    return {name: known[name] for name in graphlib.TopologicalSorter(needs).static_order()}
+    return {function.stage.name: function for function in functions}
 
 
 def run(

@@ -32,14 +32,7 @@ _REASONS = 8  # kinds of reasons per stage
 
 
 def write_report(workdir: str | Path, options: Mapping[str, Any]) -> Path:
-    """Makes report.html in the work folder.
-
-    Args:
-        workdir: the work folder; stages that have not run are shown as such.
-        options: those of the run, shown as they are.
-
-    Returns:
-        path of the page.
+    """Makes report.html in the work folder and returns its path; the options are shown as they are.
 
     Raises:
         UserError: if the page cannot be written or a result cannot be read.
@@ -61,13 +54,14 @@ def make_page(work: WorkFolder, options: Mapping[str, Any]) -> str:
     template = Path(__file__).with_name('report.html.j2').read_text(encoding='utf-8')
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     problems = [[folder, '; '.join(what)] for folder, what in sorted(pack.get('problems', {}).items())]
+    stages = [(stage, [r.reason for r in facts.rejections if r.stage == stage]) for stage in STAGES]
     return page.render(
         title=f'Data set {pack["dest"]}' if pack else 'Data set from videos',
         facts=facts,
         pack=pack,
         people=len({clip.identity for clip in facts.clips.values() if clip.packed}),
         problems=problems[:_LISTED],
-        stages=[_stage(facts, stage) for stage in STAGES],
+        stages=[(stage, *facts.passed[stage], len(gone), count_reasons(gone)) for stage, gone in stages],
         most_kinds=_REASONS,
         charts=draw_histograms(histograms(facts)),
         kept=len(kept),
@@ -84,12 +78,6 @@ def sample(items: Sequence[T], most: int) -> list[T]:
     if len(items) <= most:
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
-
-
-def _stage(facts: Facts, stage: str) -> dict[str, Any]:
-    reasons = [rejection.reason for rejection in facts.rejections if rejection.stage == stage]
-    passed = facts.passed[stage]
-    return {'name': stage, 'passed': passed, 'gone': len(reasons), 'kinds': count_reasons(reasons)}
 
 
 def _sheet(work: WorkFolder, clip: Clip, facts: Facts) -> tuple[str, str, str]:

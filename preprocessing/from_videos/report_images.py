@@ -54,14 +54,7 @@ class Histogram(NamedTuple):
 
 
 def sheet(work: WorkFolder, clip: str, frames: Sequence[int], size: int) -> Image.Image:
-    """Draws frames of an aligned clip in one row, with contours of the landmarks and the axes of the head.
-
-    Args:
-        work: the work folder.
-        clip: name.
-        frames: their numbers.
-        size: pixels of a side of each.
-    """
+    """Draws frames of an aligned clip in one row, `size` pixels wide each, with landmarks and axes."""
     labels = work.read(f'cameras/{clip}').get('labels') or [None] * (max(frames) + 1)
     landmarks, images = work.landmarks(clip), work.frames(clip, frames)
     tiles = [annotate(image, landmarks[i], labels[i], size) for i, image in zip(frames, images, strict=True)]
@@ -113,11 +106,7 @@ def project_axes(label: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
 def rejection_image(work: WorkFolder, rejection: Rejection, facts: Facts, size: int) -> Image.Image | None:
     """Shows what was left out: frames of the aligned clip, otherwise one of the video; none = no image.
 
-    Args:
-        work: the work folder.
-        rejection: what was left out.
-        facts: all about the run.
-        size: pixels of the width at most; the height is at most half of it.
+    It is at most `size` pixels wide, and half as high.
     """
     clip = facts.clips.get(rejection.item)
     try:

@@ -1,4 +1,4 @@
-"""Which videos there are, what is in them, and clips of lists cut out of them.
+"""Finds videos, examines what is in them, and cuts out the clips of lists.
 
 Every video is decoded once: how many frames it has, when they are shown, and whether it is whole.
 """
@@ -201,7 +201,7 @@ def examine(path: Path) -> dict[str, Any]:
 
     Raises:
         DataError: if it is empty, not a video, or cut short.
-        OSError: if the machine could not do it, which says nothing about the video.
+        OSError: if the machine failed, which is not the fault of the video.
     """
     stated = probe(path)
     seconds, errors = frame_times(path)
@@ -219,7 +219,7 @@ def examine(path: Path) -> dict[str, Any]:
 def cut_listed(path: Path, clip: Listed, dest: Path) -> Box | None:
     """Cuts a listed clip out of its video: one encoding, visually lossless, from the fetched file.
 
-    A wider region than the listed box is kept, since the crop of a head needs more than its face.
+    A wider region than the listed box is kept, because the crop of a head needs more than its face.
 
     Args:
         path: the fetched video.

@@ -1,4 +1,4 @@
-"""The engine of `from-videos`: runs a stage over its items, in any executor, so that a kill costs nothing.
+"""The engine of `from-videos`: runs a stage over its items, in any executor, and resumes after a kill.
 
 A stage is a function `(item, options) -> result` with the decorator `Stage`, beside its mathematics. The
 result of item I of stage S is the file `W/S/I.json` in the work folder W (`W/S.json` of a stage over all

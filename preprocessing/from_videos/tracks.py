@@ -1,8 +1,8 @@
 """One video -> the faces in it, each followed through its shot.
 
 Faces are detected when none is followed, when one is lost, and every few frames to find more; in between the
-points of a frame say where to look in the next. What is followed must look like a face and stay where it was:
-a cut that stage `shots` missed ends a track. Everything depends on the video alone, frame by frame.
+next frame is searched around the points of the last. What is followed must look like a face and stay where it
+was: a cut that stage `shots` missed ends a track. Everything depends on the video alone, frame by frame.
 """
 
 import contextlib
@@ -23,16 +23,8 @@ from preprocessing.from_videos.work_folder import clip_names
 
 _KEPT_PLACE = 0.3  # overlap (intersection over union) of a face's boxes in neighbouring frames, at least
 _TWICE = 0.5  # two tracks whose boxes overlap by more follow the same face
-
-
-@dataclasses.dataclass(frozen=True)
-class TrackOptions:
-    """Which faces are tracks, and which tracks are kept."""
-
-    min_frames: int = 16  # shorter tracks are rejected; the length of a training clip
-    min_size: float = 0.25  # smallest face that is kept, as a fraction of the largest in the shot (by side)
-    min_score: float = 0.5  # of the mesh, at least; below it is not a face
-    detect_every: int = 8  # frames between two detections
+_MIN_SCORE = 0.5  # of the mesh, at least; below it is not a face
+_DETECT_EVERY = 8  # frames between two detections
 
 
 @dataclasses.dataclass
@@ -55,10 +47,7 @@ class Track:
 
 
 def track_video(
-    path: Path | str,
-    shots: Sequence[Sequence[int]],
-    mesh: FaceMesh,
-    options: TrackOptions | None = None,
+    path: Path | str, shots: Sequence[Sequence[int]], mesh: FaceMesh, min_frames: int, min_size: float
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Follows the faces of a video.
 
@@ -66,7 +55,8 @@ def track_video(
         path: the video.
         shots: [first, end) frames of each; other frames are skipped.
         mesh: the networks.
-        options: defaults if None.
+        min_frames: shorter tracks are rejected.
+        min_size: smallest face that is kept, as a fraction of the largest in the shot (by side).
 
     Returns:
         arrays: of the k-th track kept landmarks_k float32 [T, 468, 3] (pixels of the frame, 0 = left/top edge
@@ -78,8 +68,7 @@ def track_video(
     Raises:
         DataError: if the video cannot be decoded.
     """
-    options = options or TrackOptions()
-    followers = [_Follower(shot, mesh, options) for shot in range(len(shots))]
+    followers = [_Follower(shot, mesh) for shot in range(len(shots))]
     with contextlib.closing(video_frames(path)) as frames:
         for i, (image, _) in enumerate(frames):
             for follower, (first, end) in zip(followers, shots, strict=True):
@@ -89,38 +78,32 @@ def track_video(
     tracks: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     for shot, follower in enumerate(followers):
-        kept, reasons = select(sorted(follower.tracks, key=lambda t: (-t.size(), t.first)), options)
+        found = sorted(follower.tracks, key=lambda t: (-t.size(), t.first))
+        kept, reasons = select(found, min_frames, min_size)
         rejected += [{'shot': shot, 'reason': reason} for reason in reasons]
         for track in kept:
             arrays[f'landmarks_{len(tracks)}'] = np.stack(track.points)
             arrays[f'scores_{len(tracks)}'] = np.array(track.scores, np.float32)
-            tracks.append(
-                {
-                    'shot': shot,
-                    'first': track.first,
-                    'frames': len(track.points),
-                    'box': [round(v, 6) for v in track.box().tolist()],
-                    'size': round(track.size(), 6),
-                }
-            )
+            place = {'shot': shot, 'first': track.first, 'frames': len(track.points)}
+            tracks.append({**place, 'box': track.box().tolist(), 'size': track.size()})
     return arrays, {'tracks': tracks, 'rejected': rejected}
 
 
-def select(tracks: Sequence[Track], options: TrackOptions) -> tuple[list[Track], list[str]]:
+def select(tracks: Sequence[Track], min_frames: int, min_size: float) -> tuple[list[Track], list[str]]:
     """Chooses among the tracks of a shot, the largest first.
 
     Returns:
         those kept; and the reasons why others are not.
     """
     kept, reasons = [], [] if tracks else ['no face in any frame']
-    largest = max((t.size() for t in tracks if len(t.points) >= options.min_frames), default=0.0)
+    largest = max((t.size() for t in tracks if len(t.points) >= min_frames), default=0.0)
     for track in tracks:
         count, size = len(track.points), track.size()
-        if count < options.min_frames:
+        if count < min_frames:
             where = f'frames {track.first} to {track.first + count - 1}'
-            reasons.append(f'face only in {where}, fewer than {options.min_frames} frames')
-        elif size < options.min_size * largest:
-            limit = f'less than {options.min_size:g} of it'
+            reasons.append(f'face only in {where}, fewer than {min_frames} frames')
+        elif size < min_size * largest:
+            limit = f'less than {min_size:g} of it'
             reasons.append(f'face of {size:.0f} pixels beside one of {largest:.0f}, {limit}')
         else:
             kept.append(track)
@@ -140,11 +123,10 @@ class _Follower:
         tracks: all so far, including those that ended.
     """
 
-    def __init__(self, shot: int, mesh: FaceMesh, options: TrackOptions):
+    def __init__(self, shot: int, mesh: FaceMesh):
         self.tracks: list[Track] = []
         self._shot = shot
         self._mesh = mesh
-        self._options = options
         self._current: list[Track] = []
         self._frames = 0  # so far
 
@@ -158,7 +140,7 @@ class _Follower:
                 self._add(track, p, score)
             else:
                 lost.append(track)
-        due = self._frames % self._options.detect_every == 0
+        due = self._frames % _DETECT_EVERY == 0
         if lost or due or not self._current:
             self._detect(frame, image, lost, tiles=not self._current and bool(lost or due))
         self._frames += 1
@@ -184,10 +166,10 @@ class _Follower:
         box = box_of(points)
         center, sides = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
         inside = (center >= 0).all() and (center <= size).all() and (sides <= 2 * size.max()).all()
-        return bool(score >= self._options.min_score and inside)
+        return bool(score >= _MIN_SCORE and inside)
 
     def _is_followed(self, box: np.ndarray, limit: float) -> bool:
-        """Returns whether a track of this frame overlaps a box by more than a limit."""
+        """Returns whether a box overlaps that of a track of this frame by more than a limit."""
         boxes = np.array([box_of(t.points[-1]) for t in self._current]).reshape(-1, 4)
         return bool((overlap(box, boxes) > limit).any())
 
@@ -223,8 +205,8 @@ def _clips(video: str, result: dict[str, Any]) -> dict[str, Any]:
 def tracks_stage(item: Item, options: Any) -> dict[str, Any]:
     """Follows the faces of a video; writes tracks/VIDEO.npz and returns {"tracks", "rejected", "files"}."""
     entry, shots = (item.work.read(f'{stage}/{item.name}') for stage in ('sources', 'shots'))
-    chosen = TrackOptions(min_frames=options.min_frames, min_size=options.face_size)
-    arrays, result = track_video(entry['path'], shots['shots'], _face_mesh(), chosen)
+    path, least = entry['path'], (options.min_frames, options.face_size)
+    arrays, result = track_video(path, shots['shots'], _face_mesh(), *least)
     if entry['box'] is not None:
         arrays, result = keep_listed_face(arrays, result, entry['box'])
     return {**result, 'files': [item.work.write_arrays('tracks', item.name, arrays)]}

@@ -1,4 +1,4 @@
-"""Verification of clips: is it the same face, sharp and in place, all the time? [PV3D A.3]
+"""Verification of clips: do all frames show the same face, sharp and in place? [PV3D A.3]
 
 Every second frame has an embedding. A frame whose similarity to the others is below 0.5 is noisy; a clip with
 more than two noisy frames is discarded. The similarity to the others is their median: in a clip
@@ -42,7 +42,7 @@ def judge(embeddings: np.ndarray, step: int, threshold: float = 0.5, limit: int 
 
     Args:
         embeddings: unit vectors of frames 0, step, 2 step, ..., [N, D].
-        step: see there.
+        step: frames from one to the next.
         threshold: frames below this similarity are noisy [PV3D A.3].
         limit: more noisy frames than this discard the clip [PV3D A.3].
 
@@ -53,12 +53,8 @@ def judge(embeddings: np.ndarray, step: int, threshold: float = 0.5, limit: int 
     values = similarities(embeddings)
     frames = np.arange(len(values)) * step
     noisy = frames[values < threshold].tolist()
-    result = {
-        'similarity': np.nan_to_num(values).tolist(),
-        'frames': frames.tolist(),
-        'noisy': noisy,
-        'threshold': threshold,
-    }
+    result = {'similarity': np.nan_to_num(values).tolist(), 'frames': frames.tolist()}
+    result |= {'noisy': noisy, 'threshold': threshold}
     if len(values) < 2:
         result['rejected'] = 'too short to be verified: fewer than two frames are examined'
     elif len(noisy) > limit:

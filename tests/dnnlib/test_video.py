@@ -210,3 +210,10 @@ def test_an_interrupt_in_the_terminal_does_not_reach_the_encoder(tmp_path, monke
     monkeypatch.setattr('dnnlib.video.subprocess.Popen', Recorded)
     write_video(tmp_path / 'a.mp4', [np.zeros((16, 16, 3), np.uint8)] * 2)
     assert groups and os.getpgrp() not in groups
+
+
+def test_no_other_module_runs_ffmpeg():
+    rooms = [p for p in ROOT.iterdir() if p.is_dir() and p.name != 'tests' and not p.name.startswith('.')]
+    paths = [*ROOT.glob('*.py'), *(path for room in rooms for path in room.rglob('*.py'))]
+    users = [path.relative_to(ROOT).as_posix() for path in paths if 'imageio_ffmpeg' in path.read_text()]
+    assert users == ['dnnlib/video.py']

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 
 from dnnlib.util import UserError
-from heads import features, rasterizer
+from heads import rasterizer
 from heads.dataset import DEPTH_SCALE, sample_camera_path, write_dataset
 from heads.identity import Identity, sample_identity
 from heads.model import HeadModel
@@ -162,16 +162,6 @@ def test_blink_changes_only_the_eyes():
     assert difference.max() <= 12  # soft shadow
 
 
-def test_lids_meet_and_lips_end_at_the_corners():
-    identity = sample_identity(1)
-    a = np.linspace(-0.03, 0.03, 61)
-    upper, lower = features.lid_curves(identity, a, np.ones_like(a), 0.0)
-    assert np.abs(upper - lower).max() < 0.0011
-    upper, lower = features.lip_extent(identity, np.array([0.0, identity.mouth_width, -identity.mouth_width]))
-    assert upper[0] > 0.002 and lower[0] > 0.002
-    np.testing.assert_allclose([upper[1:], lower[1:]], 0, atol=1e-9)
-
-
 def test_identities_are_seeded_and_all_different():
     people = [sample_identity(seed) for seed in range(64)]
     assert people[7] == sample_identity(7)
@@ -208,7 +198,7 @@ def test_camera_paths_stay_in_range_and_look_at_the_pivot():
 def test_data_set_has_the_fixed_format_as_zip_and_folder_and_with_any_workers(tmp_path):
     one, two = tmp_path / 'one.zip', tmp_path / 'two.zip'
     for path, workers in ((one, 1), (two, 2), (tmp_path / 'folder', 1)):
-        write_dataset(path, 2, 2, 16, seed=3, workers=workers, progress=False)
+        write_dataset(path, 2, 2, 16, 3, workers, progress=False)
     assert one.read_bytes() == two.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ['folder', 'one.zip', 'two.zip']
     with zipfile.ZipFile(one) as archive:
@@ -233,19 +223,16 @@ def test_data_set_has_the_fixed_format_as_zip_and_folder_and_with_any_workers(tm
     np.testing.assert_allclose(normal, frame.normal, atol=0.005)
 
 
-def test_render_processes_import_no_torch():
-    code = "import heads.dataset, sys; assert 'torch' not in sys.modules"
+def test_processes_import_no_torch():
+    code = 'import heads.dataset, preprocessing.dataset_files.pack, sys\n'
+    code += "from preprocessing.from_videos import align, deep3d\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 
-def test_invalid_requests_are_explained_and_leave_nothing(tmp_path):
-    with pytest.raises(UserError, match='clips'):
-        write_dataset(tmp_path / 'x.zip', 0, 2, 16, seed=0)
+def test_invalid_places_are_explained_and_keep_what_they_hold(tmp_path):
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'note').write_text('mine')
-    with pytest.raises(UserError, match='exists already'):
-        write_dataset(tmp_path / 'full', 1, 1, 16, seed=0)
-    (tmp_path / 'file').write_text('mine')
-    with pytest.raises(UserError, match='cannot write'):
-        write_dataset(tmp_path / 'file' / 'x.zip', 1, 1, 16, seed=0, workers=1, progress=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'full']
+    for dest, message in (('full', 'exists already'), ('full/note/x.zip', 'cannot write')):
+        with pytest.raises(UserError, match=message):
+            write_dataset(tmp_path / dest, 1, 1, 16, seed=0, workers=1, progress=False)
+    assert [p.name for p in tmp_path.rglob('*')] == ['full', 'note']

@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,16 +12,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dataset_tool import main
-from dnnlib.util import UserError
 from preprocessing.dataset_files import pack as packing
 from preprocessing.dataset_files import sheets
 from preprocessing.dataset_files.check import camera_problems, check_dataset
-from support.paths import ROOT
 from support.small_data import CLIPS, FRAMES, SIZE, write_zip
 from support.videos import ramps as images
 from support.videos import write_video
 from training.camera import orbit_label
-from training.data.archive import parallel
 from training.data.dataset import VideoDataset
 
 
@@ -59,9 +54,6 @@ def pack(source, dest, *args):
     return run('pack', '--source', source, '--dest', dest, '--resolution', 32, '--workers', 1, *args)
 
 
-# ---- pack
-
-
 def test_pack_keeps_frames_order_and_labels(source, tmp_path):
     code, output = pack(source, tmp_path / 'sub/x.zip')
     assert code == 0 and '1 clips without labels: unlabelled.mp4' in output
@@ -90,8 +82,9 @@ def test_the_number_of_workers_changes_nothing(source, tmp_path):
 
 @pytest.mark.parametrize('kind', ['webp', 'jpg'])
 def test_other_formats_and_fewer_frames(kind, source, tmp_path):
-    code, output = pack(source, tmp_path / 'x.zip', '--format', kind, '--max-frames', 5)
-    assert code == 0, output
+    assert pack(source, tmp_path / 'x.zip', '--format', kind, '--max-frames', 5)[0] == 0
+    with zipfile.ZipFile(tmp_path / 'x.zip') as archive:
+        assert f'000001/00004.{kind}' in archive.namelist()
     dataset = VideoDataset.Config(path=str(tmp_path / 'x.zip')).build()
     assert [dataset.num_frames(i) for i in range(2)] == [5, 5]
     frames = dataset.clip_frames(0, [4]).permute(0, 2, 3, 1).numpy().astype(float)
@@ -118,8 +111,7 @@ def test_enlarging_is_reported(tmp_path):
     assert 'warning' not in pack(root, tmp_path / 'x.zip')[1]
 
 
-@pytest.fixture
-def bad_source(tmp_path):
+def test_bad_clips_are_all_named_and_nothing_is_left(tmp_path):
     """One good clip and one of each kind of bad ones."""
     root = tmp_path / 'bad'
     for name in ('good', 'few', 'numbers', 'nan', 'torn'):
@@ -133,7 +125,13 @@ def bad_source(tmp_path):
     table |= {'few': labels(4), 'numbers': [[1.0] * 24] * 3, 'nan': labels(2) + [[float('nan')] * 25]}
     table |= {'single': labels(1)}
     (root / 'cameras.json').write_text(json.dumps(table))
-    return root
+    code, output = pack(root, tmp_path / 'x.zip')
+    assert code == 1 and '7 of 8 clips cannot be packed' in output
+    assert all(reason in output for reason in REASONS), output
+    assert sorted(os.listdir(tmp_path)) == ['bad']
+    code, output = pack(root, tmp_path / 'x.zip', '--skip-bad')
+    assert code == 0 and all(f'skipped, {reason}' in output for reason in REASONS), output
+    assert len(VideoDataset.Config(path=str(tmp_path / 'x.zip')).build()) == 1
 
 
 REASONS = [
@@ -147,16 +145,6 @@ REASONS = [
 ]
 
 
-def test_bad_clips_are_all_named_and_nothing_is_left(bad_source, tmp_path):
-    code, output = pack(bad_source, tmp_path / 'x.zip')
-    assert code == 1 and '7 of 8 clips cannot be packed' in output
-    assert all(reason in output for reason in REASONS), output
-    assert sorted(os.listdir(tmp_path)) == ['bad']
-    code, output = pack(bad_source, tmp_path / 'x.zip', '--skip-bad')
-    assert code == 0 and all(f'skipped, {reason}' in output for reason in REASONS), output
-    assert len(VideoDataset.Config(path=str(tmp_path / 'x.zip')).build()) == 1
-
-
 def test_user_errors_of_pack(source, tmp_path):
     cameras = tmp_path / 'cameras.json'
     bad = {'{"lost.mp4": []}': 'lost.mp4', '{': 'not valid JSON', '[]': 'a JSON object'}
@@ -167,10 +155,6 @@ def test_user_errors_of_pack(source, tmp_path):
     both = pack(source, tmp_path / 'x.zip', '--layout', 'released', '--cameras', cameras)
     assert '--cameras is for --layout plain' in both[1]
     assert 'no such file' in pack(source, tmp_path / 'x.zip', '--cameras', tmp_path / 'no.json')[1]
-    (tmp_path / 'plain').mkdir()
-    code, output = pack(tmp_path / 'plain', tmp_path / 'x.zip')
-    assert code == 1 and 'plain/cameras.json: no such file' in output
-    (tmp_path / 'plain').rmdir()
     assert 'is not a folder' in pack(tmp_path / 'no', tmp_path / 'x.zip')[1]
     assert 'must be the name of a zip' in pack(source, tmp_path / 'x')[1]
     code, output = pack(source, tmp_path / 'cameras.json/x.zip')
@@ -178,16 +162,13 @@ def test_user_errors_of_pack(source, tmp_path):
     assert os.listdir(tmp_path) == ['cameras.json']
 
 
-def test_full_disk(source, tmp_path):
-    """Files are limited to 4 kB, as if the disk were full."""
-    limit = 'import resource, signal, dataset_tool; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
-    limit += 'resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); dataset_tool.main()'
-    args = ['pack', '--source', source, '--dest', tmp_path / 'x.zip', '--resolution', 64, '--workers', 1]
-    result = subprocess.run(
-        [sys.executable, '-c', limit, *map(str, args)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 1 and 'cannot write' in result.stderr and 'Traceback' not in result.stderr
-    assert os.listdir(tmp_path) == []
+def test_full_disk(source, tmp_path, monkeypatch):
+    def full(archive, name, data):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(packing, 'write_entry', full)
+    code, output = pack(source, tmp_path / 'x.zip')
+    assert code == 1 and 'cannot write' in output and os.listdir(tmp_path) == []
 
 
 def test_released_layout(tmp_path):
@@ -206,15 +187,14 @@ def test_released_layout(tmp_path):
     expected = labels(3)
     np.testing.assert_allclose(dataset.clip_cameras(0), expected + 2 * expected[-1:], atol=1e-7)
     np.testing.assert_allclose(dataset.clip_cameras(1), labels(5, 0.2), atol=1e-7)
-    (root / 'voxceleb.list').write_text('id3/gone.mp4\n')
-    assert 'none of them has' in pack(root, tmp_path / 'y.zip', '--layout', 'released')[1]
-    (root / 'voxceleb.list').write_bytes(b'\xff\xfe\x00')
-    assert 'is not a text file' in pack(root, tmp_path / 'y.zip', '--layout', 'released')[1]
+    for content, message in (
+        (b'id3/gone.mp4\n', 'none of them has'),
+        (b'\xff\xfe\x00', 'is not a text file'),
+    ):
+        (root / 'voxceleb.list').write_bytes(content)
+        assert message in pack(root, tmp_path / 'y.zip', '--layout', 'released')[1]
     os.remove(root / 'voxceleb.list')
     assert 'voxceleb.list: no such' in pack(root, tmp_path / 'y.zip', '--layout', 'released')[1]
-
-
-# ---- check and show
 
 
 def test_good_data_passes_and_the_cameras_are_drawn(data, tmp_path):
@@ -238,8 +218,7 @@ def test_bad_clips_are_drawn_red(data):
 def altered(change):
     """The label of a good camera after a change of its pose and intrinsics."""
     label = np.array(orbit_label(0.2, 0.1).tolist())
-    pose, intrinsics = label[:16].reshape(4, 4), label[16:].reshape(3, 3)
-    change(pose, intrinsics)
+    change(label[:16].reshape(4, 4), label[16:].reshape(3, 3))
     return label
 
 
@@ -264,16 +243,10 @@ CHANGES = [
 
 @pytest.mark.parametrize(('change', 'message'), CHANGES)
 def test_every_kind_of_bad_camera_is_found(change, message):
-    good = altered(lambda p, k: None)
+    good = altered(lambda p, k: p[:3, 3].__iadd__([0, 0.3, 0]))  # the head may stand off the axis
     assert camera_problems(np.stack([good, good])) == []
     found = camera_problems(np.stack([good, altered(change), good]))
     assert any(message in problem and '(frame 1)' in problem for problem in found), found
-
-
-def test_the_head_may_stand_off_the_axis_but_not_out_of_the_box():
-    for shift, fine in ((0.3, True), (0.8, False)):
-        label = altered(lambda p, k, shift=shift: p[:3, 3].__iadd__([0, shift, 0]))
-        assert (camera_problems(label[None]) == []) == fine
 
 
 def test_check_names_every_bad_clip(clip_files, tmp_path):
@@ -323,16 +296,8 @@ def test_contact_sheet_shows_the_frames(data, tmp_path):
     assert 'must end in one of .png' in run('show', data, '--dest', tmp_path / 's.pdf')[1]
 
 
-# ---- the command line
-
-
 def test_synth_makes_a_data_set_that_passes(tmp_path):
     args = ['--clips', 1, '--frames', 2, '--resolution', 32, '--workers', 1]
     code, output = run('synth', '--dest', tmp_path / 's.zip', *args)
     assert code == 0, output
     assert run('check', tmp_path / 's.zip', '--workers', 1)[0] == 0
-
-
-def test_a_dead_worker_is_a_sentence():
-    with pytest.raises(UserError, match='a worker process died'):
-        list(parallel(os._exit, [1, 1], 2))

@@ -67,8 +67,8 @@ CHOICES = [
     (gen_videos, 'shape_parts', shapes.PARTS),
     (gen_videos, 'time', trajectories.TIME_MODES),
     (calc_metrics, 'control', list(CONTROLS)),
-    (dataset_tool, 'until', pipeline.STAGES),
-    (dataset_tool, 'only', pipeline.STAGES),
+    (dataset_tool, 'until', tuple(pipeline.stages())),
+    (dataset_tool, 'only', tuple(pipeline.stages())),
     (dataset_tool, 'format', list(FORMATS)),
 ]
 

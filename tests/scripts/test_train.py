@@ -200,7 +200,7 @@ def test_unreadable_clip_is_named_once_and_replaced(clip_files, tmp_path, monkey
     result = cli(*command, '--set', 'output.image_ticks=1')
     assert (result.code, result.err) == (0, '')
     (log,) = (tmp_path / 'runs').glob('*/log.txt')
-    assert log.read_text().count('warning: clip 000003 is left out, another takes its place: 000003/') == 1
+    assert log.read_text().count('warning: clip 000003 is skipped, another takes its place: 000003/') == 1
     with Image.open(log.with_name('reals.png')) as image:  # five clips of six
         assert image.size == (96, 64) and image.crop((64, 32, 96, 64)).getextrema() == ((0, 0),) * 3
 

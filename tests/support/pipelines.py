@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from dnnlib.video import video_frames
 from preprocessing.from_videos import align, deep3d, identities, report, tracks
@@ -16,15 +15,15 @@ from preprocessing.from_videos.pipeline import Options
 from training.camera import orbit_label
 
 
-def faces_of_ramps(path, shots, mesh, options):
+def faces_of_ramps(path, shots, mesh, min_frames, min_size):
     """Stands in for tracks: a face per shot, at a place that depends on the video; plain green has none."""
-    del mesh
+    del mesh, min_size
     frames = [frame for frame, _ in video_frames(path)]
     arrays, kept, rejected = {}, [], []
     for shot, (first, end) in enumerate(shots):
         if frames[first][..., 0].max() < 60:
             rejected.append({'shot': shot, 'reason': 'no face in any frame'})
-        elif end - first < options.min_frames:
+        elif end - first < min_frames:
             rejected.append({'shot': shot, 'reason': f'face only in {end - first} frames'})
         else:
             points = np.zeros((end - first, 468, 3), np.float32)
@@ -42,9 +41,8 @@ def orbit_cameras(landmarks, size, sigma):
 
 
 def mean_colours(frames, points, network):
-    """Stands in for embeddings: the mean colour of an image says who it is."""
+    """Stands in for embeddings: the mean colour of an image is that of a person."""
     del points, network
-    assert torch.get_num_threads() == 1
     means = frames.mean(axis=(1, 2)) - 100.0
     return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
 
@@ -53,7 +51,7 @@ def replace(patch):
     patch.setattr(tracks, 'track_video', faces_of_ramps)
     patch.setattr(tracks, 'FaceMesh', lambda: None)
     patch.setattr(
-        align, 'crop_transforms', lambda points, size, sigma: np.tile(np.eye(3)[:2], (len(points), 1, 1))
+        align, 'crop_transforms', lambda points, size, sigma: np.stack([np.eye(3)[:2]] * len(points))
     )
     patch.setattr(deep3d, 'estimate_cameras', orbit_cameras)
     patch.setattr(identities, 'load_recognizer', lambda name, file: None)
@@ -62,7 +60,7 @@ def replace(patch):
 
 
 def work_slowly(address, folder):
-    """Runs a Dask worker with the stand-ins; a file NUMBER.pid says that this process crops a clip."""
+    """Runs a Dask worker with the stand-ins; a file NUMBER.pid shows that this process crops a clip."""
     from distributed.cli.dask_worker import main
 
     replace(pytest.MonkeyPatch())

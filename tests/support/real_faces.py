@@ -1,4 +1,4 @@
-"""What tests of the detectors share: their files, and frames of real clips."""
+"""For tests of the detectors: their files, and frames of real clips."""
 
 import functools
 import importlib.util

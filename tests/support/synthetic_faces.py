@@ -1,4 +1,4 @@
-"""Images of procedural heads that tests of faces share."""
+"""Images of procedural heads for tests of faces."""
 
 import functools
 

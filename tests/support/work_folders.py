@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
+from preprocessing.from_videos.assemble import pack_stage
+from preprocessing.from_videos.stages import Item
+from preprocessing.from_videos.work_folder import WorkFolder
 from training.camera import orbit_label
 
 SIZE = 32  # pixels of a side of the crops
@@ -73,3 +77,9 @@ def make(root: Path):
     }
     write_json(root / 'identities.json', identities)
     return clips
+
+
+def pack(folder, dest='d.zip', size=SIZE, min_frames=16):
+    """Runs the stage `pack` in the work folder `folder`/w."""
+    options = SimpleNamespace(dest=str(folder / dest), resolution=size, format='png', min_frames=min_frames)
+    return pack_stage(Item('pack', WorkFolder(folder / 'w'), {}), options)

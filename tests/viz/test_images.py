@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from training import camera
 from training.volumetric_rendering.ray_sampler import camera_rays
@@ -37,11 +36,8 @@ def test_depth_colours_go_from_near_to_far():
     depth = torch.tensor([1.0, 2.0, 3.0, 0.0, 9.0, float('nan')]).view(1, 1, 1, 6)
     opacity = torch.ones_like(depth)
     colors = images.colorize_depth(depth, opacity, 1.0, 3.0)[0, 0]
-    assert colors[0].tolist() == [0xFD, 0xE7, 0x25]
-    assert colors[1].tolist() == [0x21, 0x91, 0x8C]
-    assert colors[2].tolist() == [0x44, 0x01, 0x54]
-    assert (colors[3] == colors[0]).all()
-    assert (colors[4] == colors[2]).all()
+    near, middle, far = [0xFD, 0xE7, 0x25], [0x21, 0x91, 0x8C], [0x44, 0x01, 0x54]
+    assert colors.tolist() == [near, middle, far, near, far, far]
     assert (images.colorize_depth(depth[..., :3], 0 * opacity[..., :3], 1.0, 3.0) == 128).all()
 
 
@@ -70,9 +66,3 @@ def test_normals_of_a_ball_point_outwards(yaw):
     colors = images.colorize_normals(normals, torch.ones(1, 1, 64, 64))
     expected = (xyz / ball * 127.5 + 127.5).permute(0, 2, 3, 1).numpy()
     assert np.abs(colors - expected)[:, 1:-1, 1:-1].max() < 1
-
-
-def test_png_comes_back(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    images.save_png(tmp_path / 'a.png', pixels)
-    assert (np.asarray(Image.open(tmp_path / 'a.png')) == pixels).all()

@@ -43,11 +43,7 @@ def test_recorded_cameras_go_forward_and_backward():
     ('mode', 'indices'),
     [('pingpong', [0, 1, 2, 3, 2, 1, 0, 1]), ('cycle', [0, 1, 2, 3, 0, 1, 2, 3]), ('extend', list(range(8)))],
 )
-def test_times_beyond_the_span(mode, indices):
+def test_times_within_the_span_and_beyond(mode, indices):
     times = trajectories.frame_times(8, 4, mode)
     torch.testing.assert_close(times, torch.tensor(indices) / 3)
-
-
-def test_times_within_the_span_are_those_of_training():
-    for mode in trajectories.TIME_MODES:
-        torch.testing.assert_close(trajectories.frame_times(16, 16, mode), torch.linspace(0, 1, 16))
+    torch.testing.assert_close(trajectories.frame_times(16, 16, mode), torch.linspace(0, 1, 16))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from preprocessing.faces.networks import BlazeBlock, BlazeFace, MeshNetwork
+from preprocessing.faces.networks import BlazeFace, MeshNetwork
 from support.paths import GOLDEN
 
 
@@ -31,33 +31,3 @@ def test_outputs_are_those_that_litert_gave(network, image, keys):
             assert np.abs(golden[key]).max() > 1
             ours = np.atleast_1d(ours[0].numpy())[::every]
             np.testing.assert_allclose(ours.ravel(), golden[key].ravel(), rtol=1e-5, atol=atol)
-
-
-@pytest.mark.parametrize(('out_channels', 'stride'), [(4, 1), (6, 1), (6, 2)])
-def test_a_block_against_loops(out_channels, stride):
-    """Padding is one pixel all around or, with a stride, only at the right and bottom."""
-    torch.manual_seed(0)
-    block = BlazeBlock(4, out_channels, stride, torch.nn.ReLU())
-    x = torch.randn(1, 4, 6, 8)
-    with torch.no_grad():
-        y = block(x)
-        padded = torch.zeros(1, 4, 8, 10)
-        at = 2 - stride
-        padded[..., at : at + 6, at : at + 8] = x
-        assert y.shape == (1, out_channels, 6 // stride, 8 // stride)
-        for i, j in np.ndindex(*y.shape[2:]):
-            a, b = i * stride, j * stride
-            window = padded[0, :, a : a + 3, b : b + 3]
-            hidden = (window * block.depthwise.weight[:, 0]).sum(dim=(1, 2)) + block.depthwise.bias
-            expected = block.pointwise.weight[..., 0, 0] @ hidden + block.pointwise.bias
-            expected[:4] += x[0, :, a : a + stride, b : b + stride].amax(dim=(1, 2))
-            torch.testing.assert_close(y[0, :, i, j], expected.relu())
-
-
-def test_anchors():
-    anchors = BlazeFace().anchors.numpy()
-    assert anchors.shape == (896, 2)
-    np.testing.assert_allclose(anchors[:3], [[1 / 32, 1 / 32], [1 / 32, 1 / 32], [3 / 32, 1 / 32]])
-    np.testing.assert_allclose(
-        anchors[[511, 512, 517, 518, 895]] * 16, [[15.5] * 2, [1, 1], [1, 1], [3, 1], [15] * 2]
-    )

@@ -1,10 +1,5 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-import torch
-from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from preprocessing.faces import canonical
@@ -14,20 +9,6 @@ from support.head_views import SIZE, angles_between, landmarks, orbit, positions
 from training import camera
 
 YAW, PITCH = (a.ravel() for a in np.meshgrid(np.linspace(-45, 45, 7), np.linspace(-20, 20, 5)))
-
-
-def test_constants_are_those_of_the_cameras():
-    assert (cameras.FOCAL, cameras.RADIUS) == (camera.FOCAL, camera.RADIUS)
-    label = cameras.make_labels(np.diag([1.0, -1, -1])[None], np.array([[0, 0, 2.7]]))
-    assert np.allclose(label[0], camera.front_label().numpy())
-
-
-def test_needs_no_torch():
-    imports = (
-        'from preprocessing.dataset_files import pack; from preprocessing.from_videos import align, deep3d'
-    )
-    code = f'import sys; {imports}; sys.exit("torch" in sys.modules)'
-    assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
 
 
 def test_finds_known_cameras():
@@ -43,10 +24,6 @@ def test_finds_known_cameras_in_noise():
     assert angles_between(found.raw_labels, labels).max() < 0.3
     direction = (positions(found.raw_labels) * positions(labels)).sum(axis=1) / camera.RADIUS**2
     assert np.rad2deg(np.arccos(np.minimum(direction, 1))).max() < 0.3
-    assert np.allclose(np.linalg.norm(positions(found.raw_labels), axis=1), 2.7)
-    look_at = torch.tensor(camera.PIVOT).numpy() - positions(found.raw_labels)
-    cosine = (look_at * head_views.rotations(found.raw_labels)[:, :, 2]).sum(axis=1)
-    assert np.rad2deg(np.arccos(cosine / np.linalg.norm(look_at, axis=1))).max() < 0.3
     assert found.residual == pytest.approx(0.5 * np.sqrt(np.pi / 2), rel=0.05)  # mean of Rayleigh's law
 
 
@@ -61,25 +38,6 @@ def test_any_position_and_roll():
     found = cameras.face_pose(np.concatenate([seen, depth], axis=-1))
     assert np.allclose(found[0], rotation, atol=1e-5)
     assert np.allclose(found[1], shift, atol=1e-3)
-
-
-def test_agrees_with_an_independent_solver():
-    labels = orbit([25.0], [10.0])
-    points = landmarks(labels, noise=3)[0] / SIZE
-    face = canonical.points()
-    rotation, shift = cameras.face_pose(points[None])
-    off = np.linalg.norm(cameras.project(face, rotation, shift)[0] - points[:, :2], axis=1)
-    far = off / (cameras._OUTLIER * np.median(off))  # weights as at the solution
-
-    def residual(p):
-        turned = Rotation.from_rotvec(p[:3]).as_matrix()[None]
-        off = cameras.project(face, turned, p[None, 3:])[0] - points[:, :2]
-        return (off / np.sqrt(1 + far**2)[:, None]).ravel()
-
-    start = np.concatenate([Rotation.from_matrix(rotation[0]).as_rotvec() + 0.05, shift[0] + [1, -1, 4]])
-    other = least_squares(residual, start, xtol=1e-14, ftol=1e-14, gtol=1e-14, x_scale='jac').x
-    assert np.allclose(Rotation.from_rotvec(other[:3]).as_matrix(), rotation[0], atol=1e-4)
-    assert np.allclose(other[3:], shift[0], rtol=1e-3, atol=1e-3)
 
 
 def test_derivatives():
@@ -134,7 +92,7 @@ def test_smoothing_removes_the_jitter_and_keeps_the_motion():
     assert np.allclose(np.linalg.norm(positions(found.labels), axis=1), 2.7)
 
 
-def test_face_rests_where_it_is_said_to():
+def test_face_rests_in_its_place():
     """The middle between the eyes, the tip of the nose and the mouth, in EG3D's world."""
     face = head_views.world_face()
     assert np.allclose(face[[33, 263]].mean(axis=0), [0, 0.083, 0.186], atol=0.01)

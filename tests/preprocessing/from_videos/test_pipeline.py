@@ -258,23 +258,9 @@ def test_real_clips(tmp_path):
     (tmp_path / 'videos').mkdir()
     for name in ('woman_16f.mp4', 'generated48/rgb_0004.mp4'):
         shutil.copy(CLIPS / name, tmp_path / 'videos')
-    command = [
-        'from-videos',
-        '--source',
-        'videos',
-        '--dest',
-        'my.zip',
-        '--resolution',
-        '64',
-        '--workers',
-        '2',
-    ]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / 'dataset_tool.py'), *command],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    options = ['--source', 'videos', '--dest', 'my.zip', '--resolution', '64', '--workers', '2']
+    command = [sys.executable, str(ROOT / 'dataset_tool.py'), 'from-videos', *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'pack: 2 in, 2 clips, 64 frames in my.zip out' in done.stdout
     table = json.loads((CLIPS / 'cameras.json').read_text())

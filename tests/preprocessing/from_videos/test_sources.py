@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dnnlib.util import DataError, Skip, UserError, file_sha256
+from dnnlib.util import DataError, Skip, UserError
 from dnnlib.video import key_frame_after, run_ffmpeg, video_frames
 from dnnlib.video import write_video as write_front
 from preprocessing.from_videos import sources
@@ -26,56 +26,32 @@ def video(tmp_path_factory):
 
 
 def test_folder(tmp_path, video):
-    names = [
-        'clip10.mp4',
-        'clip2.mp4',
-        'a/b/x.MOV',
-        'a__b/x.mkv',
-        'a__b__x.avi',
-        'notes.txt',
-        'a/.hid.mp4',
-        '.h/y.mp4',
-    ]
-    for name in [*names, 'frames']:
+    videos = ['a/b/x.MOV', 'a__b/x.mkv', 'a__b__x.avi', 'clip2.mp4', 'clip10.mp4']
+    for name in [*reversed(videos), 'notes.txt', 'a/.hid.mp4', '.h/y.mp4', 'frames']:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found, passed = find_videos(str(tmp_path))
-    assert {key: path.relative_to(tmp_path).as_posix() for key, path in found.items()} == {
-        'a__b__x': 'a/b/x.MOV',
-        'a__b__x~2': 'a__b/x.mkv',
-        'a__b__x~3': 'a__b__x.avi',
-        'clip2': 'clip2.mp4',
-        'clip10': 'clip10.mp4',
-    }
-    assert list(found)[-2:] == ['clip2', 'clip10']
-    assert (
-        list(passed) == ['frames', 'notes.txt']
-        and 'the suffix .txt is not one of .mp4' in passed['notes.txt']
-    )
+    assert list(found) == ['a__b__x', 'a__b__x~2', 'a__b__x~3', 'clip2', 'clip10']
+    assert [path.relative_to(tmp_path).as_posix() for path in found.values()] == videos
+    assert list(passed) == ['frames', 'notes.txt'] and 'suffix .txt' in passed['notes.txt']
     with pytest.raises(FileNotFoundError):
         find_videos(str(tmp_path / 'none'))
 
 
-def test_examine(video):
-    expected = {'fps': 10.0, 'frames': 30, 'width': 128, 'height': 128, 'sha256': file_sha256(video)}
-    assert examine(video) == {**expected, 'pace': [0.0, pytest.approx(0.1)]}
+def write_half(path):
+    """Writes half of a video with its table of frames at the front: these frames can be decoded."""
+    write_front(path, np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize('content', ['empty', 'text', 'image', 'headless', 'half'])
-def test_corrupted_files_are_reported(tmp_path, video, content):
-    data = video.read_bytes()
-    path = tmp_path / 'x.mp4'
-    if content == 'half':  # the table of frames at the front: the first half can be decoded
-        noise = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), np.uint8)
-        write_front(path, noise)
-        data = path.read_bytes()[: path.stat().st_size // 2]
-    path.write_bytes(
-        {'empty': b'', 'text': b'hello' * 99, 'headless': data[: len(data) // 2]}.get(content, data)
-    )
-    if content == 'image':
-        path.write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(99))
-    reason = {'empty': 'the file is empty', 'half': r'cut short: \d+ of about 30 frames'}
-    with pytest.raises(DataError, match=reason.get(content, 'cannot be decoded; it is corrupted')):
+def test_corrupted_files_are_reported(tmp_path, video):
+    path, data = tmp_path / 'x.mp4', video.read_bytes()
+    for content in (b'hello' * 99, b'\x89PNG\r\n\x1a\n' + bytes(99), data[: len(data) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match='cannot be decoded; it is corrupted'):
+            examine(path)
+    write_half(path)
+    with pytest.raises(DataError, match=r'cut short: \d+ of about 30 frames'):
         examine(path)
 
 
@@ -120,16 +96,15 @@ def test_celebvhq(tmp_path):
     assert read_list('celebvhq', str(path)) == [
         Listed('M2Ohb0FAaJU_1', 'M2Ohb0FAaJU', 81.62, 86.17, box=(0.1964, 0.0, 0.6922, 0.8815))
     ]
-    for text in ('{', '[]', '{"clips": [1]}', json.dumps(celebv(bbox=None))):
+    kinds = dict.fromkeys(
+        ['{', '[]', '{"clips": [1]}', json.dumps(celebv(bbox=None))], 'not a CelebV-HQ list'
+    )
+    kinds[json.dumps(celebv(ytb_id='../../etc/passwd'))] = 'is not the id of a YouTube video'
+    kinds['{"clips": {}}'] = 'holds no clips of a celebvhq list'
+    for text, message in kinds.items():
         path.write_text(text)
-        with pytest.raises(UserError, match='is not a CelebV-HQ list'):
+        with pytest.raises(UserError, match=message):
             read_list('celebvhq', str(path))
-    path.write_text(json.dumps(celebv(ytb_id='../../etc/passwd')))
-    with pytest.raises(UserError, match='is not the id of a YouTube video'):
-        read_list('celebvhq', str(path))
-    path.write_text('{"clips": {}}')
-    with pytest.raises(UserError, match='holds no clips of a celebvhq list'):
-        read_list('celebvhq', str(path))
     with pytest.raises(UserError, match='cannot read the list.*no such file'):
         read_list('celebvhq', str(tmp_path / 'none.json'))
 
@@ -142,16 +117,11 @@ def test_talkinghead(tmp_path):
     assert clip.start_sec == 120.0 and clip.frames == (15, 263) and clip.end_sec is None
     assert clip.box == (0.25, 0.1, 0.5, 0.5)
     path.write_text('--Y9imYnfBw\nabcdefghijk\n')
-    assert read_list('talkinghead', str(path)) == [
-        Listed('--Y9imYnfBw', '--Y9imYnfBw'),
-        Listed('abcdefghijk', 'abcdefghijk'),
-    ]
-    path.write_text('abcdefghijk\nabcdefghijk\n')
-    with pytest.raises(UserError, match='abcdefghijk is there twice'):
-        read_list('talkinghead', str(path))
-    path.write_text('abcdefghijk\na, b, c\n')
-    with pytest.raises(UserError, match='line 2 of .* is not an id alone, or'):
-        read_list('talkinghead', str(path))
+    assert read_list('talkinghead', str(path)) == [Listed(v, v) for v in ('--Y9imYnfBw', 'abcdefghijk')]
+    for second, message in (('abcdefghijk', 'abcdefghijk appears twice'), ('a, b, c', 'line 2 of')):
+        path.write_text(f'abcdefghijk\n{second}\n')
+        with pytest.raises(UserError, match=message):
+            read_list('talkinghead', str(path))
 
 
 def frames_of(path):
@@ -222,15 +192,6 @@ def test_frames_of_a_clip(tmp_path, name, encode):
         assert (clip == whole[first : first + 9]).all(), first
 
 
-def test_uneven_frames_are_noticed(tmp_path):
-
-    make = ['-nostdin', '-f', 'lavfi', '-i', 'testsrc=size=64x48:rate=25:duration=4']
-    drop = ['-vf', "select='not(between(n,30,44))'", '-fps_mode', 'vfr', str(tmp_path / 'a.mp4')]
-    assert run_ffmpeg([*make, *drop]).returncode == 0
-    facts = examine(tmp_path / 'a.mp4')
-    assert facts['pace'] is None and facts['frames'] == 85
-
-
 @pytest.mark.parametrize('suffix', ['mp4', 'mkv'])
 def test_clips_of_uneven_frames(tmp_path, suffix):
     """Also where frames are missing, as phones record: exactly the frames of the clip."""
@@ -243,7 +204,7 @@ def test_clips_of_uneven_frames(tmp_path, suffix):
     assert entry['pace'] is None and len(entry['times']) == len(whole)
     for first in range(51, len(whole) - 9, 7):
         assert (np.stack(list(clip_frames(entry, first, 9))) == whole[first : first + 9]).all(), first
-    other = {**entry, 'times': entry['times'][1:]}  # so clips begin where they say
+    other = {**entry, 'times': entry['times'][1:]}  # so clips begin at these times
     assert (next(clip_frames(other, 60, 1)) == whole[61]).all()
 
 
@@ -265,13 +226,8 @@ def test_own_files_and_strange_names_do_not_count(tmp_path, video, monkeypatch):
 def test_errors_of_the_machine_are_not_errors_of_the_video(video, monkeypatch):
     """Otherwise a video that was examined while memory was short would be left out for good."""
     monkeypatch.setattr('imageio_ffmpeg.get_ffmpeg_exe', lambda: '/nonexistent/ffmpeg')
-    with pytest.raises(OSError):
-        examine(video)
     with pytest.raises(OSError, match='/nonexistent/ffmpeg'):
-        run_ffmpeg(['-version'])
-    monkeypatch.setattr('imageio_ffmpeg.get_ffmpeg_exe', lambda: '/bin/sh')
-    with pytest.raises(OSError, match='killed by signal 9'):
-        run_ffmpeg(['-c', 'kill -9 $$'])
+        examine(video)
 
 
 def test_phone_videos_stand_upright(tmp_path, video, capfd):
@@ -289,10 +245,7 @@ def test_cutting_decodes_no_more_than_the_clip(tmp_path, video, monkeypatch):
     monkeypatch.setattr(sources, 'examine', lambda path: pytest.fail('decoded all'))
     cut_listed(video, Listed('c', 'abcdefghijk', 1.0, 2.0), tmp_path / 'a.mp4')
     assert [p.name for p in tmp_path.iterdir()] == ['a.mp4']
-    noise = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), np.uint8)
-    write_front(tmp_path / 'b.mp4', noise)
-    data = (tmp_path / 'b.mp4').read_bytes()
-    (tmp_path / 'b.mp4').write_bytes(data[: len(data) // 2])
+    write_half(tmp_path / 'b.mp4')
     with pytest.raises(DataError, match='cut short'):
         cut_listed(tmp_path / 'b.mp4', Listed('c', 'abcdefghijk', 0.2, 1.2), tmp_path / 'c.mp4')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.mp4', 'b.mp4']

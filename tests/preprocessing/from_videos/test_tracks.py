@@ -6,7 +6,7 @@ from PIL import Image
 
 from dnnlib.video import write_video
 from preprocessing.faces.mesh import FaceMesh
-from preprocessing.from_videos.tracks import Track, TrackOptions, box_of, select, track_video
+from preprocessing.from_videos.tracks import Track, box_of, select, track_video
 from support.synthetic_faces import SIZE, head, scene
 
 FRAMES = 24
@@ -19,10 +19,9 @@ def networks():
 
 @pytest.fixture
 def track(networks, tmp_path):
-    def run(frames, shots=None, **options):
+    def run(frames, shots=None, min_frames=16, min_size=0.25):
         write_video(tmp_path / 'a.mp4', frames)
-        shots = [[0, len(frames)]] if shots is None else shots
-        return track_video(tmp_path / 'a.mp4', shots, networks, TrackOptions(**options))
+        return track_video(tmp_path / 'a.mp4', shots or [[0, len(frames)]], networks, min_frames, min_size)
 
     return run
 
@@ -48,11 +47,8 @@ def test_a_face_that_moves_is_followed(track):
     assert scores.shape == (FRAMES,) and scores.min() > 0.95
     still = points[:, :, :2] - np.array(places)[:, None]
     assert np.abs(still - still.mean(axis=0)).mean() < 1
-    np.testing.assert_allclose(
-        found['tracks'][0]['box'], np.mean([box_of(p) for p in points], axis=0), atol=1e-3
-    )
-    again, same = track(frames)
-    assert same == found and all((again[k] == arrays[k]).all() for k in arrays)
+    boxes = [box_of(p) for p in points]
+    np.testing.assert_allclose(found['tracks'][0]['box'], np.mean(boxes, axis=0), atol=1e-3)
 
 
 def test_a_frame_without_a_face_ends_a_track(track):
@@ -105,12 +101,11 @@ def test_selection():
         square[0, :2] = size
         return Track(0, 3, [square] * frames, [1.0] * frames)
 
-    options = TrackOptions(min_frames=4)
     large, half, tiny, short = made(100, 4), made(50, 9), made(24, 9), made(200, 3)
-    kept, reasons = select([short, large, half, tiny], options)
+    kept, reasons = select([short, large, half, tiny], 4, 0.25)
     assert kept == [large, half]
     assert reasons == [
         'face only in frames 3 to 5, fewer than 4 frames',
         'face of 24 pixels beside one of 100, less than 0.25 of it',
     ]
-    assert select([], options) == ([], ['no face in any frame'])
+    assert select([], 4, 0.25) == ([], ['no face in any frame'])
