@@ -219,12 +219,10 @@ def check_networks(config: TrainConfig) -> None:
     """Builds the networks without memory: what they refuse is reported before a run folder is made."""
     import torch
 
-    from training.config import network_configs
+    from training.config import build_networks
 
     with torch.device('meta'):
-        for network in network_configs(config):
-            if network is not None:
-                network.build()
+        build_networks(config)
 
 
 def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfig:

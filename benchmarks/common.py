@@ -4,6 +4,8 @@ import contextlib
 import ctypes
 import json
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -52,6 +54,15 @@ def synchronize(device: str) -> None:
     """Waits for the device."""
     if device == 'cuda':
         torch.cuda.synchronize()
+
+
+def timed(device: str, run: Callable[[], object]) -> float:
+    """Returns the seconds that `run` takes."""
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def write_report(file: str | None, report: dict) -> None:

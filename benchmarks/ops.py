@@ -5,7 +5,6 @@ operator has to read and write at least, forward, in the time it took; compare i
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
 
 import click
@@ -88,15 +87,6 @@ def cases(sizes: Sizes, device: str) -> list[Case]:
     ]
 
 
-def timed(device: str, run: Callable[[], object]) -> float:
-    """Returns the seconds that `run` takes."""
-    common.synchronize(device)
-    start = time.perf_counter()
-    run()
-    common.synchronize(device)
-    return time.perf_counter() - start
-
-
 def measure(case: Case, device: str, repeats: int) -> dict[str, float]:
     """Returns the seconds of both implementations, forward alone and with the backward, and bytes touched."""
     x = case.inputs
@@ -106,8 +96,8 @@ def measure(case: Case, device: str, repeats: int) -> dict[str, float]:
     for turn in range(repeats + 2):  # two to warm up
         for name, impl in (('plain', 'ref'), ('ours', 'auto')):
             with torch.no_grad():
-                forward = timed(device, lambda impl=impl: case.run(impl, *x))
-            both = timed(device, lambda impl=impl: torch.autograd.grad(case.run(impl, *x), x, dy))
+                forward = common.timed(device, lambda impl=impl: case.run(impl, *x))
+            both = common.timed(device, lambda impl=impl: torch.autograd.grad(case.run(impl, *x), x, dy))
             for key, seconds in ((f'{name}_forward', forward), (f'{name}_both', both)):
                 found[key] = min(found[key], seconds) if turn > 2 else seconds
     return found | {
@@ -120,7 +110,8 @@ def copy_bandwidth(case: Case, device: str, repeats: int) -> float:
     """Returns the bytes per second, in 1e9, of copying the first input."""
     x = case.inputs[0].detach()
     to = torch.empty_like(x)
-    return 2 * x.nbytes / min(timed(device, lambda: to.copy_(x)) for _ in range(repeats + 2)) / 1e9
+    seconds = [common.timed(device, lambda: to.copy_(x)) for _ in range(repeats + 2)]
+    return 2 * x.nbytes / min(seconds) / 1e9
 
 
 @click.command(context_settings={'show_default': True})

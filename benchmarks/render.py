@@ -46,9 +46,8 @@ class Scene:
         self.decoder = Decoder(sizes.channels, sizes.channels).to(sizes.device)
         label = torch.stack([orbit_label(0.1 * i, 0.1) for i in range(sizes.frames)])
         self.rays = [x.to(sizes.device) for x in camera_rays(*unpack_label(label), sizes.rays)]
-        self.config = RendererConfig(
-            resolution=sizes.rays, depth_samples=sizes.samples, importance_samples=sizes.samples
-        )
+        s = sizes.samples
+        self.config = RendererConfig(resolution=sizes.rays, depth_samples=s, importance_samples=s)
 
     def render(self, fused: bool) -> None:
         """Renders, and takes gradients of planes and decoder if asked for."""
@@ -98,19 +97,14 @@ def fastest(sizes: Sizes, repeats: int) -> dict[bool, float]:
 
 def measure(sizes: Sizes, repeats: int, threads: int) -> dict[str, float]:
     """Returns seconds and bytes of both renderers and how many times the fused one is better."""
-    seconds = fastest(sizes, repeats)
-    bytes_ = {}
-    for fused in (False, True):
+    found = {}
+    for fused, seconds in fastest(sizes, repeats).items():
+        name = 'fused' if fused else 'plain'
         with multiprocessing.get_context('spawn').Pool(1) as pool:
-            bytes_[fused] = pool.apply(peak_memory, (sizes, fused, threads))
-    return {
-        'plain_seconds': seconds[False],
-        'fused_seconds': seconds[True],
-        'time_ratio': seconds[False] / seconds[True],
-        'plain_bytes': bytes_[False],
-        'fused_bytes': bytes_[True],
-        'memory_ratio': bytes_[False] / bytes_[True],
-    }
+            found[f'{name}_bytes'] = pool.apply(peak_memory, (sizes, fused, threads))
+        found[f'{name}_seconds'] = seconds
+    found['time_ratio'] = found['plain_seconds'] / found['fused_seconds']
+    return found | {'memory_ratio': found['plain_bytes'] / found['fused_bytes']}
 
 
 @click.command(context_settings={'show_default': True})

@@ -4,11 +4,13 @@
 """
 
 import dataclasses
+import functools
 import tempfile
-import time
 
 import click
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks import common
@@ -30,13 +32,9 @@ def rendering(base: Sizes, field: str, values: list[int], repeats: int) -> list[
     found = []
     for value in tqdm(values, field, leave=False):
         scene = Scene(dataclasses.replace(base, **{field: value}))
-        scene.render(True)
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            scene.render(True)
-            times.append(time.perf_counter() - start)
-        found.append(min(times))
+        render = functools.partial(scene.render, True)
+        render()
+        found.append(min(common.timed(base.device, render) for _ in range(repeats)))
     return found
 
 
@@ -47,20 +45,15 @@ def iterations(device: str, repeats: int) -> list[float]:
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench('golden-small', batch, device, 'fp32', folder)
             runs = [run for name, (_, run) in bench.parts().items() if name in ('Gmain', 'Dmain')]
-            turns = [sum(bench.measure(run)[0] for run in runs) for _ in range(repeats + 1)]
+            turns = [sum(common.timed(device, run) for run in runs) for _ in range(repeats + 1)]
             found.append(min(turns[1:]))
     return found
 
 
 def draw(curves: dict[str, tuple[list[float], list[float]]], title: str, file: str) -> None:
     """Draws seconds against each quantity, with the line that fits best."""
-    import matplotlib
-    import numpy as np
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(curves), figsize=(3.2 * len(curves), 3), layout='constrained')
+    figure = Figure(figsize=(3.2 * len(curves), 3), layout='constrained')
+    axes = figure.subplots(1, len(curves))
     for axis, (name, (x, y)) in zip(axes, curves.items(), strict=True):
         slope, offset = np.polyfit(x, y, 1)
         axis.plot([0, max(x)], [offset, offset + slope * max(x)], color='0.7')

@@ -8,18 +8,20 @@ fastest run counts.
 import dataclasses
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 import torch
+from PIL import Image
 
 from benchmarks import common
+from heads.dataset import sample_camera_path
 from torch_utils import misc
 from torch_utils.ops import kernels
 from training.batching import real_batch
 from training.config import TrainConfig
+from training.data.archive import dataset_json
 from training.data.dataset import batches
 from training.presets import PRESETS
 from training.training_loop import Trainer
@@ -46,25 +48,20 @@ class Bench:
     """A trainer on random images, and its parts to time."""
 
     def __init__(self, cfg: str, batch: int, device: str, precision: str, folder: str) -> None:
-        resolution = PRESETS['pv3d-128' if cfg == 'golden-small' else cfg]('').generator.resolution
         data = str(Path(folder, 'data'))
-        write_noise(data, resolution)
-        self.device = device
         config = build_config(cfg, data, batch, precision)
+        write_noise(data, config.generator.resolution)
+        self.device = device
         self.trainer = Trainer(config, Path(folder, 'run'), torch.device(device))
-        data = batches(
-            self.trainer.dataset, seed=0, start=0, batch=batch, rank=0, world_size=1, num_workers=0
-        )
-        self.real = real_batch(next(data), self.trainer.device)
+        first = next(batches(self.trainer.dataset, seed=0, start=0, batch=batch))
+        self.real = real_batch(first, self.trainer.device)
 
     def generate(self) -> None:
         """The generator's forward pass, two frames per clip, as videos are made."""
-        G, n = self.trainer.G_ema, 2 * len(self.real.t)
-        g = torch.Generator().manual_seed(0)
-        z_a, z_m = torch.randn(n, G.z_dim, generator=g), torch.randn(n, G.motion_dim, generator=g)
+        G, t, c = self.trainer.G_ema, self.real.t.flatten(), self.real.c.flatten(0, 1)
+        codes = G.draw_codes(len(t), torch.Generator(c.device).manual_seed(0))
         with torch.no_grad():
-            t, c = self.real.t.flatten(), self.real.c.flatten(0, 1)
-            G(z_a.to(c.device), z_m.to(c.device), t, c)
+            G(*codes, t, c)
 
     def parts(self) -> dict[str, tuple[float, Callable[[], object]]]:
         """What is timed, by name: its frequency in an iteration, and how to run it."""
@@ -75,27 +72,18 @@ class Bench:
         found['moving average'] = 1.0, lambda: misc.update_ema(trainer.G_ema, trainer.networks.G, 0.99)
         return found
 
-    def measure(self, run: Callable[[], object], memory: bool = False) -> tuple[float, int]:
+    def measure(self, run: Callable[[], object], memory: bool) -> tuple[float, int]:
         """Returns the seconds that `run` takes and the peak of memory in bytes.
 
         The time of a call that measures memory does not count, because its pages have to be cleared again.
         """
         if memory:
             common.reset_peak(self.device)
-        start = time.perf_counter()
-        run()
-        common.synchronize(self.device)
-        seconds = time.perf_counter() - start
-        return seconds, common.peak(self.device) if memory else 0
+        return common.timed(self.device, run), common.peak(self.device) if memory else 0
 
 
 def write_noise(folder: str, resolution: int) -> None:
     """Writes a data set of two clips of random cameras and noise."""
-    from PIL import Image
-
-    from heads.dataset import sample_camera_path
-    from training.data.archive import dataset_json
-
     g = torch.Generator().manual_seed(0)
     labels = []
     for clip in range(2):

@@ -27,7 +27,6 @@ _SNAPSHOT, _TRAINING_STATE = 'pv3d-snapshot', 'pv3d-training-state'
 FORMATS = {_SNAPSHOT: 'PV3D snapshot', _TRAINING_STATE: 'PV3D training state'}  # and their names
 _SNAPSHOT_NAME = re.compile(r'^network-snapshot-(\d+)\.pkl$')
 _STATE_NAME = re.compile(r'^training-state-(\d+)\.pt$')
-_MOST_SHOWN = 400  # characters of an error message of torch
 # what zipfile raises on corrupted bytes: of names in them, of places outside the file, ...
 _CORRUPTED = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error, ValueError)
 
@@ -131,8 +130,9 @@ def load_weights(snapshot: Snapshot, name: str, module: nn.Module) -> None:
     try:
         module.load_state_dict(_entry(snapshot, name)['state'], strict=True)
     except RuntimeError as err:
-        problem = textwrap.shorten(str(err), _MOST_SHOWN)
-        raise CheckpointError(f'{snapshot.path}: {name} does not fit: {problem}') from err
+        raise CheckpointError(
+            f'{snapshot.path}: {name} does not fit: {textwrap.shorten(str(err), 400)}'
+        ) from err
 
 
 def _entry(snapshot: Snapshot, name: str) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _entry(snapshot: Snapshot, name: str) -> dict[str, Any]:
 
 
 def save_training_state(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Writes what is needed to continue training: nested dicts, lists, tensors, plain and numpy values.
+    """Writes what is needed to resume training: nested dicts, lists, tensors, plain values, numpy scalars.
 
     Raises:
         UserError: if the file cannot be written.
@@ -162,7 +162,7 @@ def load_training_state(path: str | Path) -> dict[str, Any]:
 
 
 def latest_checkpoint(run_dir: str | Path, warn: Callable[[str], None]) -> tuple[Path, Path, int] | None:
-    """Finds the newest snapshot and training state that belong together and are both whole.
+    """Finds the newest snapshot and training state that belong together and are both intact.
 
     Deletes leftover temporary files: nobody else may be writing into the folder. Call it in one process.
 
@@ -234,8 +234,6 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None, name: str) -> Tensor:
 
 def _plain(value: Any, name: str) -> Any:
     """Turns a tree of values into what loads under weights_only; `name` is the path inside the tree."""
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
     if isinstance(value, Tensor):
         return _stored(value, None, name)
     if isinstance(value, np.generic):
@@ -287,7 +285,7 @@ def _load(path: str | Path, file_format: str) -> dict[str, Any]:
 
 
 def check_zip(path: Path, noun: str) -> None:
-    """Checks, without unpickling anything, that the file is a whole zip as torch.save writes it."""
+    """Checks, without unpickling anything, that the file is an intact zip as torch.save writes it."""
     try:
         with open(path, 'rb') as file:
             head = file.read(2)

@@ -35,9 +35,8 @@ def init(device_type: str, device_index: int | None = None) -> None:
         raise UserError(f"device {device_type!r} must be 'cuda' or 'cpu'")
     processes = int(os.environ.get('WORLD_SIZE', '1'))
     if device_index is not None and processes > 1:
-        raise UserError(
-            f'--device {device_type}:{device_index} is for one process; use --device {device_type}'
-        )
+        text = f'--device {device_type}:{device_index} is for one process'
+        raise UserError(f'{text}; use --device {device_type}')
     if device_index is None:
         device_index = int(os.environ.get('LOCAL_RANK', '0'))
     if device_type == 'cuda':
@@ -80,11 +79,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def local_rank() -> int:
-    """Returns the number of this process on its machine, which is also the number of its GPU."""
-    return int(os.environ.get('LOCAL_RANK', '0')) if dist.is_initialized() else 0
-
-
 def is_leader() -> bool:
     """Returns whether this process writes files and prints."""
     return rank() == 0
@@ -99,13 +93,14 @@ def print0(*args: Any) -> None:
 def barrier() -> None:
     """Waits for all processes."""
     if dist.is_initialized():
-        dist.barrier(device_ids=[local_rank()] if dist.get_backend() == 'nccl' else None)
+        device = communication_device()
+        dist.barrier(device_ids=[device.index] if device.type == 'cuda' else None)
 
 
 def communication_device() -> torch.device:
     """Returns the device on which tensors can be reduced: this process's GPU with NCCL, otherwise the CPU."""
     nccl = dist.is_initialized() and dist.get_backend() == 'nccl'
-    return torch.device('cuda', local_rank()) if nccl else torch.device('cpu')
+    return torch.device('cuda', torch.cuda.current_device()) if nccl else torch.device('cpu')
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -1,13 +1,9 @@
 """Small tools for modules and tensors: seeded generators, EMA, summaries, memory."""
 
 import ctypes
-import http.client
-import os
 import resource
 import sys
-import urllib.parse
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_leaves
 
-from dnnlib.util import UserError, explain_os_error, file_sha256
+from dnnlib.util import UserError
 
 _SUMMARY_DEPTH = 3  # modules below this level are counted with their parents
 
@@ -67,7 +63,7 @@ def set_float32_precision() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory for the next tensor; does nothing where there is no glibc.
+    """Makes glibc keep freed memory for the next tensor; does nothing without glibc.
 
     By default it gives large tensors fresh pages and hands them back at once. Clearing pages over and over
     is up to half of a training step on a CPU. The process then holds on to the most that it ever used.
@@ -147,34 +143,3 @@ def module_summary(module: nn.Module, inputs: tuple[Any, ...]) -> str:
     widths = [max(len(str(row[i])) for row in rows) for i in range(3)]
     lines = [f'{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}'.rstrip() for a, b, c, d in rows]
     return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:]])
-
-
-def download_path(url: str, cache_dir: str | os.PathLike[str], sha256: str) -> Path:
-    """Returns where `download` keeps its copy of `url`."""
-    name = Path(urllib.parse.unquote(urllib.parse.urlparse(url).path)).name or 'download'
-    return Path(cache_dir, f'{sha256[:16]}-{name}')
-
-
-def download(url: str, cache_dir: str | os.PathLike[str], sha256: str) -> Path:
-    """Returns the path of a checked copy of `url`, downloaded only when the cache does not hold it.
-
-    Args:
-        url: https, http or file.
-        cache_dir: made when it is missing.
-        sha256: expected checksum, or its first hexadecimal digits, at least 8.
-
-    Raises:
-        UserError: if the download fails or has another checksum; the cache is then left as it was.
-    """
-    path, expected = download_path(url, cache_dir, sha256), sha256.lower()
-    if path.is_file() and file_sha256(path).startswith(expected):
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise UserError('cannot write ' + explain_os_error(err, cache_dir)) from err
-    try:
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=expected)
-    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as err:  # among them the checksum
-        raise UserError(f'cannot download {url}: {err}; check the address and the network') from err
-    return path

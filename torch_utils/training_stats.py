@@ -19,8 +19,8 @@ class Moments(NamedTuple):
 class Collector:
     """Gathers scalars by name between ticks.
 
-    `report` never waits for the device. `collect` does once, after one reduction over the processes; a name
-    counts also when only some of them reported it.
+    `report` never waits for the device; `collect` does, and reduces once over the processes. A name counts
+    also when only some of them reported it.
     """
 
     def __init__(self) -> None:
@@ -35,9 +35,7 @@ class Collector:
         count = torch.full((), x.numel(), dtype=torch.float64, device=x.device)
         sums = torch.stack([count, x.sum(), x.square().sum()])
         previous = self._sums.get(name)
-        self._sums[name] = (
-            sums if previous is None else previous + sums.to(previous.device, non_blocking=True)
-        )
+        self._sums[name] = sums if previous is None else previous + sums.to(previous.device)
 
     def collect(self) -> dict[str, Moments]:
         """Returns the moments by name over all processes and forgets them. Every process must call it."""
@@ -45,17 +43,12 @@ class Collector:
         if not names:
             return {}
         table = torch.zeros(len(names), 3, dtype=torch.float64, device=dist.communication_device())
-        for device in sorted({s.device for s in self._sums.values()}, key=str):  # one transfer per device
-            rows = [i for i, n in enumerate(names) if n in self._sums and self._sums[n].device == device]
-            table[rows] = torch.stack([self._sums[names[i]] for i in rows]).to(table.device)
+        for name, sums in self._sums.items():
+            table[names.index(name)] = sums
         self._sums = {}
         result = {}
         for name, (num, total, squares) in zip(names, dist.all_reduce_sum(table).tolist(), strict=True):
             mean = total / num
-            result[name] = Moments(mean, _root(squares / num - mean * mean), int(num))
+            variance = max(squares / num - mean * mean, 0.0)  # rounding may make it negative; nan stays nan
+            result[name] = Moments(mean, variance**0.5, int(num))
         return result
-
-
-def _root(variance: float) -> float:
-    """Square root that takes a small negative (rounding) for zero and keeps nan."""
-    return 0.0 if variance < 0 else variance**0.5

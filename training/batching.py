@@ -56,12 +56,8 @@ def make_phases(config: TrainConfig, networks: Networks, loss: Loss) -> list[Tra
     Raises:
         ConfigError: if `freeze` names what no network has.
     """
-    named = {
-        f'{name}.{n}': p
-        for name, network in networks._asdict().items()
-        if network is not None
-        for n, p in network.named_parameters()
-    }
+    found = ((name, network) for name, network in networks._asdict().items() if network is not None)
+    named = {f'{name}.{n}': p for name, network in found for n, p in network.named_parameters()}
     for name in config.freeze:
         if not any(f'{n}.'.startswith(f'{name}.') for n in named):
             raise ConfigError(f'freeze={name}: no network has such a part; known are G, G.synthesis, ...')

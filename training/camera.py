@@ -22,14 +22,8 @@ def pack_label(cam2world: Tensor, intrinsics: Tensor) -> Tensor:
 
 def unpack_label(label: Tensor) -> tuple[Tensor, Tensor]:
     """Unpacks labels [..., 25] into camera-to-world [..., 4, 4] and intrinsics [..., 3, 3]."""
-    if label.shape[-1] != LABEL_DIM:
-        raise ValueError(f'a camera label has {LABEL_DIM} numbers, got {label.shape[-1]}')
+    assert label.shape[-1] == LABEL_DIM
     return label[..., :16].unflatten(-1, (4, 4)), label[..., 16:].unflatten(-1, (3, 3))
-
-
-def make_intrinsics(focal: float = FOCAL) -> Tensor:
-    """Returns normalised intrinsics [3, 3] with the principal point in the middle of the image."""
-    return torch.tensor([[focal, 0.0, 0.5], [0.0, focal, 0.5], [0.0, 0.0, 1.0]])
 
 
 def look_at(position: Tensor, target: Tensor) -> Tensor:
@@ -61,12 +55,12 @@ def orbit_label(
         pivot: looked-at point in scene units.
         focal: focal length in image widths.
     """
-    yaw, pitch = torch.broadcast_tensors(
-        torch.as_tensor(yaw_rad, dtype=torch.float64), torch.as_tensor(pitch_rad, dtype=torch.float64)
-    )
+    angles = (torch.as_tensor(angle, dtype=torch.float64) for angle in (yaw_rad, pitch_rad))
+    yaw, pitch = torch.broadcast_tensors(*angles)
     position = radius * torch.stack([yaw.sin() * pitch.cos(), pitch.sin(), yaw.cos() * pitch.cos()], dim=-1)
     pose = look_at(position, torch.tensor(pivot, dtype=torch.float64).expand_as(position))
-    return pack_label(pose.float(), make_intrinsics(focal).expand(*pose.shape[:-2], 3, 3))
+    intrinsics = torch.tensor([[focal, 0.0, 0.5], [0.0, focal, 0.5], [0.0, 0.0, 1.0]])
+    return pack_label(pose.float(), intrinsics.expand(*pose.shape[:-2], 3, 3))
 
 
 def eg3d_label(h_rad: float, v_rad: float) -> Tensor:

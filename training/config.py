@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from dnnlib.config import BaseConfig, Kinds
 from dnnlib.util import ConfigError
 from training.data.dataset import VideoDataset
-from training.loss import LOSSES, PV3DLoss
+from training.loss import LOSSES, Networks, PV3DLoss
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
 from training.networks.pv3d import Generator
 from training.networks.registry import NETWORKS
@@ -45,9 +45,8 @@ class EmaConfig:
 
     def __post_init__(self) -> None:
         if self.half_life_nimg < 1 or not 0 < self.rampup < math.inf:
-            raise ConfigError(
-                f'ema.half_life_nimg={self.half_life_nimg} and ema.rampup={self.rampup} must be positive'
-            )
+            given = f'ema.half_life_nimg={self.half_life_nimg} and ema.rampup={self.rampup}'
+            raise ConfigError(f'{given} must be positive')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,19 +79,15 @@ class TrainConfig:
 
     cfg: str  # name of the preset it came from
     dataset: VideoDataset.Config
-    generator: Annotated[BaseConfig, NETWORKS['G']] = dataclasses.field(default_factory=Generator.Config)
-    d_image: Annotated[BaseConfig, NETWORKS['D_image']] = dataclasses.field(
-        default_factory=ImageDiscriminator.Config
-    )
-    d_video: Annotated[BaseConfig, NETWORKS['D_video']] = dataclasses.field(
-        default_factory=VideoDiscriminator.Config
-    )
-    loss: Annotated[BaseConfig, Kinds(LOSSES, 'pv3d')] = dataclasses.field(default_factory=PV3DLoss.Config)
-    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
-    g_opt: AdamConfig = dataclasses.field(default_factory=lambda: AdamConfig(lr=0.0025))  # [EG3D]
-    d_opt: AdamConfig = dataclasses.field(default_factory=lambda: AdamConfig(lr=0.002))  # [EG3D]
-    ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
-    output: OutputConfig = dataclasses.field(default_factory=OutputConfig)
+    generator: Annotated[BaseConfig, NETWORKS['G']] = Generator.Config()
+    d_image: Annotated[BaseConfig, NETWORKS['D_image']] = ImageDiscriminator.Config()
+    d_video: Annotated[BaseConfig, NETWORKS['D_video']] = VideoDiscriminator.Config()
+    loss: Annotated[BaseConfig, Kinds(LOSSES, 'pv3d')] = PV3DLoss.Config()
+    sampling: SamplingConfig = SamplingConfig()
+    g_opt: AdamConfig = AdamConfig(lr=0.0025)  # [EG3D]
+    d_opt: AdamConfig = AdamConfig(lr=0.002)  # [EG3D]
+    ema: EmaConfig = EmaConfig()
+    output: OutputConfig = OutputConfig()
     batch: int = 16  # clips per iteration over all processes [PV3D A.1]
     batch_gpu: int | None = None  # clips per backward on one process; none = batch / processes
     total_nimg: int = 4_800_000  # clips to train for: 300k iterations x 16 [PV3D A.1]
@@ -135,17 +130,15 @@ class TrainConfig:
         return batch_gpu, self.batch // (batch_gpu * world_size)
 
 
-def network_configs(config: TrainConfig) -> tuple[BaseConfig, BaseConfig | None, BaseConfig | None]:
-    """Returns the configs of training.loss.Networks; those that the loss does not use are None."""
-    used = config.loss.build().discriminators
-    d_image = config.d_image if 'D_image' in used else None
-    return config.generator, d_image, config.d_video if 'D_video' in used else None
+def build_networks(config: TrainConfig) -> Networks:
+    """Builds the generator, then the discriminators that the loss uses."""
+    G, used = config.generator.build(), config.loss.build().discriminators
+    named = (('D_image', config.d_image), ('D_video', config.d_video))
+    return Networks(G, *(c.build() if name in used else None for name, c in named))
 
 
 def with_resolution(config: TrainConfig, resolution: int) -> TrainConfig:
     """Returns the config with the image size of all three networks set."""
-    parts = {
-        n: dataclasses.replace(getattr(config, n), resolution=resolution) for n in ('d_image', 'd_video')
-    }
-    generator = dataclasses.replace(config.generator, resolution=resolution)
-    return dataclasses.replace(config, generator=generator, **parts)
+    names = ('generator', 'd_image', 'd_video')
+    parts = {n: dataclasses.replace(getattr(config, n), resolution=resolution) for n in names}
+    return dataclasses.replace(config, **parts)

@@ -26,7 +26,7 @@ from dnnlib.config import to_dict
 from dnnlib.util import format_count, format_time
 from torch_utils.misc import module_summary, parameter_count
 from training.camera import LABEL_DIM
-from training.config import TrainConfig, network_configs
+from training.config import TrainConfig, build_networks
 from training.loss import FakeBatch, Loss, Networks, Phase, RealBatch
 
 _LATE_NIMG = 10**12  # after all schedules have ended
@@ -116,7 +116,7 @@ def estimate_step(
     intervals = {'Gmain': 1, 'Greg': config.g_reg_interval, 'Dmain': 1, 'Dreg': config.d_reg_interval}
     loss, work, peaks = config.loss.build(), Work(), []
     with FakeTensorMode(), torch.device(device):
-        networks = _build_networks(config)
+        networks = build_networks(config)
         g, d = parameter_count(networks.G), sum(parameter_count(n) for n in networks[1:] if n is not None)
         buffers = [sum(b.numel() for b in n.buffers()) for n in networks if n is not None]
         frames = 2 if loss.frames == 'pair' else networks.G.config.span
@@ -217,11 +217,7 @@ class _Meter(TorchDispatchMode):
         self._alive_bytes -= self._alive.pop(key)
 
 
-def _build_networks(config: TrainConfig) -> Networks:
-    return Networks(*(None if c is None else c.build() for c in network_configs(config)))
-
-
-def _batches(G: nn.Module, n: int, frames: int = 2) -> tuple[RealBatch, FakeBatch]:
+def _batches(G: nn.Module, n: int, frames: int) -> tuple[RealBatch, FakeBatch]:
     size = G.config.resolution
     t, c = torch.empty(n, frames), torch.empty(n, frames, LABEL_DIM)
     real = RealBatch(torch.empty(n, frames, 3, size, size), t, c)
@@ -241,11 +237,6 @@ def _run_phase(loss: Loss, phase: Phase, networks: Networks, real: RealBatch, fa
 def _network_tables(config: TrainConfig) -> Iterator[str]:
     """Yields a heading and a table for each network, for one clip."""
     with torch.device('meta'):
-        networks = _build_networks(config)
-        real, fake = _batches(networks.G, 1)
-        frame, c = real.frames[:, 0], real.c[:, 0]
-        pair = networks.D_video and networks.D_video.pair_input(real.frames, real.t)
-        inputs = [(fake.z_a, fake.z_m, fake.t[:, 0], c), (frame, frame, c), (pair, real.c)]
-        for (name, network), given in zip(networks._asdict().items(), inputs, strict=True):
+        for name, network in build_networks(config)._asdict().items():
             if network is not None:
-                yield f'\n{name}\n{module_summary(network, given)}'
+                yield f'\n{name}\n{module_summary(network, network.example_inputs(1))}'

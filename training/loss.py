@@ -23,7 +23,6 @@ from training.networks.contract import Codes, RadianceGenerator, Rendering, Vide
 from training.volumetric_rendering.renderer import RendererConfig
 
 Phase = Literal['Gmain', 'Greg', 'Dmain', 'Dreg']
-Frames = Literal['pair', 'clip']  # two frames of a clip, or all of a span
 softplus = torch.nn.functional.softplus
 
 
@@ -69,7 +68,7 @@ class Networks(NamedTuple):
 class Loss(abc.ABC):
     """What the loop knows of a loss, whatever its kind."""
 
-    frames: ClassVar[Frames] = 'pair'  # of each clip in a batch
+    frames: ClassVar[Literal['pair', 'clip']] = 'pair'  # of each clip in a batch: two, or all of a span
 
     @property
     @abc.abstractmethod
@@ -112,9 +111,7 @@ def fade(nimg: int, start: float, end: float, duration: int) -> float:
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
-    """Blurs images [..., C, H, W] by 2^-(k / sigma)^2 with zero borders; sigma in pixels, 0 = unchanged.
-    [EG3D]
-    """
+    """Blurs images [..., C, H, W] by 2^-(k / sigma)^2, zero borders; sigma in pixels, 0 = none [EG3D]."""
     reach = math.floor(3 * sigma)
     if reach == 0:
         return images
@@ -186,9 +183,8 @@ class PV3DLoss(Loss, Configurable):
 
     def warnings(self, batch: int) -> list[str]:
         """See Loss."""
-        lonely = batch == 1 and self.config.swap_start > 0
-        advice = 'use --batch 2 or more'
-        return [f'with one clip per batch the camera condition cannot be swapped; {advice}'] if lonely else []
+        text = 'with one clip per batch the camera condition cannot be swapped; use --batch 2 or more'
+        return [text] if batch == 1 and self.config.swap_start > 0 else []
 
     def terms(
         self,
@@ -229,17 +225,17 @@ class PV3DLoss(Loss, Configurable):
         self, G: RadianceGenerator, fake: FakeBatch, nimg: int, generator: torch.Generator | None
     ) -> tuple[Rendering, Tensor, Tensor]:
         """Returns the rendering of 2N frames (clip by clip), their cameras [N, 2, 25] and ws."""
-        c_map, c = self.conditions(G, fake, nimg)
-        scene, ws = self._scene(G, fake, c_map, generator)
+        scene, c, ws = self._scene(G, fake, nimg, generator)
         out = G.render(scene, ws, c.flatten(0, 1), self.renderer(G, nimg), generator)
         return out, c, ws
 
     def _scene(
-        self, G: RadianceGenerator, fake: FakeBatch, c_map: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
+        self, G: RadianceGenerator, fake: FakeBatch, nimg: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        c_map, c = self.conditions(G, fake, nimg)
         codes, t = fake.frame_codes(), fake.t.flatten()
         ws = G.condition(codes, c_map.flatten(0, 1), t)
-        return G.scene(codes, ws, t, 'const' if generator is None else 'random', generator), ws
+        return G.scene(codes, ws, t, 'const' if generator is None else 'random', generator), c, ws
 
     def _g_main(
         self, networks: Networks, fake: FakeBatch, nimg: int, sigma: float, generator: torch.Generator | None
@@ -262,8 +258,7 @@ class PV3DLoss(Loss, Configurable):
         self, G: RadianceGenerator, fake: FakeBatch, nimg: int, generator: torch.Generator | None
     ) -> Term:
         config = self.config
-        c_map, _ = self.conditions(G, fake, nimg)
-        planes, _ = self._scene(G, fake, c_map, generator)
+        planes, _, _ = self._scene(G, fake, nimg, generator)
         shape = (len(planes), config.density_points, 3)
         inside = config.density_box == 'inside'
         half = G.config.box_warp / 2 if inside else 1.0
@@ -302,16 +297,15 @@ class PV3DLoss(Loss, Configurable):
 
     def _d_reg(self, networks: Networks, real: RealBatch, nimg: int, sigma: float) -> Iterator[Term]:
         config = self.config
-        image, raw = self._real(networks.G, real, nimg, sigma)
+        image, raw = (x.detach().requires_grad_() for x in self._real(networks.G, real, nimg, sigma))
         if networks.D_image is not None:
-            inputs = [image.detach().requires_grad_(), raw.detach().requires_grad_()]
-            penalty = r1_penalty(networks.D_image(*inputs, real.c.flatten(0, 1)), inputs).mean()
+            logits = networks.D_image(image, raw, real.c.flatten(0, 1))
+            penalty = r1_penalty(logits, [image, raw]).mean()
             yield Term(config.image_weight * config.r1_gamma / 2 * penalty, {'Loss/r1/image': penalty})
         if networks.D_video is not None:
             pair = networks.D_video.pair_input(image.unflatten(0, (-1, 2)), real.t).detach().requires_grad_()
-            logits = networks.D_video(pair, real.c)
             channels = None if config.r1_delta_t else 6  # the time plane is the seventh channel
-            penalty = r1_penalty(logits, [pair], channels).mean()
+            penalty = r1_penalty(networks.D_video(pair, real.c), [pair], channels).mean()
             yield Term(config.video_weight * config.r1_gamma / 2 * penalty, {'Loss/r1/video': penalty})
 
     def _logits(
@@ -328,9 +322,7 @@ class PV3DLoss(Loss, Configurable):
         """Returns real frames [2N, 3, R, R] and their counterpart of image_raw, both blurred."""
         frames = real.frames.flatten(0, 1)
         size = (self.renderer(G, nimg).resolution,) * 2
-        raw = nn.functional.interpolate(
-            frames, size=size, mode='bilinear', align_corners=False, antialias=True
-        )
+        raw = nn.functional.interpolate(frames, size=size, mode='bilinear', antialias=True)
         return blur(frames, sigma), blur(raw, sigma)
 
 

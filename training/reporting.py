@@ -39,8 +39,7 @@ class Reporter:
     """Writes into a run folder.
 
     Args:
-        run_dir: the folder.
-        config: of the run.
+        run_dir, config: of the run.
         fps: frames per second of videos.
         device: whose memory is reported.
         start_nimg: clips seen before; TensorBoard then hides what a killed session reported beyond that.
@@ -56,8 +55,8 @@ class Reporter:
         start_nimg: int,
         deadline: float,
     ) -> None:
-        self.run_dir, self.config, self.fps, self.device = run_dir, config, fps, device
-        self.deadline = deadline
+        self.run_dir, self.config, self.fps = run_dir, config, fps
+        self.device, self.deadline = device, deadline
         self.events = SummaryWriter(run_dir, purge_step=start_nimg + 1 if start_nimg else None)
         # a bar only where somebody watches; the lines of the ticks stay above it
         self.bar = tqdm(total=config.total_nimg, initial=start_nimg, unit='clip', disable=None, leave=False)
@@ -65,11 +64,7 @@ class Reporter:
     def report(self, progress: Progress, stats: dict[str, Moments], tick_nimg: int, elapsed: float) -> None:
         """Prints the progress line and appends to stats.jsonl and TensorBoard.
 
-        Args:
-            progress: the trainer's Progress.
-            stats: moments since the last tick.
-            tick_nimg: clips since the last tick.
-            elapsed: seconds since then.
+        stats, tick_nimg and elapsed: moments, clips and seconds since the last tick.
         """
         nimg = progress.cur_nimg
         per_kimg = elapsed / tick_nimg * 1000 if tick_nimg else math.inf

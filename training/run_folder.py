@@ -72,7 +72,7 @@ def run_name(config: TrainConfig, world_size: int, desc: str | None) -> str:
 
 @contextlib.contextmanager
 def exclusive(run_dir: Path) -> Iterator[None]:
-    """Keeps other processes from training in the same folder; the system lets go of it when this one dies.
+    """Keeps other processes from training in the same folder; the lock ends with this process.
 
     Raises:
         UserError: if another process trains there.

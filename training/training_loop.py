@@ -28,7 +28,7 @@ from training.batching import (
     noise_generator,
     real_batch,
 )
-from training.config import TrainConfig, network_configs
+from training.config import TrainConfig, build_networks
 from training.data.dataset import VideoDataset, batches
 from training.loss import Networks, RealBatch
 from training.networks.registry import NETWORKS
@@ -96,7 +96,7 @@ class Trainer:
         return self._saved_nimg is not None and self._saved_nimg >= self.config.total_nimg
 
     def train(self) -> bool:
-        """Trains to the end, or until told to stop; returns True when the run is complete."""
+        """Trains to the end, or until the callbacks stop it; returns True when the run is complete."""
         config, progress = self.config, self.progress
         self._begin()
         start = self._tick_start = time.time()
@@ -139,12 +139,8 @@ class Trainer:
     def step(self) -> None:
         """One iteration: every phase that is due, the moving average, the counters."""
         real = real_batch(next(self._data), self.device)
-        finite = [
-            self.run_phase(phase, real)
-            for phase in self.phases
-            if self.progress.batch_idx % phase.interval == 0
-        ]
-        self._count_nonfinite(all(finite))
+        due = [phase for phase in self.phases if self.progress.batch_idx % phase.interval == 0]
+        self._count_nonfinite(all([self.run_phase(phase, real) for phase in due]))  # runs all
         misc.update_ema(self.G_ema, self.networks.G, self.ema_beta())
         self.progress.cur_nimg += self.config.batch
         self.progress.batch_idx += 1
@@ -154,7 +150,7 @@ class Trainer:
     def run_phase(self, phase: TrainingPhase, real: RealBatch) -> bool:
         """Accumulates the gradients of a phase over micro-batches and ranks and steps; False if not finite.
 
-        real: this rank's share of the batch.
+        real: the clips of this rank.
         """
         config, nimg, seen = self.config, self.progress.cur_nimg, self.progress.schedule_nimg
         for module in self.modules().values():
@@ -162,12 +158,11 @@ class Trainer:
         for param in phase.params.values():
             param.requires_grad_(True)
         phase.optimizer.zero_grad(set_to_none=True)
-        share = config.batch // dist.world_size()
-        first = dist.rank() * share
-        fake = fake_batch(
-            config, self.networks.G, self.dataset, phase.name, nimg, slice(first, first + share), self.device
-        )
-        rounds = share // self.batch_gpu
+        count = config.batch // dist.world_size()
+        first = dist.rank() * count
+        mine, G = slice(first, first + count), self.networks.G
+        fake = fake_batch(config, G, self.dataset, phase.name, nimg, mine, self.device)
+        rounds = count // self.batch_gpu
         w_means = []
         parts = zip(micro_batches(real, self.batch_gpu), micro_batches(fake, self.batch_gpu), strict=True)
         for i, (real_part, fake_part) in enumerate(parts):
@@ -227,15 +222,12 @@ class Trainer:
         """Writes a checkpoint: the snapshot that people share, and the state needed to resume."""
         nimg = self.progress.cur_nimg
         if dist.is_leader():
-            optimizers = {p.name: p.optimizer.state_dict() for p in self.phases if p.interval == 1}
-            checkpoint.save_training_state(
-                checkpoint.training_state_path(self.run_dir, nimg),
-                {
-                    'progress': dataclasses.asdict(self.progress),
-                    'optimizers': optimizers,
-                    'config': to_dict(self.config),
-                },
-            )
+            state = {
+                'progress': dataclasses.asdict(self.progress),
+                'optimizers': {p.name: p.optimizer.state_dict() for p in self.phases if p.interval == 1},
+                'config': to_dict(self.config),
+            }
+            checkpoint.save_training_state(checkpoint.training_state_path(self.run_dir, nimg), state)
             snapshot = checkpoint.snapshot_path(self.run_dir, nimg)
             checkpoint.save_snapshot(snapshot, self.modules(), self._meta())
             checkpoint.prune_training_states(self.run_dir, self.config.output.keep_states)
@@ -246,9 +238,9 @@ class Trainer:
         config = self.config
         with torch.random.fork_rng(devices=[]):  # layers initialise themselves from torch's global generator
             torch.manual_seed(config.seed)
-            networks = Networks(
-                *(None if c is None else c.build().to(self.device) for c in network_configs(config))
-            )
+            networks = build_networks(config)
+        for network in filter(None, networks):
+            network.to(self.device)
         return networks, copy.deepcopy(networks.G).eval().requires_grad_(False)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -305,24 +297,19 @@ class Trainer:
         found = checkpoint.latest_checkpoint(self.run_dir, print) if dist.is_leader() else None
         found = dist.broadcast_object(found)
         if found is not None:
-            self._load(checkpoint.read_snapshot(found[0]))
+            snapshot = checkpoint.read_snapshot(found[0])
+            for name, module in self.modules().items():
+                checkpoint.load_weights(snapshot, name, module)
             state = checkpoint.load_training_state(found[1])
             self.progress = Progress(**state['progress'])
             self._saved_nimg = self.progress.cur_nimg
             for phase in self.phases:
                 if phase.interval == 1:
-                    saved = state['optimizers'][phase.name]
-                    for group in saved['param_groups']:
-                        group['fused'] = True  # not in states of older versions
-                    phase.optimizer.load_state_dict(saved)
+                    phase.optimizer.load_state_dict(state['optimizers'][phase.name])
             if not self.finished:
                 dist.print0(f'continuing {self.run_dir} at {self.progress.cur_nimg} clips')
         elif self.callbacks.start is not None:
             self.progress.seen_before = self.callbacks.start(self.modules())
-
-    def _load(self, snapshot: checkpoint.Snapshot) -> None:
-        for name, module in self.modules().items():
-            checkpoint.load_weights(snapshot, name, module)
 
 
 def _crosses(before: int, now: int, interval: int) -> bool:

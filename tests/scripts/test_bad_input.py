@@ -131,7 +131,7 @@ def test_images_of_another_size(clip_files, tmp_path):
     files = changed(clip_files, lambda table: table.update(resolution=64))
     path = write_zip(tmp_path / 'data.zip', files)
     reported = refused(tmp_path / 'runs', '--data', path, '--cfg', 'demo')
-    assert '000000/00000.png is 32x32 but dataset.json says 64x64' in reported
+    assert '000000/00000.png is 32x32 but dataset.json states 64x64' in reported
 
 
 def test_many_corrupted_images_stop_the_run(clip_files, tmp_path):

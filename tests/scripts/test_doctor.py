@@ -7,11 +7,6 @@ from benchmarks import doctor, ops
 from torch_utils.ops import kernels
 
 
-def case(name, size, dtype):
-    (found,) = [c for c in ops.cases(ops.Sizes(2, 64, size, dtype, last=True), 'cpu') if c.name == name]
-    return found
-
-
 @pytest.fixture
 def built():
     if not kernels.has_kernels(torch.zeros(1), 'auto'):
@@ -46,7 +41,8 @@ def half_kernels(built, monkeypatch):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('name', doctor._FEATURE_OPS)
 def test_half_precision_keeps_well_inside_its_tolerance(name, dtype, half_kernels):
-    found = doctor.errors(case(name, 16, dtype))
+    cases = {c.name: c for c in ops.cases(ops.Sizes(2, 64, 16, dtype, last=True), 'cpu')}
+    found = doctor.errors(cases[name])
     assert min(found) > 0 and max(found) < doctor._TOLERANCE[dtype] / 2
 
 

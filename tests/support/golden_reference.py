@@ -14,11 +14,7 @@ from training.volumetric_rendering.renderer import RendererConfig
 
 FOLDER = SHARED / 'reference'
 TOLERANCE = 1e-4  # max |error| / max |value|
-RELEASED = {
-    'G': 'G',
-    'D_image': 'D_img',
-    'D_video': 'D_vid',
-}  # our names of the networks -> those in the files
+RELEASED = {'G': 'G', 'D_image': 'D_img', 'D_video': 'D_vid'}  # our names of networks -> those in the files
 
 
 def find(name: str) -> Path:
@@ -40,12 +36,8 @@ def build(golden: dict) -> tuple[Generator, ImageDiscriminator, VideoDiscriminat
     renderer = RendererConfig(resolution=16, depth_samples=12, importance_samples=12)
     sizes = {'resolution': 128, 'channel_base': 4096, 'channel_max': 64}
     pv3d = {'sr_resolution': 64, 'sr_channels': (128, 64), 'plane_axes': 'released', 'renderer': renderer}
-    configs = (
-        Generator.Config(**sizes, **pv3d),
-        ImageDiscriminator.Config(**sizes),
-        VideoDiscriminator.Config(**sizes),
-    )
-    networks = [config.build() for config in configs]
+    discriminators = (ImageDiscriminator.Config(**sizes), VideoDiscriminator.Config(**sizes))
+    networks = [config.build() for config in (Generator.Config(**sizes, **pv3d), *discriminators)]
     for (ours, theirs), network in zip(RELEASED.items(), networks, strict=True):
         prefix = f'sd/{theirs}.'
         state = {k[len(prefix) :]: v for k, v in golden.items() if k.startswith(prefix)}

@@ -12,7 +12,7 @@ from dnnlib.config import BaseConfig, Configurable
 from training.config import OutputConfig, TrainConfig
 from training.data.dataset import VideoDataset
 from training.loss import LOSSES, Loss, Term
-from training.networks.contract import Rendering, VideoGenerator
+from training.networks.contract import Codes, Rendering, VideoGenerator
 from training.networks.layers import Conv2d, FullyConnected
 from training.networks.registry import DISCRIMINATORS, GENERATORS
 
@@ -49,12 +49,12 @@ class FlatGenerator(VideoGenerator, Configurable):
         image = self.out(nn.functional.interpolate(scene, size=size, mode='bilinear'))
         return Rendering(image, image)
 
-    def forward(self, codes, cameras, times):
-        ws = self.condition(codes, cameras, times)
-        return self.render(self.scene(codes, ws, times), ws, cameras)
+    def forward(self, codes, times):
+        ws = self.condition(codes, None, times)
+        return self.render(self.scene(codes, ws, times), ws, None)
 
     def example_inputs(self, n):
-        return self.draw_codes(n, torch.Generator()), torch.empty(n, 25), torch.empty(n)
+        return Codes(torch.empty(n, self.z_dim), torch.empty(n, self.motion_dim)), torch.empty(n)
 
 
 class ClipDiscriminator(nn.Module, Configurable):

@@ -68,6 +68,9 @@ def test_round_trip(tmp_path):
     path = tmp_path / 'a.pkl'
     meta = {'seed': np.int64(3), 'loss': np.float32(0.5), 'data': Path('x/y.zip'), 'sizes': (1, 2)}
     net = save_one(path, **meta, flag=np.True_)
+    content = torch.load(path, weights_only=True)
+    assert (content['format'], content['version']) == ('pv3d-snapshot', 1)
+    assert content['networks']['G']['config'] == {'width': 6, 'scales': [1.0, 0.5]}
     snapshot = read_snapshot(path)
     assert snapshot.path == path and list(snapshot.networks) == ['G', 'G_ema']
     plain = {'seed': 3, 'loss': 0.5, 'data': 'x/y.zip', 'sizes': [1, 2], 'flag': True}
@@ -78,15 +81,6 @@ def test_round_trip(tmp_path):
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(back(x), net.eval()(x))
     assert os.listdir(tmp_path) == ['a.pkl']
-
-
-def test_file_is_the_documented_dictionary(tmp_path):
-    net = save_one(tmp_path / 'a.pkl')
-    content = torch.load(tmp_path / 'a.pkl', weights_only=True)
-    assert (content['format'], content['version']) == ('pv3d-snapshot', 1)
-    entry = content['networks']['G']
-    assert entry['config'] == {'width': 6, 'scales': [1.0, 0.5]}
-    assert entry['state'].keys() == net.state_dict().keys()
 
 
 def test_half_precision_halves_the_file_and_keeps_the_type_of_the_module(tmp_path):
@@ -107,9 +101,8 @@ def test_half_precision_halves_the_file_and_keeps_the_type_of_the_module(tmp_pat
 
 
 def test_a_slice_is_stored_without_its_whole_storage(tmp_path):
-    save_training_state(
-        tmp_path / 'a.pt', {'x': torch.zeros(10**6)[:10], 'y': torch.arange(6).view(2, 3).t()}
-    )
+    tensors = {'x': torch.zeros(10**6)[:10], 'y': torch.arange(6).view(2, 3).t()}
+    save_training_state(tmp_path / 'a.pt', tensors)
     assert (tmp_path / 'a.pt').stat().st_size < 10_000
     assert load_training_state(tmp_path / 'a.pt')['y'].tolist() == [[0, 3], [1, 4], [2, 5]]
 
@@ -194,19 +187,12 @@ def test_incomplete_snapshots_are_refused(tmp_path, content):
     refused(tmp_path / 'a.pkl', 'parts of the PV3D snapshot are missing')
 
 
-def test_a_bare_pickle_is_not_opened(tmp_path):
+@pytest.mark.parametrize('read', [read_snapshot, load_training_state])
+def test_a_hostile_pickle_does_not_run(tmp_path, read):
+    """Neither bare nor in a proper zip."""
     path, marker = tmp_path / 'a.pkl', tmp_path / 'ran'
     path.write_bytes(pickle.dumps(Evil(marker)))
-    refused(path, 'a Python pickle, which could run code')
-    refused(path, 'a Python pickle', load_training_state)
-    assert not marker.exists()
-    pickle.loads(path.read_bytes())
-    assert marker.exists()  # the file is really hostile
-
-
-@pytest.mark.parametrize('read', [read_snapshot, load_training_state])
-def test_a_hostile_pickle_in_a_proper_zip_does_not_run(tmp_path, read):
-    path, marker = tmp_path / 'a.pkl', tmp_path / 'ran'
+    refused(path, 'a Python pickle, which could run code', read)
     save_one(path, secret=1)
     content = torch.load(path, weights_only=True)
     content['meta']['secret'] = Evil(marker)
@@ -214,7 +200,7 @@ def test_a_hostile_pickle_in_a_proper_zip_does_not_run(tmp_path, read):
     refused(path, r'wants to call \w+\.system', read)
     assert not marker.exists()
     torch.load(path, weights_only=False)
-    assert marker.exists()
+    assert marker.exists()  # the file is really hostile
 
 
 def test_a_zip_bomb_is_not_unpacked(tmp_path):
@@ -232,34 +218,10 @@ def test_an_unknown_version_is_refused(tmp_path, monkeypatch, version):
     refused(tmp_path / 'a.pkl', f'version {version!r}.*update the code')
 
 
-def test_training_state_continues_an_optimizer(tmp_path):
-    def run(steps, restore=None):
-        torch.manual_seed(0)
-        net = Net(Net.Config())
-        optimizer = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.0, 0.99))
-        if restore:
-            state = load_training_state(restore)
-            net.load_state_dict(state['net'])
-            optimizer.load_state_dict(state['optimizer'])
-        for _ in range(steps):
-            optimizer.zero_grad()
-            net(torch.linspace(-1, 1, 20).view(5, 4)).square().sum().backward()
-            optimizer.step()
-        return net, optimizer
-
-    net, optimizer = run(2)
-    state = {'net': net.state_dict(), 'optimizer': optimizer.state_dict(), 'nimg': np.int64(8)}
-    save_training_state(tmp_path / 'a.pt', state)
-    straight, resumed = run(4)[0].state_dict(), run(2, tmp_path / 'a.pt')[0].state_dict()
-    assert all(torch.equal(straight[k], resumed[k]) for k in straight)
-    nimg = load_training_state(tmp_path / 'a.pt')['nimg']
-    assert nimg == 8 and type(nimg) is int
-
-
 def test_training_state_holds_plain_values(tmp_path):
-    save_training_state(tmp_path / 'a.pt', {'x': np.arange(3), 'y': np.str_('z')})
+    save_training_state(tmp_path / 'a.pt', {'nimg': np.int64(8), 'y': np.str_('z')})
     state = load_training_state(tmp_path / 'a.pt')
-    assert state['x'].tolist() == [0, 1, 2] and type(state['y']) is str
+    assert state == {'nimg': 8, 'y': 'z'} and type(state['nimg']) is int and type(state['y']) is str
     with pytest.raises(TypeError, match=r"\['state'\]\['list'\]\[1\] is a object"):
         save_training_state(tmp_path / 'b.pt', {'list': [1, object()]})
     assert os.listdir(tmp_path) == ['a.pt']

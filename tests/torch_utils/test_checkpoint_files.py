@@ -80,12 +80,8 @@ def test_latest_checkpoint_is_the_newest_pair(tmp_path):
     for number in (2, 10, 1000000):
         write_pair(tmp_path, number)
     (tmp_path / 'network-snapshot-best.pkl').touch()
-    assert latest_checkpoint(tmp_path, warnings.append) == (
-        tmp_path / 'network-snapshot-001000000.pkl',
-        tmp_path / 'training-state-001000000.pt',
-        1000000,
-    )
-    assert warnings == []
+    newest = tmp_path / 'network-snapshot-001000000.pkl', tmp_path / 'training-state-001000000.pt', 1000000
+    assert latest_checkpoint(tmp_path, warnings.append) == newest and warnings == []
 
 
 def test_corrupted_checkpoints_are_named_and_skipped(tmp_path):
@@ -96,12 +92,8 @@ def test_corrupted_checkpoints_are_named_and_skipped(tmp_path):
     save_one(snapshot_path(tmp_path, 5))
     warnings = []
     assert latest_checkpoint(tmp_path, warnings.append)[2] == 2
-    names = (
-        'network-snapshot-000000005.pkl',
-        'network-snapshot-000000004.pkl',
-        'training-state-000000003.pt',
-    )
-    assert all(name in warning for name, warning in zip(names, warnings, strict=True))
+    named = snapshot_path(tmp_path, 5), snapshot_path(tmp_path, 4), training_state_path(tmp_path, 3)
+    assert all(path.name in warning for path, warning in zip(named, warnings, strict=True))
 
 
 def cannot_continue(folder, match):

@@ -35,7 +35,7 @@ def gradients_of(net, x):
 
 def work(rank):
     """Runs on each of two processes; returns plain values and tensors for the test to judge."""
-    seen = {'who': [dist.rank(), dist.world_size(), dist.local_rank(), dist.is_leader()]}
+    seen = {'who': [dist.rank(), dist.world_size(), dist.is_leader()]}
     net = make_net()
     gradients_of(net, data()[rank::2])
     dist.all_reduce_gradients(list(net.parameters()))
@@ -101,21 +101,13 @@ def two(tmp_path_factory):
     return [json.loads((folder / f'{rank}.json').read_text()) for rank in range(2)]
 
 
-def test_two_know_who_they_are(two):
-    assert [s['who'] for s in two] == [[0, 2, 0, True], [1, 2, 1, False]]
-
-
 def test_two_gradients_equal_one_process(two):
     expected = gradients_of(make_net(), data())
     for seen in two:
         for value, reference in zip(seen['gradients'], expected, strict=True):
             torch.testing.assert_close(torch.tensor(value).double(), reference, rtol=1e-5, atol=1e-7)
     assert two[0]['gradients'] == two[1]['gradients']
-
-
-def test_two_fill_in_missing_gradients(two):
-    for seen in two:
-        assert seen['partial'] == [[1.0, 2.0], [1.0, 2.0], None]
+    assert [seen['partial'] for seen in two] == [[[1.0, 2.0], [1.0, 2.0], None]] * 2
 
 
 def test_two_broadcast_parameters_and_buffers(two):
@@ -123,7 +115,9 @@ def test_two_broadcast_parameters_and_buffers(two):
     assert all(v in (5, [5, 5]) for v in two[1]['broadcast'].values()) and len(two[1]['broadcast']) == 5
 
 
-def test_two_exchange(two):
+def test_two_exchange_and_print_once(two):
+    assert [s['who'] for s in two] == [[0, 2, True], [1, 2, False]]
+    assert [s['printed'] for s in two] == ['hello from 0\n', '']
     for rank, seen in enumerate(two):
         assert seen['sum'] == [2, 1] and seen['unchanged'] == [1, rank]
         assert seen['any'] == [True, False, True]
@@ -137,15 +131,11 @@ def test_two_statistics_are_of_all_numbers(two):
         assert seen['stats again'] == {}
 
 
-def test_two_print_once(two):
-    assert [s['printed'] for s in two] == ['hello from 0\n', '']
-
-
 def test_one_process_needs_no_group(monkeypatch, capsys):
     monkeypatch.delenv('WORLD_SIZE', raising=False)
     dist.init('cpu')
     assert not torch.distributed.is_initialized()
-    assert (dist.rank(), dist.world_size(), dist.local_rank(), dist.is_leader()) == (0, 1, 0, True)
+    assert (dist.rank(), dist.world_size(), dist.is_leader()) == (0, 1, True)
     param, idle = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     param.grad = torch.ones(2)
     dist.all_reduce_gradients([param, idle])

@@ -96,8 +96,11 @@ def test_planes(golden, run):
     agrees(stats, golden['out/planes_b64_stats'])
 
 
-def test_volume_rendering(golden, run):
+def test_volume_rendering(golden, networks, inputs, run):
     kept, _, _, out = run
+    origins, directions = camera_rays(*unpack_label(inputs[3]), networks.G.config.renderer.resolution)
+    agrees(origins, golden['mid/ray_origins'])
+    agrees(directions, golden['mid/ray_directions'])
     (depths, weights, _), fine = kept['importance_depths']
     agrees(depths, golden['mid/depths_coarse'])
     agrees(weights, golden['mid/weights_coarse'])
@@ -107,12 +110,6 @@ def test_volume_rendering(golden, run):
     agrees(result.depth, golden['mid/depth_samples'])
     agrees(result.opacity, golden['mid/weight_sum'])
     agrees(out.depth, golden['out/image_depth'])
-
-
-def test_rays(golden, networks, inputs):
-    origins, directions = camera_rays(*unpack_label(inputs[3]), networks.G.config.renderer.resolution)
-    agrees(origins, golden['mid/ray_origins'])
-    agrees(directions, golden['mid/ray_directions'])
 
 
 def test_images(golden, run):
@@ -233,10 +230,8 @@ def run_phase(phase, networks, golden, phases, nimg, patch):
     for network in networks:
         network.zero_grad(set_to_none=True)
         network.requires_grad_((network is networks.G) == (phase[0] == 'G'))
-    c = phases['in/gen_cam']
-    fake = FakeBatch(
-        phases['in/z_a'], phases['in/z_m'], phases['in/gen_t'], c, c.roll(1, 0), phases['in/swap_rand']
-    )
+    z_a, z_m, t, c, swap = (phases[f'in/{k}'] for k in ('z_a', 'z_m', 'gen_t', 'gen_cam', 'swap_rand'))
+    fake = FakeBatch(z_a, z_m, t, c, c.roll(1, 0), swap)
     real = RealBatch(golden['in/real_frames'], golden['in/real_t'], golden['in/real_c'])
     if phase == 'Greg':  # the golden draws of the density points
         where = f'{SETS[nimg]}/Greg'

@@ -122,9 +122,11 @@ def render(nets, fake, c_map):
     return [torch.cat(x).unflatten(0, (2, 2)) for x in zip(*frames, strict=True)]
 
 
-@torch.no_grad()
 def test_gmain_and_dmain_are_their_formulas():
-    """Frames in the order of clips, each with its own condition, the swapped one below the probability."""
+    """Frames in the order of clips, each with its own condition, the swapped one below the probability.
+
+    The discriminators' graphs are freed one by one, which must not change what reaches the generator.
+    """
     nets, real = networks(), real_batch()
     fake = fake_batch()._replace(swap=torch.tensor([0.74, 0.76]))  # at 500,000 clips the probability is 0.75
     config = PV3DLoss.Config(video_weight=0.65, image_weight=0.8, blur_fade_nimg=625_000)
@@ -132,10 +134,12 @@ def test_gmain_and_dmain_are_their_formulas():
     c_map = torch.stack([fake.c[1], fake.c[1]])
     image, raw = render(nets, fake, c_map)
     fakes = judge(nets, blur(image, sigma), raw, fake.t, fake.c)
-    with torch.enable_grad():
-        (term,) = loss.terms('Gmain', nets, real, fake, nimg, None)
+    (term,) = loss.terms('Gmain', nets, real, fake, nimg, None)
     expected = 0.8 * softplus(-fakes[0]).mean() + 0.65 * softplus(-fakes[1]).mean()
     assert term.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    params = [nets.G.to_image_raw.weight, nets.G.synthesis.b4.const]
+    for ours, formula in zip(*(torch.autograd.grad(x, params) for x in (term.loss, expected)), strict=True):
+        same(ours, formula, 1e-4)
     terms = list(loss.terms('Dmain', nets, real, fake, nimg, None))
     raw = torch.nn.functional.interpolate(real.frames.flatten(0, 1), (8, 8), mode='bilinear', antialias=True)
     raw = raw.unflatten(0, (2, 2))
@@ -147,20 +151,6 @@ def test_gmain_and_dmain_are_their_formulas():
     w = nets.G.condition(codes, c_map.flatten(0, 1), fake.t.flatten())[:, 0]
     same(terms[0].w_mean, w.mean(dim=0), 1e-6)
     assert all(term.w_mean is None for term in terms[1:])
-
-
-def test_gradient_of_gmain_is_that_of_its_formula():
-    """The discriminators' graphs are freed one by one, which must not change what reaches the generator."""
-    nets, real, fake = networks(), real_batch(), fake_batch()
-    loss = PV3DLoss.Config(swap_end=0.0, swap_fade_nimg=1).build()
-    (term,) = loss.terms('Gmain', nets, real, fake, LATE, None)
-    params = [nets.G.to_image_raw.weight, nets.G.synthesis.b4.const]
-    ours = torch.autograd.grad(term.loss, params)
-    image, raw = render(nets, fake, fake.c)
-    logits = judge(nets, image, raw, fake.t, fake.c)
-    expected = softplus(-logits[0]).mean() + 0.65 * softplus(-logits[1]).mean()
-    for a, b in zip(ours, torch.autograd.grad(expected, params), strict=True):
-        same(a, b, 1e-4)
 
 
 @pytest.mark.parametrize('missing', ['image', 'video'])
@@ -260,12 +250,3 @@ def test_density_inside_the_box_keeps_the_published_weight(monkeypatch):
     boxes = ('inside', 'released')
     values = [density_value(bump, monkeypatch, density_box=b, density_points=40_000)[0] for b in boxes]
     assert values[0] == pytest.approx(values[1], rel=0.04)  # 20,000 of the released points lie inside
-
-
-def test_double_precision_reaches_every_phase():
-    """Tests of derivatives rely on it: no draw or constant is float32."""
-    nets, real, fake = double(networks()), double(real_batch()), double(fake_batch())
-    for phase in ('Gmain', 'Greg', 'Dmain', 'Dreg'):
-        train_mode(nets, phase)
-        terms = PV3DLoss.Config().build().terms(phase, nets, real, fake, 0, seeded(0))
-        assert all(term.loss.dtype == torch.float64 for term in terms)

@@ -175,7 +175,7 @@ class _Derivative(torch.autograd.Function):
 class _Backward(torch.autograd.Function):
     """Of d = dy * derivative: returns d * scale and the sums over pixels of d, d * v, d * noise [N, C, 3].
 
-    v is x, or when there is none what the activation got: y / gain where y > 0, y / (gain * slope) elsewhere.
+    v is x or, without it, the input of the activation: y / gain where y > 0, y / (gain * slope) elsewhere.
     """
 
     @staticmethod

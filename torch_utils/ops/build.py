@@ -76,7 +76,7 @@ def toolchain(target: Target) -> Toolchain:
         return cuda_toolchain(sorted({'{}{}'.format(*torch.cuda.get_device_capability(i)) for i in gpus}))
     compiler = shlex.split(os.environ.get('CXX') or shutil.which('g++') or shutil.which('clang++') or '')
     if not compiler:
-        raise BuildError(target, 'there is no C++ compiler')
+        raise BuildError(target, 'no C++ compiler was found')
     # not -ffast-math: it would hide nan, and change the rounding mode of the whole process
     flags = '-std=c++17 -O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -fPIC'
     info = Path('/proc/cpuinfo')
@@ -92,7 +92,7 @@ def cuda_toolchain(archs: list[str]) -> Toolchain:
     places = [*homes, *os.get_exec_path(), '/usr/local/cuda/bin', *pip]
     nvcc = shutil.which('nvcc', path=os.pathsep.join(places))
     if nvcc is None:
-        raise BuildError('cuda', 'there is no nvcc')
+        raise BuildError('cuda', 'nvcc was not found')
     version = _ask('cuda', nvcc, '--version')
     known = _ask('cuda', nvcc, '--list-gpu-code').split()
     unknown = ', '.join(f'sm_{a}' for a in archs if f'sm_{a}' not in known)
@@ -193,7 +193,7 @@ def _compile(target: Target, chain: Toolchain, files: list[Path], work: Path) ->
     Path(work, 'build.ninja').write_text('\n'.join(rules))
     ninja = [sys.executable, '-m', 'ninja'] if importlib.util.find_spec('ninja') else [shutil.which('ninja')]
     if None in ninja:
-        raise BuildError(target, 'there is no ninja, which runs the compiler', 'pip install ninja')
+        raise BuildError(target, 'ninja, which runs the compiler, is missing', 'pip install ninja')
     try:
         code, output = _run(ninja, work)
     except subprocess.TimeoutExpired as err:

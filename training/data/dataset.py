@@ -40,7 +40,7 @@ class Draw(TypedDict):
 
 
 def sample_indices(rng: np.random.Generator, counts: np.ndarray, distinct: bool) -> np.ndarray:
-    """Draws sorted pairs of frame indices, floor(count * X) and floor(count * Y).
+    """Draws sorted pairs [N, 2] of frame indices, floor(count * X) and floor(count * Y).
 
     X ~ Beta(2, 1) and Y ~ Beta(1, 2) are independent.
 
@@ -48,9 +48,6 @@ def sample_indices(rng: np.random.Generator, counts: np.ndarray, distinct: bool)
         rng: source of the draw.
         counts: number of frames to choose from, at least 2 each, [N].
         distinct: draw again until the two differ; False, as released, leaves 4.17 % equal (of 16).
-
-    Returns:
-        indices [N, 2], int64.
     """
     pairs = np.zeros((len(counts), 2), dtype=np.int64)
     redo = np.arange(len(counts))
@@ -63,7 +60,7 @@ def sample_indices(rng: np.random.Generator, counts: np.ndarray, distinct: bool)
 
 
 def sample_times(rng: np.random.Generator, n: int, span: int, distinct: bool, lattice: bool) -> Tensor:
-    """Draws pairs of times for fake frames.
+    """Draws n pairs of increasing times in [0, 1] for fake frames, float32 [n, 2].
 
     Args:
         rng: source of the draw.
@@ -71,9 +68,6 @@ def sample_times(rng: np.random.Generator, n: int, span: int, distinct: bool, la
         span: frames of a span; times of the lattice are multiples of 1 / (span - 1).
         distinct: see `sample_indices`; of no effect on continuous times, which never meet.
         lattice: draw as for real frames; False draws (min, max) of X and Y themselves, as released.
-
-    Returns:
-        increasing times in [0, 1], float32 [n, 2].
     """
     if lattice:
         times = sample_indices(rng, np.full(n, span), distinct) / (span - 1)
@@ -82,7 +76,7 @@ def sample_times(rng: np.random.Generator, n: int, span: int, distinct: bool, la
     return torch.from_numpy(times.astype(np.float32))
 
 
-class VideoDataset(torch.utils.data.Dataset, Configurable):
+class VideoDataset(Configurable):
     """Clips of a zip or folder. Safe to pickle and to fork; images are read when asked for.
 
     Raises:
@@ -113,10 +107,8 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
         index = read_index(config.path)
         if index.problems:
             named = [f'{name or "(no clip)"}: {what}' for name, what in list(index.problems.items())[:5]]
-            count = len(index.problems)
-            raise DataError(
-                f'{config.path}: {"; ".join(named)} ({count} bad clips); `dataset_tool.py check` lists all'
-            )
+            more = f'({len(index.problems)} bad clips); `dataset_tool.py check` lists all'
+            raise DataError(f'{config.path}: {"; ".join(named)} {more}')
         self.names = index.clips[: config.max_clips]
         self.fps = index.fps
         self._starts = index.starts[: len(self.names) + 1]
@@ -139,17 +131,12 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
             return
         if size != (known, known):
             raise DataError(
-                f'{config.path}: {self._files.name(0)} is {size[0]}x{size[1]} but dataset.json says '
+                f'{config.path}: {self._files.name(0)} is {size[0]}x{size[1]} but dataset.json states '
                 f'{known}x{known}; make the set again with dataset_tool.py pack'
             )
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def __getitem__(self, index: int) -> Draw:
-        if not 0 <= index < len(self):
-            raise IndexError(f'clip {index} of {len(self)}')
-        return self.draw(index, 0)
 
     def describe(self) -> str:
         """Returns one line: clips, frames, resolution."""
@@ -188,9 +175,8 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
             DataError: if a frame is missing, corrupted or of another size.
         """
         key = (seed,) if isinstance(seed, int) else tuple(seed)
-        where, t, mirrored = self._draw(
-            np.random.default_rng((*key, index)), np.array([index]), self.config.mirror
-        )
+        rng = np.random.default_rng((*key, index))
+        where, t, mirrored = self._draw(rng, np.array([index]), self.config.mirror)
         frames = torch.stack([self._decode(i) for i in where[0]])
         c = self._cameras[where[0]]
         if mirrored[0]:
@@ -198,12 +184,9 @@ class VideoDataset(torch.utils.data.Dataset, Configurable):
         return Draw(frames=frames, t=t[0], c=c)
 
     def sample_cameras(self, rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
-        """Draws cameras for fakes as real frames are drawn, each row from a random clip.
+        """Draws camera labels [n, T, 25] for fakes, and the times [n, T] of the frames that they belong to.
 
-        Nothing is decoded.
-
-        Returns:
-            labels [n, T, 25] and the times [n, T] of the frames that they belong to.
+        Each row is drawn as real frames are, from a random clip; nothing is decoded.
         """
         where, t, mirrored = self._draw(rng, rng.integers(len(self), size=n), self.config.mirror_fakes)
         c = self._cameras[torch.from_numpy(where)]
@@ -268,21 +251,18 @@ def batches(
     of them rank r gets the r-th of world_size equal parts. Neither world_size nor num_workers changes pairs.
 
     Args:
-        dataset: where from.
+        dataset: source of the clips.
         seed: not negative.
         start: clips seen before.
-        batch: clips per iteration over all ranks.
-        rank: of this process.
-        world_size: number of processes.
+        batch: clips per iteration over all ranks, a multiple of world_size.
+        rank, world_size: number of this process, and of processes.
         num_workers: processes that decode ahead of time; 0 decodes in this one.
 
     Raises:
-        ValueError: if batch does not divide.
         DataError: if more than 1 % of the clips, and more than one, cannot be read. Such a clip is named in
             the log once and replaced by the next one.
     """
-    if batch < 1 or batch % world_size:
-        raise ValueError(f'a batch of {batch} clips does not divide into {world_size} equal parts')
+    assert batch >= 1 and batch % world_size == 0
     loader = torch.utils.data.DataLoader(
         _Draws(dataset, seed),
         batch_sampler=_rank_order(clip_order(seed, start, len(dataset)), batch, rank, world_size),

@@ -98,9 +98,6 @@ class FileStore:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_file': None}
 
-    def __len__(self) -> int:
-        return len(self._names)
-
     def name(self, i: int) -> str:
         """Returns the name of file i."""
         return self._names[i].decode()
@@ -127,7 +124,7 @@ class FileStore:
         if offset < 0:
             raise DataError(f'{name} is missing from the zip')
         _check_size(name, max(stored, size))
-        # stays open for the life of the store; held here too, since another thread may put its own in place
+        # stays open for the life of the store; held here too, because another thread may put its own in place
         file = self._file or open(self._path, 'rb', buffering=0)  # noqa: SIM115
         self._file = file
         # pread leaves the position of the file alone, which forked processes share

@@ -79,15 +79,11 @@ class Epilogue(nn.Module):
 def minibatch_deviation(x: Tensor) -> Tensor:
     """Returns how much samples of a group differ, one constant plane per sample [N, 1, H, W].
 
-    x [N, C, H, W] is split into N / G groups of G = min(4, N) samples (every (N / G)-th sample together).
-
-    Raises:
-        ValueError: if G does not divide N.
+    x [N, C, H, W] is split into N / G groups of G = min(4, N) samples (every (N / G)-th sample together);
+    TrainConfig.split_batch makes sure that G divides N.
     """
     n, _, h, w = x.shape
     group = min(DiscriminatorConfig.group_size, n)
-    if n % group:
-        raise ValueError(f'a batch of {n} does not divide into groups of {group}: use a multiple of {group}')
     y = x.unflatten(0, (group, n // group))
     deviation = ((y - y.mean(dim=0)).square().mean(dim=0) + 1e-8).sqrt()
     return deviation.mean(dim=(1, 2, 3)).repeat(group)[:, None, None, None].expand(n, 1, h, w).to(x.dtype)
@@ -134,10 +130,8 @@ class ImageDiscriminator(_Discriminator, Configurable):
 
     def forward(self, image: Tensor, image_raw: Tensor, c: Tensor) -> Tensor:
         """Maps image [N, 3, R, R], image_raw [N, 3, h, h] and labels [N, 25] to logits [N, 1]."""
-        size = image.shape[2:]
-        raw = torch.nn.functional.interpolate(
-            image_raw, size=size, mode='bilinear', align_corners=False, antialias=True
-        )
+        resize = torch.nn.functional.interpolate
+        raw = resize(image_raw, size=image.shape[2:], mode='bilinear', antialias=True)
         return self.score(torch.cat([image, raw], dim=1), c)
 
     def example_inputs(self, n: int) -> tuple[Tensor, ...]:

@@ -140,7 +140,6 @@ class ToRGB(nn.Module):
         self.affine = FullyConnected(w_dim, in_channels, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.register_buffer('resample_filter', make_filter(), persistent=False)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Maps x [N, C, H, W] and w [N, w_dim] to [N, C_out, H, W]."""

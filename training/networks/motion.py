@@ -48,17 +48,12 @@ class MotionLayer(nn.Module):
     def forward(
         self, x: Tensor, z_m: Tensor, t: Tensor, noise_mode: str, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Adds motion to features.
+        """Adds motion to appearance features x [N, C, H, W].
 
         Args:
-            x: appearance features [N, C, H, W].
             z_m: motion code [N, code_dim], N(0, 1), not normalised.
             t: time in units of the training span [N]; at t = 0 every code gives the same frame.
-            noise_mode: as in SynthesisLayer.
-            generator: as in SynthesisLayer.
-
-        Returns:
-            features [N, C, H, W].
+            noise_mode, generator: as in SynthesisLayer.
         """
         w_m = self.mlp(self.head(z_m * t[:, None]))  # eq. 1
         if hasattr(self, 'vector'):

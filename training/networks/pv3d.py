@@ -22,7 +22,7 @@ from training.networks.mapping import MappingNetwork
 from training.networks.motion import MotionConfig
 from training.networks.superresolution import Superresolution
 from training.networks.synthesis import SynthesisNetwork
-from training.volumetric_rendering.fused import FusedField, Spec, fused_field
+from training.volumetric_rendering.fused import Spec, fused_field
 from training.volumetric_rendering.ray_sampler import camera_rays
 from training.volumetric_rendering.renderer import RayColors, RendererConfig, render_rays
 from training.volumetric_rendering.triplane import sample_planes
@@ -58,8 +58,8 @@ class Generator(RadianceGenerator, Configurable):
         precision: Literal['fp32', 'fp16', 'bf16'] = 'fp16'  # of super-resolution on CUDA [EG3D]
         # which camera the mapping sees: PV3D table 2c; none: table 3c
         camera_condition: CameraCondition = 'mapt'
-        motion: MotionConfig = dataclasses.field(default_factory=MotionConfig)
-        renderer: RendererConfig = dataclasses.field(default_factory=RendererConfig)
+        motion: MotionConfig = MotionConfig()
+        renderer: RendererConfig = RendererConfig()
 
         def __post_init__(self) -> None:
             for field in dataclasses.fields(self):
@@ -83,6 +83,7 @@ class Generator(RadianceGenerator, Configurable):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.z_dim, self.motion_dim, self.renderer = config.z_dim, config.motion.code_dim, config.renderer
         naive_inputs = config.motion.code_dim + 1 if config.motion.kind == 'naive' else 0  # z_m and t
         self.mapping_network = MappingNetwork(
             config.z_dim + naive_inputs,
@@ -108,21 +109,6 @@ class Generator(RadianceGenerator, Configurable):
             config.sr_channels,
             config.precision,
         )
-
-    @property
-    def z_dim(self) -> int:
-        """Width of the appearance code."""
-        return self.config.z_dim
-
-    @property
-    def motion_dim(self) -> int:
-        """Width of the motion code."""
-        return self.config.motion.code_dim
-
-    @property
-    def renderer(self) -> RendererConfig:
-        """How rays are sampled."""
-        return self.config.renderer
 
     def training_cameras(self, rendered: Tensor, mapping: Tensor) -> tuple[Tensor, Tensor]:
         """See the contract."""
@@ -180,7 +166,7 @@ class Generator(RadianceGenerator, Configurable):
         ray_chunk: int | None = None,
     ) -> Rendering:
         """See the contract; scene: planes [M, 3, plane_channels, H, W]."""
-        renderer = renderer or self.config.renderer
+        renderer = renderer or self.renderer
         origins, directions = camera_rays(*unpack_label(cameras.to(scene.dtype)), renderer.resolution)
         rays = self._render_rays(scene, origins, directions, renderer, generator, ray_chunk)
         size = (renderer.resolution, renderer.resolution)
@@ -233,14 +219,11 @@ class Generator(RadianceGenerator, Configurable):
             return self.sample_field(planes, points)
 
         chunk = ray_chunk or origins.shape[1]
-        fused = self._fused_field(planes, renderer)
+        spec = Spec(self.config.plane_axes, self.config.box_warp, MARGIN)
+        samples = renderer.depth_samples + renderer.importance_samples
+        fused = fused_field(planes, self.decoder.weights(), spec, samples)
         parts = [
             render_rays(field, o, d, renderer, generator, fused)
             for o, d in zip(origins.split(chunk, dim=1), directions.split(chunk, dim=1), strict=True)
         ]
         return RayColors(*(torch.cat(x, dim=1) if len(parts) > 1 else x[0] for x in zip(*parts, strict=True)))
-
-    def _fused_field(self, planes: Tensor, renderer: RendererConfig) -> FusedField | None:
-        spec = Spec(self.config.plane_axes, self.config.box_warp, MARGIN)
-        samples = renderer.depth_samples + renderer.importance_samples
-        return fused_field(planes, self.decoder.weights(), spec, samples)

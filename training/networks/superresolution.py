@@ -65,8 +65,7 @@ class Superresolution(nn.Module):
         size = (self.in_resolution, self.in_resolution)
         if features.shape[2:] != size:
             resize = torch.nn.functional.interpolate
-            features = resize(features, size=size, mode='bilinear', align_corners=False, antialias=True)
-            rgb = resize(rgb, size=size, mode='bilinear', align_corners=False, antialias=True)
+            features, rgb = (resize(x, size, mode='bilinear', antialias=True) for x in (features, rgb))
         x = cast(features, self.precision, self.block0.conv0.weight)
         x, rgb = self.block0(x, rgb, w)
         x, rgb = self.block1(x, rgb, w)

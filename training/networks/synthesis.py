@@ -92,10 +92,8 @@ class SynthesisNetwork(nn.Module):
         previous = 0
         for i, r in enumerate(self.resolutions):
             channels = min(channel_base // r, channel_max)
-            block = SynthesisBlock(
-                previous, channels, w_dim, r, out_channels, motion if i < num_motion else None
-            )
-            setattr(self, f'b{r}', block)
+            moved = motion if i < num_motion else None
+            setattr(self, f'b{r}', SynthesisBlock(previous, channels, w_dim, r, out_channels, moved))
             previous = channels
 
     @property

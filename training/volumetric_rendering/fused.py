@@ -109,8 +109,7 @@ def _prepare(planes: Tensor, rays: Rays, decoder: DecoderWeights) -> tuple[Tenso
     """Casts to one type, float32 or float64, and joins the weights to one vector."""
     shapes = [(triplane_render.HIDDEN, planes.shape[2]), (triplane_render.HIDDEN,)]
     shapes += [(len(decoder.out_bias), triplane_render.HIDDEN), (len(decoder.out_bias),)]
-    if [tuple(w.shape) for w in decoder] != shapes:
-        raise ValueError(f'decoder weights {[tuple(w.shape) for w in decoder]}: {shapes} expected')
+    assert [tuple(w.shape) for w in decoder] == shapes  # kernels rely on it
     dtype = torch.float64 if planes.dtype == torch.float64 else torch.float32
     params = torch.cat([w.flatten().to(dtype) for w in decoder])
     return planes.to(dtype), Rays(*(x.to(dtype) for x in rays)), params

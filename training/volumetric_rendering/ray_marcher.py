@@ -50,15 +50,9 @@ def composite(features: Tensor, density: Tensor, depths: Tensor) -> Composite:
         density: raw density [N, R, S, 1].
         depths: distance from the camera in scene units, increasing along S, [N, R, S, 1].
 
-    Raises:
-        ValueError: if S < 2 or the leading axes differ.
-
     Checked against a closed form in test_rendering.py.
     """
-    if depths.shape[2] < 2 or not features.shape[:3] == density.shape[:3] == depths.shape[:3]:
-        raise ValueError(
-            f'shapes {features.shape}, {density.shape}, {depths.shape}: same N, R, S >= 2 expected'
-        )
+    assert features.shape[:3] == density.shape[:3] == depths.shape[:3] and depths.shape[2] >= 2
     weights = interval_weights(density, depths)
     seen = (weights * (features[:, :, 1:] + features[:, :, :-1]) / 2).sum(dim=2)
     return Composite(seen, expected_depth(weights, depths), weights)

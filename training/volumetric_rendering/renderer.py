@@ -33,9 +33,7 @@ class RendererConfig:
 
     def __post_init__(self) -> None:
         if self.resolution < 1 or self.depth_samples < 4 or self.importance_samples < 0:
-            raise ConfigError(
-                'renderer: resolution >= 1, depth_samples >= 4 and importance_samples >= 0 expected'
-            )
+            raise ConfigError('renderer: resolution >= 1, depth_samples >= 4, importance_samples >= 0')
         if not 0 < self.ray_start < self.ray_end:
             raise ConfigError(f'renderer: 0 < ray_start={self.ray_start} < ray_end={self.ray_end} expected')
 
@@ -83,12 +81,8 @@ def render_rays(
         result, depths = _march(field, origins, directions, coarse, u)
     else:
         result, depths = _integrate(integrator, origins, directions, coarse, u)
-    return RayColors(
-        result.features * 2 - 1,
-        result.depth,
-        result.opacity,
-        _expected_points(origins, directions, depths, result),
-    )
+    points = _expected_points(origins, directions, depths, result)
+    return RayColors(result.features * 2 - 1, result.depth, result.opacity, points)
 
 
 def _march(
@@ -121,23 +115,19 @@ def _integrate(
 
 
 def _coarse_depths(origins: Tensor, config: RendererConfig, generator: torch.Generator | None) -> Tensor:
-    n, r, _ = origins.shape
-    like = {'device': origins.device, 'dtype': origins.dtype}
-    s = config.depth_samples
+    shape = (*origins.shape[:2], config.depth_samples, 1)
     if generator is None:
-        offset = torch.full((1, 1, 1, 1), config.fixed_offset, **like)
+        offset = origins.new_full((1, 1, 1, 1), config.fixed_offset)
     else:
-        offset = torch.rand((n, r, s, 1), generator=generator, **like)
-    return stratified_depths(config.ray_start, config.ray_end, s, offset).expand(n, r, s, 1)
+        offset = torch.rand(shape, generator=generator, device=origins.device, dtype=origins.dtype)
+    return stratified_depths(config.ray_start, config.ray_end, shape[2], offset).expand(shape)
 
 
 def _quantiles(origins: Tensor, config: RendererConfig, generator: torch.Generator | None) -> Tensor:
-    n, r, _ = origins.shape
-    like = {'device': origins.device, 'dtype': origins.dtype}
-    f = config.importance_samples
+    like, f = {'device': origins.device, 'dtype': origins.dtype}, config.importance_samples
     if generator is None:
         return (torch.arange(f, **like) + 0.5) / f
-    return torch.rand((n, r, f), generator=generator, **like)
+    return torch.rand((*origins.shape[:2], f), generator=generator, **like)
 
 
 def _sample(field: Field, origins: Tensor, directions: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,15 +22,12 @@ def stratified_depths(near: float, far: float, num: int, offset: Tensor) -> Tens
 
 @torch.no_grad()
 def importance_depths(depths: Tensor, weights: Tensor, u: Tensor) -> Tensor:
-    """Draws depths where the weights are large, by inverting their cumulative distribution.
+    """Draws depths [N, R, F, 1] where the weights are large, by inverting their cumulative distribution.
 
     Args:
         depths: coarse depths [N, R, S, 1].
         weights: weights of the S - 1 intervals between them [N, R, S - 1, 1].
         u: quantiles in [0, 1], [N, R, F] or broadcastable to it.
-
-    Returns:
-        fine depths [N, R, F, 1], without gradient.
     """
     n, r, s, _ = depths.shape
     depths, weights = depths.reshape(n * r, s), weights.reshape(n * r, 1, s - 1)

@@ -13,24 +13,18 @@ PLANE_AXES = {
 
 
 def sample_planes(planes: Tensor, points: Tensor, axes: str, box_warp: float) -> Tensor:
-    """Interpolates plane features at points and averages over the planes; zero outside the box.
+    """Interpolates features [N, M, C] at points and averages over the planes; zero outside the box.
 
     Args:
         planes: [N, 3, C, H, W].
         points: world coordinates [N, M, 3].
         axes: a key of PLANE_AXES.
         box_warp: side of the box that the planes cover, scene units.
-
-    Returns:
-        features [N, M, C].
     """
     coordinates = points * (2 / box_warp)
-    total = None
-    for p, uv in enumerate(PLANE_AXES[axes]):
-        grid = coordinates[..., uv][:, :, None]  # [N, M, 1, 2]
-        found = _look_up(planes[:, p], grid)
-        total = found if total is None else total + found
-    return (total[..., 0] / len(PLANE_AXES[axes])).transpose(1, 2)
+    grids = (coordinates[..., uv][:, :, None] for uv in PLANE_AXES[axes])  # [N, M, 1, 2] each
+    first, second, third = map(_look_up, planes.unbind(1), grids)
+    return ((first + second + third)[..., 0] / 3).transpose(1, 2)
 
 
 def _look_up(plane: Tensor, grid: Tensor) -> Tensor:

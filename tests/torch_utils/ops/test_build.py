@@ -55,9 +55,8 @@ exec g++ "$@"
 
 def build(place, wait=True):
     command = [sys.executable, '-c', BUILD, *map(str, place)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
     return finish(process) if wait else process
 
 
@@ -72,10 +71,17 @@ def calls(place):
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
-def wait_for_a_call(place):
-    deadline = time.time() + 60
+def start_slow_build(place):
+    """Starts a process that builds, and waits until its compiler, which will not end, runs."""
+    (place[0].parent / 'slow').touch()
+    process, deadline = build(place, wait=False), time.time() + 60
     while not calls(place) and time.time() < deadline:
         time.sleep(0.05)
+    return process
+
+
+def left_behind(place):
+    return [p for p in place[0].iterdir() if p.is_dir()]
 
 
 def test_processes_build_once(place):
@@ -83,7 +89,7 @@ def test_processes_build_once(place):
     libraries = {finish(p) for p in processes}
     assert len(libraries) == 1 and libraries.pop().exists()
     assert calls(place) == 2  # one source, one link
-    assert not [p for p in place[0].iterdir() if p.is_dir()]
+    assert not left_behind(place)
 
 
 def test_a_change_builds_again(place):
@@ -97,15 +103,11 @@ def test_a_change_builds_again(place):
 
 
 def test_the_lock_of_a_dead_process_is_taken_over(place):
-    slow = place[0].parent / 'slow'
-    slow.touch()
-    process = build(place, wait=False)
-    wait_for_a_call(place)
+    process = start_slow_build(place)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    slow.unlink()
-    assert build(place).exists()
-    assert not [p for p in place[0].iterdir() if p.is_dir()]  # nor what it left
+    (place[0].parent / 'slow').unlink()
+    assert build(place).exists() and not left_behind(place)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_ninja_may_be_of_the_system_or_missing(place, monkeypatch):
     monkeypatch.setattr(shutil, 'which', lambda name: None)
     with pytest.raises(kernel_build.BuildError) as err:
         kernel_build.build('cpu', chain._replace(version='another'), *place)
-    two_lines(err, 'no ninja', 'pip install ninja')
+    two_lines(err, 'ninja', 'pip install ninja')
 
 
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
@@ -200,16 +202,14 @@ def test_a_build_that_hangs_is_ended_with_all_its_processes(place, monkeypatch):
     two_lines(err, 'longer than 1 seconds', f'{compiler} hangs')
     started = [int(pid) for pid in pids.read_text().split()]
     assert len(started) == 2 and not [pid for pid in started if alive(pid)]
-    assert not [p for p in place[0].iterdir() if p.is_dir()]
+    assert not left_behind(place)
 
 
 def test_an_interrupted_build_leaves_nothing(place):
-    (place[0].parent / 'slow').touch()
-    process = build(place, wait=False)
-    wait_for_a_call(place)
+    process = start_slow_build(place)
     process.send_signal(signal.SIGINT)
     assert 'KeyboardInterrupt' in process.communicate(timeout=20)[1]
-    assert not [p for p in place[0].iterdir() if p.is_dir()]
+    assert not left_behind(place)
     assert not subprocess.run(['pgrep', '-f', str(place[0].parent)], capture_output=True).stdout
 
 

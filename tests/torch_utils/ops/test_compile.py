@@ -25,9 +25,8 @@ def agrees(network, inputs):
     for run in (compiled, network):
         y = run(*inputs)
         y = y if torch.is_tensor(y) else y.image
-        found.append(
-            (y, *torch.autograd.grad(y.square().mean(), list(network.parameters()), allow_unused=True))
-        )
+        grads = torch.autograd.grad(y.square().mean(), list(network.parameters()), allow_unused=True)
+        found.append((y, *grads))
     for ours, plain in zip(*found, strict=True):
         if plain is not None:
             torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)

@@ -7,7 +7,6 @@ import torch
 
 from benchmarks import doctor, ops
 from support import tiny
-from torch_utils.ops import kernels
 from torch_utils.ops.bias_act import bias_act
 from training.presets import PRESETS
 from training.training_loop import Trainer
@@ -22,10 +21,6 @@ pytestmark = [
 def exact():
     """No TF32: its 10 bits would hide errors."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def test_kernels_build():
-    kernels.load('cuda')
 
 
 NAMES = [c.name for c in ops.cases(ops.Sizes(1, 2, 4, torch.float32, False), 'cpu')]
@@ -62,18 +57,15 @@ def test_rendering_agrees_with_the_reference(channels, samples, monkeypatch):
 def test_networks_agree_with_the_cpu():
     found = []
     for device in ('cuda', 'cpu'):
-        G, D_image, D_video = (
-            network.to(device) for network in tiny.networks(tiny.generator(precision='fp32'))
-        )
+        nets = tiny.networks(tiny.generator(precision='fp32'))
+        G, D_image, D_video = (network.to(device) for network in nets)
         z_a, z_m, t, c = (x.to(device) for x in tiny.codes(4))
         out = G(z_a, z_m, t, c.float())
         pair = D_video.pair_input(out.image.unflatten(0, (2, 2)), t.unflatten(0, (2, 2)))
         logits = [D_image(out.image, out.image_raw, c.float()), D_video(pair, c.float().unflatten(0, (2, 2)))]
         found.append([x.detach().cpu() for x in (*out, *logits)])
-    for ours, reference in zip(*found, strict=True):
-        assert (
-            ours - reference
-        ).abs().max() < 2e-2 * reference.abs().max()  # discriminators in half precision
+    for ours, reference in zip(*found, strict=True):  # discriminators in half precision
+        assert (ours - reference).abs().max() < 2e-2 * reference.abs().max()
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -88,10 +80,8 @@ def test_clamped_elements_pass_no_gradient_in_half_precision(dtype):
 @pytest.mark.parametrize('precision', ['fp32', 'fp16', 'bf16'])
 def test_training_steps_and_resumes(data, tmp_path, precision):
     config = PRESETS['tiny'](str(data))
-    parts = {
-        n: dataclasses.replace(getattr(config, n), precision=precision)
-        for n in ('generator', 'd_image', 'd_video')
-    }
+    names = ('generator', 'd_image', 'd_video')
+    parts = {n: dataclasses.replace(getattr(config, n), precision=precision) for n in names}
     config = dataclasses.replace(config, **parts)
     assert Trainer(config, tmp_path, torch.device('cuda')).train()
     longer = dataclasses.replace(config, total_nimg=config.total_nimg + 8)

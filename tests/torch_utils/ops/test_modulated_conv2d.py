@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
 
 from support.tiny import draw
 from torch_utils.ops.conv2d_resample import conv2d_resample
@@ -45,13 +44,6 @@ def test_agrees_with_the_definition(up, k, demodulate):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_derivatives():
-    shapes = (2, 2, 3, 3), (2, 2, 3, 3), (2, 2)
-    inputs = [draw(*shape, seed=i, grad=True) for i, shape in enumerate(shapes)]
-    assert gradcheck(modulated_conv2d, inputs, fast_mode=True)
-    assert gradgradcheck(modulated_conv2d, inputs, fast_mode=True)
-
-
 def test_demodulation_gives_unit_variance():
     """Whatever weights and styles: inside the borders, noise of variance 1 comes out with variance 1."""
     x = draw(2, 8, 66, 66)
@@ -67,14 +59,11 @@ def test_demodulation_gives_unit_variance():
 def test_half_precision_survives_huge_weights(dtype):
     """Weights and styles beyond the range of fp16 (65504) are brought down first; demodulation undoes it."""
     x, weight, styles = draw(2, 8, 8, 8), draw(4, 8, 3, 3, seed=1), draw(2, 8, seed=2)
-    exact = modulated_conv2d(x, weight, styles)
-    y = modulated_conv2d(x.to(dtype), weight.float() * 1e6, styles.float() * 1e6)
-    assert y.dtype == dtype
-    torch.testing.assert_close(y.double(), exact, rtol=0, atol=8 * torch.finfo(dtype).eps)
-    up = modulated_conv2d(x.to(dtype), weight.float() * 1e6, styles.float() * 1e6, FIR)
-    assert up.dtype == dtype and up.isfinite().all()
-    expected = modulated_conv2d(x, weight, styles, FIR)
-    torch.testing.assert_close(up.double(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
+    for f, factor in ((None, 8), (FIR, 16)):
+        y = modulated_conv2d(x.to(dtype), weight.float() * 1e6, styles.float() * 1e6, f)
+        assert y.dtype == dtype
+        exact = modulated_conv2d(x, weight, styles, f)
+        torch.testing.assert_close(y.double(), exact, rtol=0, atol=factor * torch.finfo(dtype).eps)
 
 
 def test_half_precision_survives_wide_sums():
