@@ -37,7 +37,7 @@ demo: $(STAMP)  ## data, training (stopped and resumed once), videos, a contact 
 	@echo '== 1/4 data: synthetic talking heads'
 	test -e $(DATA) || $(PY) dataset_tool.py synth --dest $(DATA) --clips 8 --frames 192 --resolution 64 --seed 4
 	$(PY) dataset_tool.py show $(DATA) --dest $(DEMO)/heads.png
-	@echo '== 2/4 training goes on from the weights in assets/demo.pkl and stops after $(MINUTES) min'
+	@echo '== 2/4 training continues from the weights in assets/demo.pkl and stops after $(MINUTES) min'
 	$(TRAIN)
 	@echo '== 3/4 the same command again continues the same run'
 	$(TRAIN)
@@ -50,11 +50,11 @@ demo: $(STAMP)  ## data, training (stopped and resumed once), videos, a contact 
 	@echo '  $(DEMO)/videos/grid.mp4               four generated people, camera going round'
 	@echo '  $(DEMO)/videos/seed0002-sheet.png     one of them: moments x three views'
 	@echo '  $(DEMO)/mesh/seed0002-0000.glb        the mesh of one moment'
-	@echo "  $$(ls -d $(DEMO)/runs/*/ | tail -n 1)  the run: log.txt, sample pictures, snapshots"
+	@echo "  $$(ls -d $(DEMO)/runs/*/ | tail -n 1)  the run: log.txt, sample images, snapshots"
 
 METRICS := fvd32_16f_lite0,fid32_lite0,kid32_lite0,id32_sface,cd32,we32,motion32,expression32,flicker32,depthvar32,geometry32
 
-metrics: $(STAMP)  ## measure the network of the demo, which must have been made, with all that needs no download
+metrics: $(STAMP)  ## measure the network of the demo (make demo first) with all metrics that need no download
 	$(PY) calc_metrics.py --network $(LATEST) --data $(DATA) --metrics $(METRICS) --control frozen --control shuffled --control flat
 	$(PY) calc_metrics.py --plot $$(dirname $(LATEST))
 

@@ -241,7 +241,6 @@ def test_structure(check):
     assert not found, f'{check.__doc__}\n' + '\n'.join(found)
 
 
-@pytest.mark.skip('enabled when all rooms are done')
 @pytest.mark.parametrize('check', MANNERS, ids=lambda c: c.__name__)
 def test_manners(check):
     test_structure(check)
