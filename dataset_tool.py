@@ -13,7 +13,7 @@ from dnnlib.cli import ARGUMENT, SETTINGS, OnlyWith, Range, command
 import click
 
 from dnnlib.util import UserError, atomic_write, usable_cores
-from preprocessing.from_videos import pipeline
+from preprocessing.from_videos.options import Options as StageOptions
 
 _TABLE_ROWS = 24  # clips that `check` lists before it continues with the bad ones
 Zip = Annotated[str, 'X.zip']
@@ -109,7 +109,7 @@ def pack(options: Pack) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromVideos(pipeline.Options):
+class FromVideos(StageOptions):
     """Makes a data set from raw videos: finds faces, crops them, estimates cameras, sorts people.
 
     The steps of the paper (appendix A.3). Each leaves its results in the work folder W: the same command
@@ -139,7 +139,7 @@ class FromVideos(pipeline.Options):
       python dataset_tool.py from-videos --source yt --dest hq.zip --list celebvhq info.json --download
     """
 
-    # The other options stand in pipeline.Options.
+    # The other options stand in preprocessing/from_videos/options.py.
 
     # folder for what the stages find [default: X-work beside X]
     workdir: Annotated[str, 'W'] | None = None
@@ -153,15 +153,17 @@ class FromVideos(pipeline.Options):
 
 def from_videos(options: FromVideos) -> None:
     """Runs the stages."""
+    from preprocessing.from_videos import pipeline
+
     if options.until and options.only:
         raise UserError('--only and --until exclude each other; give one of them')
     stem = options.dest.removesuffix('.zip')
     kind, path = options.list or (None, None)
     network = {'recognizer': 'arcface', 'recognizer_file': options.arcface} if options.arcface else {}
-    given = {f.name: getattr(options, f.name) for f in fields(pipeline.Options)}
+    given = {f.name: getattr(options, f.name) for f in fields(StageOptions)}
     given |= {'workdir': options.workdir or f'{stem}-work', 'list_kind': kind, 'list_path': path, **network}
     done = pipeline.run(
-        pipeline.Options(**given), options.until or 'pack', options.only, options.workers, click.echo
+        StageOptions(**given), options.until or 'pack', options.only, options.workers, click.echo
     )
     if done == 'pack':
         _report_written(options.dest)

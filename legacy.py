@@ -65,21 +65,20 @@ def convert(source: str, dest: str | None, overrides: tuple[str, ...]) -> None:
     from interop.convert import build_networks, is_foreign, open_foreign
     from torch_utils.checkpoint import save_snapshot
 
-    parts = [[part.strip() for part in text.partition('=')] for text in overrides]
-    for (_, equals, _), text in zip(parts, overrides, strict=True):
-        if not equals:
-            raise UserError(f'--set {text} must be PATH=VALUE, for example --set renderer.resolution=128')
+    wrong = [text for text in overrides if '=' not in text]
+    if wrong:
+        raise UserError(f'--set {wrong[0]} must be PATH=VALUE, for example --set renderer.resolution=128')
     if not is_foreign(source):
         if dest is not None or overrides:
             raise UserError(f'{source} is already a snapshot; copy it, or export it with --to released')
         describe_own(source)
         return
-    foreign = open_foreign(source, [(path, value) for path, _, value in parts])
+    parts = [text.partition('=') for text in overrides]
+    foreign = open_foreign(source, [(path.strip(), value.strip()) for path, _, value in parts])
     click.echo(f'{source}: {foreign.kind}')
     report(foreign.facts)
-    if dest is None:
-        return
-    save_snapshot(dest, build_networks(foreign.snapshot), foreign.snapshot.meta)
+    if dest is not None:
+        save_snapshot(dest, build_networks(foreign.snapshot), foreign.snapshot.meta)
 
 
 def describe_own(source: str) -> None:

@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # functions import what they need: --help and errors in optio
     import torch
 
     from training.config import TrainConfig
-    from training.training_loop import Callbacks, Evaluate
+    from training.training_loop import Callbacks
 
 Paper = Literal['pv3d-voxceleb', 'pv3d-celebvhq', 'pv3d-talkinghead', 'pv3d-released']
 Preset = Literal[Paper, 'pv3d-256', 'pv3d-128', 'demo', 'tiny']  # as training.presets.PRESETS
@@ -101,9 +101,8 @@ class Options:
     gamma: Number = None  # R1 weight; higher is more stable [default: preset]
     glr: Number = None  # learning rate of the generator [default: preset]
     dlr: Number = None  # learning rate of the discriminators [default: preset]
-    mirror: Annotated[bool, 'BOOL'] | None = (
-        None  # mirror images and cameras, true or false [default: preset]
-    )
+    # mirror images and cameras, true or false [default: preset]
+    mirror: Annotated[bool, 'BOOL'] | None = None
     set: Annotated[tuple[str, ...], 'PATH=VALUE'] = ()  # any option of the preset; --dry-run lists the paths
 
     # --- Output
@@ -124,8 +123,11 @@ class Options:
 def run(options: Options) -> None:
     """Builds the config, then shows or trains it."""
     deadline = time.time() + 60 * (options.max_minutes or math.inf)
+    import torch
+
     from torch_utils import distributed as dist
     from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+    from training.config import build_networks
 
     device = pick_device(options.device)
     dist.init(device.type, device.index)
@@ -133,9 +135,13 @@ def run(options: Options) -> None:
     keep_freed_memory()
     config = build_config(options)
     config.split_batch(dist.world_size())
-    check_networks(config)
+    with torch.device('meta'):  # no memory; what networks refuse is reported before a run folder is made
+        build_networks(config)
     config = with_facts_of_data(config, options.dry_run)
-    check_names(config.output.metrics)
+    if config.output.metrics:
+        from metrics.metric_names import parse_metrics
+
+        parse_metrics(','.join(config.output.metrics))
     if options.dry_run:
         from training.estimate import describe_run
 
@@ -173,10 +179,8 @@ def train(config: TrainConfig, options: Options, device: torch.device, deadline:
             raise
         if trainer.finished:
             trainer.measure()
-            dist.print0(
-                f'this run was finished before, at {trainer.progress.cur_nimg / 1000:g} kimg; nothing to do; '
-                '--fresh starts another, a larger --kimg continues it'
-            )
+            reached = f'{trainer.progress.cur_nimg / 1000:g} kimg'
+            dist.print0(f'this run was finished before, at {reached}; use --fresh or a larger --kimg')
             return
         done = trainer.train()
         dist.print0('done' if done else 'stopped; the same command continues this run')
@@ -215,16 +219,6 @@ def build_config(options: Options) -> TrainConfig:
     return config
 
 
-def check_networks(config: TrainConfig) -> None:
-    """Builds the networks without memory: what they refuse is reported before a run folder is made."""
-    import torch
-
-    from training.config import build_networks
-
-    with torch.device('meta'):
-        build_networks(config)
-
-
 def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfig:
     """Opens the data once, checks the size of its images and lets the options that follow others do so.
 
@@ -234,12 +228,8 @@ def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfi
     from training.config import with_resolution
 
     expected = config.generator.resolution
-    dataset = dataclasses.replace(
-        config.dataset,
-        resolution=expected,
-        span=config.generator.span,
-        frames=config.loss.build().frames,
-    )
+    facts = {'resolution': expected, 'span': config.generator.span, 'frames': config.loss.build().frames}
+    dataset = dataclasses.replace(config.dataset, **facts)
     config = with_resolution(dataclasses.replace(config, dataset=dataset), expected)
     try:
         dist.print0(f'data: {dataset.build().describe()}')
@@ -250,14 +240,6 @@ def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfi
     return config
 
 
-def check_names(metrics: Sequence[str]) -> None:
-    """Refuses names that are not metrics."""
-    if metrics:
-        from metrics.metric_names import parse_metrics
-
-        parse_metrics(','.join(metrics))
-
-
 def make_callbacks(
     config: TrainConfig, run_dir: Path, device: torch.device, should_stop: Callable[[], bool]
 ) -> Callbacks:
@@ -266,22 +248,18 @@ def make_callbacks(
     from training.training_loop import Callbacks
     from viz.sheets import TrainingSheets
 
+    evaluate = None
+    if config.output.metrics:
+        from metrics.training_callback import make_evaluate
+
+        data = dataclasses.replace(config.dataset, max_clips=None).build()  # all of it, as calc_metrics.py
+        evaluate = make_evaluate(config.output.metrics, data, run_dir, device)
     return Callbacks(
         should_stop=should_stop,
         start=functools.partial(start_from, config.resume) if config.resume is not None else None,
-        evaluate=evaluation(config, run_dir, device),
+        evaluate=evaluate,
         draw=TrainingSheets(run_dir=run_dir, dataset=config.dataset.build(), heads=config.output.sheet_seeds),
     )
-
-
-def evaluation(config: TrainConfig, run_dir: Path, device: torch.device) -> Evaluate | None:
-    """Returns what measures the metrics of a run at its checkpoints; None without metrics."""
-    if not config.output.metrics:
-        return None
-    from metrics.training_callback import make_evaluate
-
-    data = dataclasses.replace(config.dataset, max_clips=None).build()  # all of it, as calc_metrics.py
-    return make_evaluate(config.output.metrics, data, run_dir, device)
 
 
 def stop_on_signals() -> Callable[[], bool]:

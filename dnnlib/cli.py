@@ -175,11 +175,8 @@ def command(
 def one_sentence(advice: str) -> Iterator[None]:
     """Lets a script end with one sentence, `Error: ...`, and exit code 1 where its user can do something.
 
-    That is: errors of the user, files that cannot be read or written, and out of memory. Everything else is a
-    bug and keeps its traceback.
-
-    Args:
-        advice: what to do when memory runs out.
+    These are errors of the user, files that cannot be read or written, and out of memory, which ends with
+    `advice`. Everything else is a bug and keeps its traceback.
     """
     try:
         yield
@@ -207,7 +204,7 @@ def _refuse_without_effect(ctx: click.Context, partners: dict[str, OnlyWith]) ->
 
 
 def _unwrap(hint: Any) -> tuple[Any, list[Any]]:
-    """Takes None and Annotated off an annotation; returns the type and what Annotated says."""
+    """Takes None and Annotated off an annotation; returns the type and the marks."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         kind, marks = _unwrap(args[0])
@@ -223,27 +220,20 @@ def _parameter(
     """Makes an option, or an argument, of a field; see the module."""
     texts = [mark for mark in marks if isinstance(mark, str)]
     metavar = next((text for text in texts if not text.startswith('-')), None)
-    values = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-    if metavar is None and len('|'.join(values)) > _LONG:
+    values = typing.get_args(kind)
+    if metavar is None and typing.get_origin(kind) is Literal and len('|'.join(values)) > _LONG:
         metavar, comment = 'NAME', f'{comment}: {", ".join(values)}'
+    repeated = values[-1:] == (Ellipsis,) and not any(map(callable, marks))
+    kind = values[0] if repeated else kind
     default = field.default_factory if field.default is dataclasses.MISSING else field.default
     required = default is dataclasses.MISSING
+    more = {'type': _type(kind, marks), 'required': required, 'metavar': metavar}
     if ARGUMENT in marks:
-        return click.Argument([field.name], type=_type(kind, marks), required=required, metavar=metavar)
+        return click.Argument([field.name], **more)
+    is_flag = kind is bool and default is not None
     flag = f'--{field.name.replace("_", "-")}'
-    more: dict[str, Any] = {'required': required, 'metavar': metavar}
-    if kind is bool and default is not None:
-        flag = f'{flag}/--no-{flag[2:]}' if default else flag
-        more = {'is_flag': True}
-    elif typing.get_origin(kind) is tuple and not any(map(callable, marks)):
-        items = typing.get_args(kind)
-        repeated = items[-1] is Ellipsis
-        more |= {'multiple': True} if repeated else {'nargs': len(items)}
-        kind = items[0] if repeated else None
-        more['type'] = tuple(_type(item, []) for item in items) if kind is None else _type(kind, marks)
-    else:
-        more['type'] = _type(kind, marks)
-    more |= {} if required else {'default': default}
+    flag = f'{flag}/--no-{flag[2:]}' if is_flag and default else flag
+    more |= {'multiple': repeated, 'is_flag': is_flag} | ({} if required else {'default': default})
     names = [flag, *(text for text in texts if text.startswith('-')), field.name]
     option = click.Option(names, help=_option_help(comment, kind, default, marks), **more)
     option.section = section
@@ -254,6 +244,8 @@ def _type(kind: Any, marks: list[Any]) -> click.ParamType:
     parse = next((mark for mark in marks if callable(mark)), None)
     if parse is None and kind in (int, float):
         return _Number(kind, next((mark for mark in marks if isinstance(mark, Range)), Range()))
+    if parse is None and typing.get_origin(kind) is tuple:
+        return click.Tuple([_type(item, []) for item in typing.get_args(kind)])
     if typing.get_origin(kind) is Literal:
         return click.Choice(typing.get_args(kind))
     if kind is bool:
@@ -264,12 +256,11 @@ def _type(kind: Any, marks: list[Any]) -> click.ParamType:
 def _option_help(comment: str, kind: Any, default: Any, marks: list[Any]) -> str:
     """Makes a sentence of a comment and adds the default and the range."""
     comment, _, stated = comment.partition(' [default: ')
-    values = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-    if comment.split(' ')[0].rstrip(':') not in values:  # the names of values stay as they are
+    if comment.split(' ')[0].rstrip(':') not in typing.get_args(kind):  # the names of values stay as they are
         comment = comment[:1].upper() + comment[1:]
     comment += '' if comment.endswith(('.', ']')) else '.'
     known = isinstance(default, (str, int, float)) and default is not False
-    shown = stated.rstrip(']') or ('on' if default is True else f'{default}' if known else '')
+    shown = stated.rstrip(']') or ('on' if default is True else str(default) if known else '')
     extra = [f'default: {shown}'] if shown else []
     extra += [str(mark) for mark in marks if isinstance(mark, Range) and not stated]
     return f'{comment}  [{"; ".join(extra)}]' if extra else comment
@@ -287,17 +278,13 @@ def _help(doc: str) -> tuple[str, str]:
 def _comments(options: type) -> dict[str, tuple[str, str]]:
     """Reads the source of a dataclass and its parents; returns field -> (heading, comment)."""
     found: dict[str, tuple[str, str]] = {}
-    for cls in reversed(options.__mro__):
-        if not dataclasses.is_dataclass(cls):
-            continue
+    for cls in filter(dataclasses.is_dataclass, reversed(options.__mro__)):
         source = textwrap.dedent(inspect.getsource(cls))
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         lines = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
         alone = {i for i, text in enumerate(source.split('\n'), 1) if text.lstrip().startswith('#')}
         section = 'Options'
-        for node in ast.parse(source).body[0].body:
-            if not isinstance(node, ast.AnnAssign):
-                continue
+        for node in (n for n in ast.parse(source).body[0].body if isinstance(n, ast.AnnAssign)):
             start = node.lineno
             while start - 1 in alone:
                 start -= 1

@@ -6,7 +6,6 @@ making a new one (`dataclasses.replace`, `override`). Unknown or wrongly typed f
 what is allowed.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import json
@@ -23,10 +22,6 @@ T = TypeVar('T')
 _UNIONS = (typing.Union, types.UnionType)
 
 
-class UnknownOptionError(ConfigError):
-    """A path that leads nowhere."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseConfig:
     """Parent of every Config; `build()` makes the object that the Config belongs to."""
@@ -36,8 +31,6 @@ class BaseConfig:
 
     def build(self) -> Any:
         """Builds the owning object from this Config alone."""
-        if self.owner is None:
-            raise TypeError(f'{type(self).__qualname__} belongs to no class and cannot be built')
         return self.owner(self)
 
 
@@ -51,12 +44,9 @@ class Configurable:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        config = cls.__dict__.get('Config')
-        if config is None:
-            raise TypeError(
-                f'{cls.__qualname__} must define its own Config: its parent would be built instead'
-            )
-        config.owner = cls
+        if 'Config' not in cls.__dict__:
+            raise TypeError(f'{cls.__qualname__} needs its own Config; its parent would be built instead')
+        cls.Config.owner = cls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +105,16 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = '') -> T:
     unknown = sorted(map(str, set(values) - set(hints)))
     if unknown:
         raise ConfigError(f'unknown option {path}{unknown[0]}; known here: {", ".join(sorted(hints))}')
-    missing = [f.name for f in dataclasses.fields(cls) if f.name not in values and _is_required(f)]
+    none = dataclasses.MISSING
+    optional = {f.name for f in dataclasses.fields(cls) if (f.default, f.default_factory) != (none, none)}
+    missing = [name for name in hints if name not in optional | set(values)]
     if missing:
         raise ConfigError(f'option {path}{missing[0]} has no default and must be given')
     return cls(**{name: _coerce(hints[name], value, path + name) for name, value in values.items()})
 
 
 def override(config: T, path: str, text: str) -> T:
-    """Returns a copy of a config tree with one field set from text, which is read as its annotation says.
+    """Returns a copy of a config tree with one field set from text, read by its annotation.
 
     Args:
         config: root of the tree.
@@ -132,43 +124,32 @@ def override(config: T, path: str, text: str) -> T:
     Raises:
         ConfigError: for an unknown path (lists what is known) or a value of another type.
     """
-    head, _, rest = path.partition('.')
-    try:
-        return _override(config, head, rest, text, '')
-    except UnknownOptionError as err:
-        similar = _similar(list(flatten(to_dict(config))), path)
-        hint = f'; did you mean {" or ".join(similar)}?' if similar else ''
-        raise ConfigError(f'{err}{hint}') from err
+    names, nodes, value = path.split('.'), [], config
+    for i, name in enumerate(names):
+        hints = _field_types(type(value)) if dataclasses.is_dataclass(value) else {}
+        if name not in hints:
+            known = ', '.join(sorted(hints)) or f'none, it is a single value ({value!r})'
+            wrong = '.'.join(names[: i + 1])
+            raise ConfigError(f'unknown option {wrong}; known here: {known}{_similar(config, path)}')
+        nodes.append(value)
+        value = getattr(value, name)
+    value = _coerce(hints[name], _read(hints[name], text), path)
+    for node, name in zip(reversed(nodes), reversed(names), strict=True):
+        value = dataclasses.replace(node, **{name: value})
+    return value
 
 
-def _similar(known: list[str], path: str) -> list[str]:
-    """Returns options of the same name elsewhere, three at most, or one that is spelt almost like this."""
+def _similar(config: Any, path: str) -> str:
+    """Names options of the same name elsewhere, three at most, or one with almost the same letters."""
+    known = list(flatten(to_dict(config)))
     same = [p for p in known if p.rpartition('.')[2] == path.rpartition('.')[2]]
-    return same[:3] if same else difflib.get_close_matches(path, known, n=1)
-
-
-def _override(config: Any, name: str, rest: str, text: str, prefix: str) -> Any:
-    hints = _field_types(type(config))
-    if name not in hints:
-        raise UnknownOptionError(f'unknown option {prefix}{name}; known here: {", ".join(sorted(hints))}')
-    if rest:
-        child = getattr(config, name)
-        if not dataclasses.is_dataclass(child):
-            raise ConfigError(f'{prefix}{name} is a single value ({child!r}) and has no option {rest}')
-        head, _, tail = rest.partition('.')
-        value = _override(child, head, tail, text, f'{prefix}{name}.')
-    else:
-        value = _coerce(hints[name], _read(hints[name], text), prefix + name)
-    return dataclasses.replace(config, **{name: value})
+    similar = same[:3] or difflib.get_close_matches(path, known, n=1)
+    return f'; did you mean {" or ".join(similar)}?' if similar else ''
 
 
 def _field_types(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
-
-
-def _is_required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _read(hint: Any, text: str) -> Any:
@@ -187,12 +168,9 @@ def _read(hint: Any, text: str) -> Any:
         parts = [] if parts == [''] else parts
         items = _item_types(args, len(parts))
         return [_read(item, part) for item, part in zip(items, parts, strict=True)] if items else parts
-    if hint is float:
-        with contextlib.suppress(ValueError):
-            return float(text)
     try:
-        return json.loads(text.lower() if hint is bool else text)
-    except json.JSONDecodeError:
+        return float(text) if hint is float else json.loads(text.lower() if hint is bool else text)
+    except ValueError:
         return text
 
 
@@ -206,11 +184,6 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         return kinds.read(value, path + '.') if isinstance(value, dict) else value
     if origin in _UNIONS:
         return None if value is None and type(None) in args else _coerce(_present(args)[0], value, path)
-    if origin is typing.Literal:
-        same = [a for a in args if a == value and type(a) is type(value)]
-        if not same:
-            raise ConfigError(f'{path}={value!r} must be one of {", ".join(map(str, args))}')
-        return same[0]
     if origin is tuple and isinstance(value, (list, tuple)):
         items = _item_types(args, len(value))
         if items is not None:
@@ -227,7 +200,11 @@ def _coerce_single(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    name = str(hint) if typing.get_origin(hint) else getattr(hint, '__qualname__', hint)
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+    if any(a == value and type(a) is type(value) for a in choices):
+        return value
+    name = str(hint) if typing.get_origin(hint) else hint.__qualname__
+    name = f'one of {", ".join(map(str, choices))}' if choices else name
     raise ConfigError(f'{path}={value!r} must be {name}')
 
 

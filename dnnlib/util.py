@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import IO, Any
 
 _TEMP_NAME = re.compile(r'^\..+\.[0-9a-f]{32}\.tmp$')  # of the temporary files of atomic_write
-_CHUNK_BYTES = 1 << 20
 
 _OS_ADVICE = {
     errno.ENOSPC: 'the disk is full; free some space or choose another folder',
@@ -43,15 +42,15 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A configuration value that is not allowed; the message says which, and what is."""
+    """A configuration value that is not allowed; the message names it and what is allowed."""
 
 
 class DataError(UserError):
-    """A data set or video that cannot be used; the message names it, says what is wrong and what to do."""
+    """A data set or video that cannot be used; the message names it, the reason, and what to do."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be used; the message names it, says what is wrong and what to do."""
+    """A checkpoint that cannot be used; the message names it, the reason, and what to do."""
 
 
 class Skip(Exception):
@@ -100,8 +99,6 @@ def atomic_write(path: str | os.PathLike[str], mode: str = 'wb') -> Iterator[IO[
     Raises:
         UserError: if the file cannot be written (full disk, no permission, ...).
     """
-    if mode not in ('wb', 'w'):
-        raise ValueError(f"mode {mode!r} must be 'wb' or 'w'")
     target = Path(os.path.realpath(path))
     temp = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.tmp')
     try:
@@ -151,11 +148,8 @@ class Logger:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> 'Logger':
-        try:
-            # noqa since __exit__ closes it
-            self._file = open(self._path, 'a', encoding='utf-8', errors='replace')  # noqa: SIM115
-        except OSError as err:
-            raise UserError('cannot write ' + explain_os_error(err, self._path)) from err
+        # noqa because __exit__ closes it
+        self._file = open(self._path, 'a', encoding='utf-8', errors='replace')  # noqa: SIM115
         self._stdout = sys.stdout
         sys.stdout = self
         return self
@@ -166,10 +160,7 @@ class Logger:
         sys.stdout = self._stdout
         if err is not None and not (isinstance(err, SystemExit) and not err.code):
             self._log(''.join(traceback.format_exception(kind, err, trace)))
-        file, self._file = self._file, None
-        if file is not None:
-            with contextlib.suppress(OSError):
-                file.close()
+        self._close()
 
     def write(self, text: str) -> int:
         """Writes to stdout and to the file."""
@@ -192,10 +183,14 @@ class Logger:
             if '\n' in text:
                 self._file.flush()
         except OSError as err:
-            file, self._file = self._file, None
-            with contextlib.suppress(OSError):
-                file.close()
+            self._close()
             print(f'log stopped: cannot write {explain_os_error(err, self._path)}', file=sys.stderr)
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        with contextlib.suppress(OSError):
+            if file is not None:
+                file.close()
 
 
 def format_time(sec: float) -> str:
@@ -235,23 +230,14 @@ def append_json_line(path: str | os.PathLike[str], record: Mapping[str, Any]) ->
     line = json.dumps(_finite(dict(record)), allow_nan=False).encode() + b'\n'
     try:
         with open(path, 'ab+') as file:
-            _cut_half_line(file)
+            size = file.tell()
+            file.seek(max(size - 1, 0))
+            if size and file.read(1) != b'\n':
+                file.seek(0)
+                file.truncate(file.read(size).rfind(b'\n') + 1)
             file.write(line)
     except OSError as err:
         raise UserError('cannot write ' + explain_os_error(err, path)) from err
-
-
-def _cut_half_line(file: IO[bytes]) -> None:
-    size = keep = file.seek(0, os.SEEK_END)
-    while keep > 0:
-        start = max(0, keep - _CHUNK_BYTES)
-        file.seek(start)
-        newline = file.read(keep - start).rfind(b'\n')
-        keep = start + newline + 1
-        if newline >= 0:
-            break
-    if keep != size:
-        file.truncate(keep)
 
 
 def _finite(value: Any) -> Any:
@@ -266,6 +252,6 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     """Returns the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
-        while chunk := file.read(_CHUNK_BYTES):
+        while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -1,6 +1,6 @@
 """Videos with ffmpeg, which no other module runs: read, write, probe, cut; and clips found in a folder.
 
-A DataError says that this file is bad, an OSError that the machine could not do it, with any file.
+A DataError means that this file is bad, an OSError that the machine failed, as with any file.
 imageio_ffmpeg, which brings ffmpeg, is imported when it is used: training and images do without it.
 """
 
@@ -19,14 +19,13 @@ import numpy as np
 from dnnlib.util import DataError, UserError, atomic_write
 
 VIDEO_TYPES = ('.mp4', '.mov', '.mkv', '.avi', '.webm', '.m4v')
-VIDEO_SUFFIXES = ('.mp4', '.gif')  # that are written
 IMAGE_TYPES = ('.png', '.jpg', '.jpeg', '.webp')
 
-_UNDECODABLE = 'the video cannot be decoded; it is corrupted, cut short, or of an unknown kind'
 _MAX_LOG = 1 << 20  # bytes of the decoder's report that are read
 _USUAL_FPS = 25.0  # where a file does not have its rate
 _LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # the path is bad
-_TRANSIENT = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC)  # of the decoder
+# Errors that a decoder only reports of the machine; EIO it also reports of files that are cut short.
+_SYSTEM = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EACCES, errno.ESTALE)
 
 
 class Overview(NamedTuple):
@@ -90,43 +89,34 @@ def video_frames(path: Path | str, start_sec: float = 0.0) -> Iterator[tuple[np.
     coding = f'-pix_fmt rgb24 -c:v ppm -f image2pipe {exact} -'  # ppm: each frame has its size
     begin = f' -ss {start_sec:.6f}' if start_sec > 0 else ''
     options = f'-nostdin -hide_banner -nostats -threads 1{begin} -i'
-    try:
-        with contextlib.ExitStack() as stack:
-            _check_readable(path)
-            log = stack.enter_context(tempfile.TemporaryFile())
-            decoder = subprocess.Popen(
-                # 0:V:0 is the stream that `frame_times` counts
-                [ffmpeg_path(), *options.split(), f'file:{path}', '-map', '0:V:0', *coding.split()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C in a terminal is for us, who then end it
-            )
-            stack.enter_context(decoder)
-            stack.callback(decoder.kill)
-            rate = None
-            while (image := _read_ppm(decoder.stdout)) is not None:
-                rate = rate or _frame_rate(_text(log))
-                yield image, rate
-            _check_end(decoder.wait(), _text(log), rate is not None)
-    except OSError as err:
-        raise OSError(err.errno, err.strerror or str(err), err.filename or str(path)) from err
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(tempfile.TemporaryFile())
+        decoder = subprocess.Popen(
+            # 0:V:0 is the stream that `frame_times` counts
+            [ffmpeg_path(), *options.split(), f'file:{path}', '-map', '0:V:0', *coding.split()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C in a terminal is for us, who then end it
+        )
+        stack.enter_context(decoder)
+        stack.callback(decoder.kill)
+        rate = None
+        while (image := _read_ppm(decoder.stdout)) is not None:
+            rate = rate or _frame_rate(_text(log))
+            yield image, rate
+        problem = _system_error(decoder.wait(), _text(log))
+        if problem:
+            raise OSError(*problem, str(path))
+        if rate is None:
+            raise DataError('the video cannot be decoded; it is corrupted, cut short, or of an unknown kind')
 
 
-def is_system_trouble(error: BaseException | None) -> bool:
+def is_system_error(error: BaseException | None) -> bool:
     """Returns whether an error lies with the machine at this moment, not with what a file holds or lacks."""
     return isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno is not None and error.errno not in _LASTING
     )
-
-
-def _check_readable(path: Path | str) -> None:
-    try:
-        open(path, 'rb').close()
-    except OSError as err:
-        if is_system_trouble(err):
-            raise
-        raise DataError(_UNDECODABLE) from err
 
 
 def _read_ppm(stream: IO[bytes]) -> np.ndarray | None:
@@ -150,15 +140,12 @@ def _text(log: IO[bytes]) -> str:
     return os.pread(log.fileno(), _MAX_LOG, 0).decode(errors='replace')
 
 
-def _check_end(code: int, log: str, any_frames: bool) -> None:
-    """Raises unless the decoder ended as it should; `code` is its exit status."""
+def _system_error(code: int, log: str) -> tuple[int, str] | None:
+    """Returns (errno, reason) if a decoder with this exit status was stopped by the machine."""
     if code < 0:
-        raise OSError(errno.ENOMEM, f'the decoder was killed by signal {-code}')
-    for number in _TRANSIENT:
-        if code and os.strerror(number) in log:
-            raise OSError(number, os.strerror(number))
-    if not any_frames:
-        raise DataError(_UNDECODABLE)
+        return errno.ENOMEM, f'the decoder was killed by signal {-code}'
+    known = ((number, os.strerror(number)) for number in _SYSTEM)
+    return next(((number, text) for number, text in known if code and text in log), None)
 
 
 def probe(path: Path) -> Overview:
@@ -173,12 +160,10 @@ def probe(path: Path) -> Overview:
         image, fps = next(frames)
     report = run_ffmpeg(['-i', f'file:{path}']).stderr
     length = re.search(r'Duration: (\d+):(\d+):([\d.]+)', report)
-    parts = zip(length.groups() if length else (), (3600, 60, 1), strict=False)
+    hours, minutes, sec = map(float, length.groups() if length else '000')
     container = re.search(r'^Input #0, (\S+),', report, flags=re.M)
-    length_sec = sum(float(part) * unit for part, unit in parts)
-    return Overview(
-        fps or _USUAL_FPS, image.shape[1], image.shape[0], length_sec, container[1] if container else ''
-    )
+    length_sec, name = 3600 * hours + 60 * minutes + sec, container[1] if container else ''
+    return Overview(fps or _USUAL_FPS, image.shape[1], image.shape[0], length_sec, name)
 
 
 def frame_times(path: Path) -> tuple[np.ndarray, str]:
@@ -262,15 +247,13 @@ def open_video(path: Path | str, fps: float = 25, crf: int = 15) -> Iterator[Cal
     by repeating the last row and column, because yuv420p needs even ones.
 
     Args:
-        path: file to write; its suffix chooses the format.
+        path: file to write; the suffix .gif makes a gif, any other an mp4.
         fps: frames per second.
         crf: H.264 constant rate factor, 0 = no loss but the colour subsampling, 51 = worst; unused for gif.
 
     Raises:
         UserError: when the file cannot be written, for example on a full disk.
     """
-    if Path(path).suffix not in VIDEO_SUFFIXES:
-        raise ValueError(f'video {path} must end in one of {", ".join(VIDEO_SUFFIXES)}')
     encoder: list[subprocess.Popen[bytes]] = []  # started by the first frame, which has the size
 
     def append(frame: np.ndarray) -> None:

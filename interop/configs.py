@@ -36,9 +36,7 @@ def generator_config(shapes: Shapes, sr_resolution: int | None = None) -> Genera
         raise ConfigError(f'its cameras have {label} numbers, not {LABEL_DIM}')
     resolution = _shape(shapes, 'superresolution.block1.conv1.noise_const', 2)[0]
     if sr_resolution is None and resolution not in _SR_RESOLUTION:
-        raise ConfigError(
-            f'for {resolution} pixels, give the input size of super-resolution: --set sr_resolution=...'
-        )
+        raise ConfigError(f'for {resolution} pixels, give the input size of super-resolution, sr_resolution')
     return Generator.Config(
         resolution=resolution,
         z_dim=_shape(shapes, 'mapping_network.fc0.weight', 2)[1] - w_dim,
@@ -56,11 +54,6 @@ def generator_config(shapes: Shapes, sr_resolution: int | None = None) -> Genera
     )
 
 
-def image_discriminator_config(shapes: Shapes) -> ImageDiscriminator.Config:
-    """Returns the config of an image discriminator with these tensors; errors as above."""
-    return ImageDiscriminator.Config(**_discriminator_fields(shapes))
-
-
 def video_discriminator_config(shapes: Shapes) -> VideoDiscriminator.Config:
     """Returns the config of a video discriminator with these tensors; errors as above."""
     fields = _discriminator_fields(shapes)
@@ -72,7 +65,7 @@ def video_discriminator_config(shapes: Shapes) -> VideoDiscriminator.Config:
 
 CONFIGS: dict[str, Callable[..., Any]] = {
     'G': generator_config,
-    'D_image': image_discriminator_config,
+    'D_image': lambda shapes: ImageDiscriminator.Config(**_discriminator_fields(shapes)),
     'D_video': video_discriminator_config,
     'G_ema': generator_config,
 }

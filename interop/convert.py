@@ -37,10 +37,7 @@ from training.networks.registry import NETWORKS
 PV3D, EG3D = 'released PV3D', 'EG3D'
 OUR_CONFIGS = 'pv3d_configs'  # where our own exports keep theirs, in `config`
 EG3D_NIMG = 1_000_000  # EG3D's pickles do not contain it: schedules count as over, as in EG3D's resume
-_COUNTERS = (
-    *('best_iteration', 'current_iteration', 'current_epoch', 'num_updates', 'num_samples', 'best_update'),
-    'best_metric_value',
-)
+COUNTERS = ('best_iteration', 'current_iteration', 'current_epoch', 'num_updates', 'best_update')
 _PARALLEL = 'module.'  # before every name when a parallel wrapper was saved instead of the model
 _EMBED = 'backbone.mapping.embed.weight'
 _EG3D_NEEDED = (_EMBED, 'backbone.mapping.w_avg', 'decoder.net.2.bias')
@@ -65,7 +62,7 @@ class Foreign:
 
 
 def is_foreign(path: str | Path) -> bool:
-    """Tells whether a file is a pickle, or a torch.save zip that is not one of ours."""
+    """Returns whether a file is a pickle, or a torch.save zip that is not one of ours."""
     head = _pickle_head(path)[:256]
     return bool(head) and not any(ours.encode() in head for ours in FORMATS)  # our header comes first
 
@@ -147,7 +144,8 @@ def _from_pv3d(path: Path, content: dict[Any, Any], overrides: Overrides) -> For
     if strange:
         raise CheckpointError(f'{path}: unexpected in the model: {_some(strange)}')
     networks = {n: _network(path, n, state, ours, overrides) for n, state in states.items() if state}
-    counters = {k: value for k in _COUNTERS if (value := _count(content.get(k))) is not None}
+    known = (*COUNTERS, 'num_samples', 'best_metric_value')
+    counters = {k: value for k in known if (value := _count(content.get(k))) is not None}
     nimg = counters.get('num_samples', 0)
     nimg = nimg if type(nimg) is int and nimg >= 0 else 0
     extras = {k: model[k] for k in MODEL_EXTRAS if isinstance(model.get(k), Tensor) and not model[k].ndim}

@@ -53,12 +53,12 @@ def module_state(path: Path, name: str, module: Any) -> tuple[dict[str, Tensor],
     while todo:
         prefix, node, depth = todo.pop()
         attributes = _attributes(node)
-        parameters, buffers, children = (
-            _table(attributes, k) for k in ('_parameters', '_buffers', '_modules')
-        )
-        parts += 1 + len(parameters) + len(buffers) + len(children)
+        tables = [_table(attributes, kind) for kind in ('_parameters', '_buffers', '_modules')]
+        parameters, buffers, children = tables
+        parts += 1 + sum(map(len, tables))
         small = depth <= _MAX_DEPTH and parts <= _MAX_PARTS
-        if attributes is None or not small or not all(map(_is_name, (*parameters, *buffers, *children))):
+        names = (isinstance(key, str) and len(key) <= _MAX_NAME for table in tables for key in table)
+        if attributes is None or not small or not all(names):
             raise CheckpointError(f'{path}: {name} is not a network of EG3D, or has too many parts')
         unsaved = attributes.get('_non_persistent_buffers_set')
         unsaved = unsaved if isinstance(unsaved, set) else set()
@@ -71,10 +71,6 @@ def module_state(path: Path, name: str, module: Any) -> tuple[dict[str, Tensor],
 def _table(attributes: dict[str, Any] | None, kind: str) -> dict[Any, Any]:
     found = (attributes or {}).get(kind)
     return found if isinstance(found, dict) else {}
-
-
-def _is_name(key: Any) -> bool:
-    return isinstance(key, str) and len(key) <= _MAX_NAME
 
 
 def _attributes(node: Any) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The other direction: snapshots in the layout of the released PV3D."""
+"""Snapshots of ours in the layout of the released PV3D."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dnnlib.config import flatten, to_dict
 from dnnlib.util import UserError
-from interop.convert import OUR_CONFIGS
+from interop.convert import COUNTERS, OUR_CONFIGS
 from interop.names import MODEL_EXTRAS, PREFIXES, filter_names, to_released
 from torch_utils.checkpoint import Snapshot, write_torch
 from torch_utils.ops.upfirdn2d import make_filter
@@ -25,7 +25,6 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     'camera': (True,),
     'delta_t': (True,),
 }
-_COUNTERS = ('best_iteration', 'current_iteration', 'current_epoch', 'num_updates', 'best_update')
 
 
 def released_model(snapshot: Snapshot) -> dict[str, Tensor]:
@@ -41,11 +40,7 @@ def released_model(snapshot: Snapshot) -> dict[str, Tensor]:
             raise UserError(f'{snapshot.path}: the released layout needs {name}, which is missing here')
         config = NETWORKS[name].read(snapshot.networks[name]['config'])
         options = flatten(to_dict(config))
-        excess = [
-            f'{k}={options[k]}'
-            for k, allowed in _ALLOWED.items()
-            if options.get(k, allowed[0]) not in allowed
-        ]
+        excess = [f'{k}={options[k]}' for k, vs in _ALLOWED.items() if k in options and options[k] not in vs]
         if excess:
             raise UserError(f'{snapshot.path}: the released {name} cannot have {", ".join(excess)}')
         state = {to_released(name, n): t for n, t in snapshot.networks[name]['state'].items()}
@@ -66,13 +61,10 @@ def export_released(snapshot: Snapshot, dest: str | Path) -> list[str]:
     model = released_model(snapshot)
     configs = {name: entry['config'] for name, entry in snapshot.networks.items()}
     nimg = int(snapshot.meta.get('cur_nimg', 0))
-    counters = {**dict.fromkeys(_COUNTERS, 0), 'num_samples': nimg, 'best_metric_value': 0.0}
+    counters = dict.fromkeys(COUNTERS, 0) | {'num_samples': nimg, 'best_metric_value': 0.0}
     counters |= snapshot.meta.get('counters', {})
-    content = {
-        **{'model': model, 'optimizer': {}, **counters},
-        **{'fp16_scaler': {}, 'config': {OUR_CONFIGS: configs}},
-    }
-    write_torch(dest, model if Path(dest).suffix == '.pth' else content)
+    content = {'model': model, 'optimizer': {}, 'fp16_scaler': {}, 'config': {OUR_CONFIGS: configs}}
+    write_torch(dest, model if Path(dest).suffix == '.pth' else content | counters)
     lines = [f'{len(model)} tensors in the released layout; optimizers are not exported']
     code_dim = configs['G']['motion']['code_dim']
     if code_dim != 512:

@@ -74,10 +74,8 @@ def warm_start(snapshot: Snapshot, modules: Mapping[str, nn.Module]) -> list[str
         motion = {n: p for n, p in modules[name].named_parameters() if '.motion.' in n}
         gains = [p for n, p in motion.items() if n.endswith('.motion.weight')]
         if motion and not gains:
-            raise UserError(
-                f'{snapshot.path}: EG3D has no motion, which can only grow from nothing with '
-                'generator.motion.learned_weight=true; leave the other value out'
-            )
+            needed = 'generator.motion.learned_weight=true'
+            raise UserError(f'{snapshot.path}: motion can only be added to EG3D with {needed}')
         for gain in gains:
             gain.zero_()
     return lines

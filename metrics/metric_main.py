@@ -114,6 +114,7 @@ class Metrics:
         for name in settings.controls:
             if not any(_applies(name, metric) for metric in metrics):
                 raise UserError(f'--control {name} has no effect on these metrics; leave it out')
+        detects_faces = settings.protocol == 'paper' and settings.landmarks == 'detected'
         load, self._detectors, self._faces = functools.cache(self._load), {}, None
         for request, metric in zip(requests, metrics, strict=True):
             if metric.detector:
@@ -122,12 +123,8 @@ class Metrics:
                 if request.frames < least:
                     raise UserError(f'{request.name}: {detector.info.name} needs at least {least} frames')
                 self._detectors[request.name] = detector
-            if 'landmarks' in metric.depends_on and self._detects_faces:
+            if detects_faces and 'landmarks' in metric.depends_on:
                 self._faces = load('yunet', 'faces')
-
-    @property
-    def _detects_faces(self) -> bool:
-        return self.settings.protocol == 'paper' and self.settings.landmarks == 'detected'
 
     def check(self, data: VideoDataset) -> None:
         """Finds out, before a run begins, what would end it at its first checkpoint.
@@ -309,25 +306,19 @@ def _available(request: Request, length: int, label: str) -> int:
 
 def _compute(jobs: Sequence[_Job], i: int, wanted: Sequence[int]) -> list[Record]:
     """Makes the wanted records of item i: the record, or `VIDEO: reason` when it is skipped."""
-    items: dict[int, Any] = {}
+    item_of = functools.cache(lambda source: source.item(i))
     records = []
     for job in (jobs[k] for k in wanted):
-        source = job.source
         try:
-            if id(source) not in items:
-                items[id(source)] = source.item(i)
-            item = items[id(source)]
+            item = item_of(job.source)
             frame = item[i % len(item)] if job.metric.on == 'frames' else item  # each moment equally often
             records.append(dict(job.metric.measure(frame, job.context)))
         except Skip as reason:
-            records.append(f'{source.name(i)}: {reason}')
+            records.append(f'{job.source.name(i)}: {reason}')
     return records
 
 
 def _records(tasks: Sequence[Task]) -> int:
     """Returns how many records tasks have together; those of equal keys are the same."""
-    totals: dict[str, int] = {}
-    for task in tasks:
-        key = json_digest(task.key)
-        totals[key] = max(task.total, totals.get(key, 0))
-    return sum(totals.values())
+    largest_last = sorted(tasks, key=lambda task: task.total)
+    return sum({json_digest(task.key): task.total for task in largest_last}.values())

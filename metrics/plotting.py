@@ -72,9 +72,8 @@ def plot_run(run_dir: Path) -> Path:
     """
     curves = read_curves(run_dir)
     path = Path(run_dir, 'metrics.png')
-    image = draw_curves(curves)
     with atomic_write(path) as file:
-        Image.fromarray(image).save(file, format='png')
+        Image.fromarray(draw_curves(curves)).save(file, format='png')
     # a folder of its own, replaced each time, so that no point is there twice
     folder = Path(run_dir, 'metrics-curves')
     shutil.rmtree(folder, ignore_errors=True)

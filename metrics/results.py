@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from dnnlib.util import append_json_line
-from metrics.base import METRICS, Outcome, Settings
-from metrics.metric_main import ControlResult, Result
+from metrics.base import METRICS, Settings
+from metrics.metric_main import Result
 from torch_utils import distributed as dist
 
 _NAMED = 100  # failed videos named for a reason in a line of JSON
@@ -73,38 +73,29 @@ def _line(result: Result, settings: Settings, revision: str | None) -> dict[str,
 def git_revision(folder: Path) -> str | None:
     """Returns the commit of a checkout, with `-changed` when files differ from it; None without git."""
     try:
-        run = [
-            subprocess.run(
-                ['git', '-C', str(folder), *args], capture_output=True, text=True, check=True
-            ).stdout
+        head, changes = (
+            subprocess.check_output(['git', '-C', folder, *args], stderr=subprocess.DEVNULL, text=True)
             for args in (('rev-parse', 'HEAD'), ('status', '--porcelain', '--untracked-files=no'))
-        ]
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return run[0].strip() + ('-changed' if run[1].strip() else '')
+    return head.strip() + ('-changed' if changes.strip() else '')
 
 
 def describe(result: Result) -> str:
     """Returns a line for people: the value, its error, details, and what failed."""
     outcome, metric = result.outcome, METRICS[result.request.metric]
     facts = f'{metric.title}, {result.count} videos ({metric.goal})'
-    lines = [f'{result.name:<24s} {_with_error(outcome)}  {facts}']
+    error = '' if math.isnan(outcome.error) else f' +- {outcome.error:.2g}'
+    value = 'no value' if math.isnan(outcome.value) else f'{outcome.value:.5g}{error}'
+    lines = [f'{result.name:<24s} {value}  {facts}']
     details = [f'{name} {value:.4g}' for name, value in outcome.details.items() if isinstance(value, float)]
-    details += [_of_control(name, control) for name, control in result.controls.items()]
+    for name, control in result.controls.items():
+        failed = f' ({control.failures} failed)' if control.failures else ''
+        details.append(f'{name} control {control.value:.4g}{failed}')
     lines += [f'  {", ".join(details)}'] if details else []
     for side, failures in (('generated', result.failures), ('real', result.real_failures)):
         for reason, names in failures.items():
             more = ', ...' if len(names) > _SHOWN else ''
             lines.append(f'  {len(names)} {side} failed, {reason}: {", ".join(names[:_SHOWN])}{more}')
     return '\n'.join(lines)
-
-
-def _of_control(name: str, control: ControlResult) -> str:
-    failed = f' ({control.failures} failed)' if control.failures else ''
-    return f'{name} control {control.value:.4g}{failed}'
-
-
-def _with_error(outcome: Outcome) -> str:
-    if math.isnan(outcome.value):
-        return 'no value'
-    return f'{outcome.value:.5g}' + ('' if math.isnan(outcome.error) else f' +- {outcome.error:.2g}')

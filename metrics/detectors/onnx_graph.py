@@ -50,10 +50,6 @@ def _batch_norm(*, epsilon: float = 1e-5, momentum: float = 0.9) -> TorchFunctio
     return lambda x, scale, bias, mean, var: F.batch_norm(x, mean, var, scale, bias, eps=epsilon)
 
 
-def _prelu() -> TorchFunction:
-    return lambda x, slope: torch.where(x >= 0, x, x * slope)
-
-
 def _gemm(*, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0) -> TorchFunction:
     def run(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
         product = alpha * (a.T if transA else a) @ (b.T if transB else b)
@@ -136,7 +132,7 @@ OPERATORS: Mapping[str, Callable[..., TorchFunction]] = {  # name -> from attrib
     'Gemm': _gemm,
     'MaxPool': _max_pool,
     'Mul': lambda: torch.mul,
-    'PRelu': _prelu,
+    'PRelu': lambda: lambda x, slope: torch.where(x >= 0, x, x * slope),
     'Relu': lambda: torch.relu,
     'Reshape': _reshape,
     'Resize': _resize,
@@ -154,12 +150,11 @@ STATIC_INPUTS: Mapping[str, Sequence[str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One node: which values go in and out, and which are not needed afterwards."""
+    """One node: which values go in and out."""
 
     function: TorchFunction
     inputs: Sequence[str]  # '' = an optional input that is left out
     output: str
-    unused: Sequence[str] = ()
 
 
 class OnnxGraph(nn.Module):
@@ -190,17 +185,13 @@ class OnnxGraph(nn.Module):
         for node in graph.node:
             try:
                 step = _build_step(node, constants)
-            except (
-                KeyError,
-                TypeError,
-                ValueError,
-            ) as error:  # an unknown operator, attribute ...
+            except (KeyError, TypeError, ValueError) as error:  # an unknown operator, attribute ...
                 raise UserError(f'{path}: cannot run node {node.name!r} ({node.op_type}): {error}') from error
             if all(name == '' or name in constants for name in step.inputs):
                 constants[step.output] = _call(step, constants)
             else:
                 steps.append(step)
-        self.steps = _find_unused(steps, self.output_names, constants)
+        self.steps = steps
         needed = {name for step in steps for name in step.inputs} & set(constants)
         self.constant_names = {name: f'constant_{i}' for i, name in enumerate(sorted(needed))}
         for name, attribute in self.constant_names.items():
@@ -212,8 +203,6 @@ class OnnxGraph(nn.Module):
         values[self.input_name] = x
         for step in self.steps:
             values[step.output] = _call(step, values)
-            for name in step.unused:
-                del values[name]
         return {name: values[name] for name in self.output_names}
 
 
@@ -255,14 +244,3 @@ def _build_step(node: Any, constants: Mapping[str, Tensor]) -> Step:
 
 def _call(step: Step, values: Mapping[str, Tensor]) -> Tensor:
     return step.function(*(values[name] if name else None for name in step.inputs))
-
-
-def _find_unused(steps: Sequence[Step], kept: Sequence[str], constants: Mapping[str, Tensor]) -> list[Step]:
-    """Notes at each step which values are needed for the last time, so that they can be freed."""
-    seen = {*kept, *constants, ''}
-    result = []
-    for step in reversed(steps):
-        last = sorted({*step.inputs, step.output} - seen)
-        seen.update(last)
-        result.append(dataclasses.replace(step, unused=last))
-    return result[::-1]

@@ -132,10 +132,7 @@ DETECTORS: Mapping[str, DetectorInfo] = {info.name: info for info in _INFOS}
 
 
 def default_cache() -> Path:
-    """Returns the folder where files of detectors are looked for: detectors in the cache of this project.
-
-    That cache is $PV3D_CACHE_DIR, or pv3d in the user's cache folder (~/.cache/pv3d).
-    """
+    """Returns the folder for files of detectors, in $PV3D_CACHE_DIR or ~/.cache/pv3d."""
     return cache_folder() / 'detectors'
 
 

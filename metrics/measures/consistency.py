@@ -247,8 +247,7 @@ def _corners(uv: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 def _pixel_centres(size: int, device: torch.device) -> Tensor:
     """Returns the places [size^2, 2] of pixel centres in an image [0, 1]^2, row by row."""
     centres = (torch.arange(size, dtype=torch.float64, device=device) + 0.5) / size
-    v, u = torch.meshgrid(centres, centres, indexing='ij')
-    return torch.stack([u.flatten(), v.flatten()], dim=-1)
+    return torch.cartesian_prod(centres, centres).flip(1)
 
 
 def _cloud(xyz: Tensor, opaque: Tensor) -> np.ndarray:
@@ -276,8 +275,7 @@ def _chamfer(trees: list[cKDTree], queries: list[np.ndarray], pair: tuple[int, i
 
 
 def _lower_median(values: np.ndarray) -> float:
-    middle = (len(values) - 1) // 2
-    return float(np.partition(values, middle)[middle])
+    return float(np.quantile(values, 0.5, method='lower'))
 
 
 def _unproject(label: Tensor, distance: Tensor) -> Tensor:

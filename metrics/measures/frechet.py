@@ -87,7 +87,7 @@ def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2)) of their means and covariances.
     """
-    a, b = _float64(features_a), _float64(features_b)
+    a, b = np.asarray(features_a, np.float64), np.asarray(features_b, np.float64)
     return _distance(*_factor_of_features(a, np.ones(len(a))), *_factor_of_features(b, np.ones(len(b))))
 
 
@@ -111,7 +111,7 @@ def bootstrap_frechet(
         groups_a: which features of the first set belong together (pieces of one video) and are drawn
             together, [N]; by default each is drawn by itself.
     """
-    sets = _float64(features_a), _float64(features_b)
+    sets = np.asarray(features_a, np.float64), np.asarray(features_b, np.float64)
     members = [_members(groups_a, len(sets[0])), _members(None, len(sets[1]))]
     rng = np.random.default_rng(seed)
     distances = []
@@ -134,7 +134,7 @@ def halves_floor(features: ArrayLike, seed: int, groups: Sequence[int] | None = 
         groups: which features belong together (pieces of one video), [N], at least four groups; a half has
             all of a group or none.
     """
-    array = _float64(features)
+    array = np.asarray(features, np.float64)
     members = _members(groups, len(array))
     count = members.max() + 1
     order = np.random.default_rng(seed).permutation(count)
@@ -150,11 +150,7 @@ class KernelDistance(NamedTuple):
 
 
 def kernel_distance(
-    features_a: ArrayLike,
-    features_b: ArrayLike,
-    seed: int,
-    subsets: int = 100,
-    subset_size: int = 1000,
+    features_a: ArrayLike, features_b: ArrayLike, seed: int, subsets: int = 100, subset_size: int = 1000
 ) -> KernelDistance:
     """Returns KID: the squared MMD with the kernel (x'y / D + 1)^3, unbiased, averaged over random subsets.
 
@@ -169,7 +165,7 @@ def kernel_distance(
         subsets: number of subsets, at least 2.
         subset_size: features of each set in a subset, drawn without replacement.
     """
-    a, b = _float64(features_a), _float64(features_b)
+    a, b = np.asarray(features_a, np.float64), np.asarray(features_b, np.float64)
     count = min(len(a), len(b))
     size = min(subset_size, count // 2)
     rng = np.random.default_rng(seed)
@@ -179,10 +175,6 @@ def kernel_distance(
     ]
     error = np.std(values, ddof=1) * np.sqrt(size / (count - size))
     return KernelDistance(float(np.mean(values)), float(error))
-
-
-def _float64(features: ArrayLike) -> Array:
-    return np.asarray(features, dtype=np.float64)
 
 
 def _members(groups: Sequence[int] | None, count: int) -> NDArray:

@@ -20,12 +20,11 @@ from torch.nn import functional as F
 
 from dnnlib.util import DataError, Skip
 from metrics.base import Context, Metric, Outcome, Sample, mean
-from metrics.measures.consistency import MultiView
+from metrics.measures.consistency import OPAQUE, MultiView
 from metrics.measures.geometry_truth import Geometry, Truth, geometry_of, shrink
 from viz.images import normals_from_xyz
 
 ERRORS = ('depth_error', 'normal_error_deg', 'mask_iou', 'depth_shift')
-_OPAQUE = 0.5  # opacity of a ray that hits the head
 _MIN_AREA = 0.02  # fraction of the image that a head must fill
 _EVAL_BATCH = 32  # images in memory at once
 
@@ -100,7 +99,7 @@ def compare(estimate: Estimate, rendered: Geometry, far: float) -> dict[str, flo
     size = min(estimate.depth.shape[-1], rendered.depth.shape[-1])
     if not all(x.isfinite().all() for x in (*estimate, *rendered)):
         raise Skip('the image or its depth is not finite')
-    seen = ((rendered.opacity > _OPAQUE) & (rendered.depth < far)).float()
+    seen = ((rendered.opacity > OPAQUE) & (rendered.depth < far)).float()
     shown = (estimate.mask_logit > 0).float()
     depth = shrink(rendered.depth, size, seen) - shrink(estimate.depth, size, shown)
     xyz, expected = shrink(rendered.xyz, size, seen), shrink(estimate.normal, size, shown)

@@ -132,7 +132,9 @@ def load_or_train_estimator(
     options = {'training': dataclasses.asdict(training), 'size': size, 'seed': seed}
     name = json_digest({'version': _VERSION, 'data': reader.digest(), **options})
     path = Path(cache, f'geometry-{name[:32]}.pt')
-    estimator = _build(size, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeded_generator('cpu', seed, _INIT).initial_seed())
+        estimator = Estimator(size)
     if not _load(path, estimator):
         _train(estimator, reader, seed, progress, training)
         _save(path, estimator)
@@ -160,12 +162,6 @@ def _save(path: Path, estimator: Estimator) -> None:
     content = {'state': estimator.state_dict(), 'far': estimator.far, 'floor': estimator.floor}
     with atomic_write(path) as file:
         torch.save(content, file)
-
-
-def _build(size: int, seed: int) -> Estimator:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeded_generator('cpu', seed, _INIT).initial_seed())
-        return Estimator(size)
 
 
 def _train(

@@ -17,7 +17,7 @@ from torch import Tensor
 from dnnlib.util import DataError
 from training.camera import unpack_label
 from training.data.dataset import VideoDataset
-from training.data.files import FileStore, FrameIndex, decode_image, read_index
+from training.data.files import FileStore, decode_image, read_index
 from training.volumetric_rendering.ray_sampler import camera_rays
 
 DEPTH_SCALE = 10000  # depth files hold distance x 10000
@@ -63,7 +63,11 @@ class TruthReader:
         self._rows = [[start + i for i in _spread(end - start, frames)] for start, end in bounds]
         every = [row for rows in self._rows for row in rows]
         self._place = {row: 3 * i for i, row in enumerate(every)}
-        self._files = _files(path, index, every)
+        names = []
+        for name in index.files[every].tolist():
+            stem = name.rpartition(b'.')[0]
+            names += [name, stem + b'.depth.png', stem + b'.normal.png']
+        self._files = FileStore(path, names)
         self._cameras = torch.from_numpy(index.cameras)
         try:
             for i in range(3):
@@ -132,16 +136,6 @@ def geometry_of(truth: Truth) -> Geometry:
     origins, directions = camera_rays(*unpack_label(truth.cameras), size)
     xyz = origins + depth.flatten(1)[..., None] * directions
     return Geometry(depth, opacity, xyz.transpose(1, 2).unflatten(2, (size, size)))
-
-
-def _files(path: str, index: FrameIndex, rows: Sequence[int]) -> FileStore:
-    """Opens image, depth and normals of frames, three files for each row."""
-    names = []
-    for row in rows:
-        name = index.files[row].decode()
-        stem = name.rpartition('.')[0]
-        names += [name.encode(), f'{stem}.depth.png'.encode(), f'{stem}.normal.png'.encode()]
-    return FileStore(path, names)
 
 
 def _spread(total: int, most: int) -> list[int]:

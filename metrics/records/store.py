@@ -50,9 +50,8 @@ def collect(
         tasks: what is wanted; tasks of equal keys share their records.
         compute: maps (item, numbers of tasks) to one record for each of these tasks. When it raises, what was
             computed before is kept.
-        progress: gets the number of records finished since its last call, in all the sum over tasks of
-            different keys: what the store holds at once, then item by item, and those of other processes
-            in the end.
+        progress: gets the number of records finished since its last call: at once what the store holds, then
+            item by item, in the end those of other processes.
 
     Raises:
         UserError: when processes see different keys.

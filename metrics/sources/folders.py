@@ -13,23 +13,9 @@ import numpy as np
 import PIL.Image
 
 from dnnlib.util import Skip, UserError
-from dnnlib.video import (
-    IMAGE_TYPES,
-    VIDEO_TYPES,
-    ffmpeg_version,
-    find_clips,
-    natural,
-    video_frames,
-)
+from dnnlib.video import IMAGE_TYPES, VIDEO_TYPES, ffmpeg_version, find_clips, natural, video_frames
 from metrics.records.digests import files_digest
-from metrics.sources.items import (
-    Source,
-    blames_machine,
-    checked,
-    nth_clip,
-    skips_bad_content,
-    window_start,
-)
+from metrics.sources.items import Source, blames_machine, checked, nth_clip, skips_bad_content, window_start
 from training.data.files import FORMAT, decode_image, read_index
 
 _log = logging.getLogger(__name__)

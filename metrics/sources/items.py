@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.util import DataError, Skip
-from dnnlib.video import is_system_trouble
+from dnnlib.video import is_system_error
 from metrics.records.store import CHUNK
 from torch_utils import distributed as dist
 
@@ -83,7 +83,7 @@ class Changed(Source):
 
 def blames_machine(err: BaseException) -> bool:
     """Returns whether an error lies with the machine at this moment, such as too many open files."""
-    return is_system_trouble(err) or is_system_trouble(err.__cause__)
+    return is_system_error(err) or is_system_error(err.__cause__)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from PIL import Image
 from dnnlib.progress import follow
 from dnnlib.scene import LABEL_DIM
 from dnnlib.util import Skip, UserError, atomic_write, explain_os_error
-from dnnlib.video import IMAGE_TYPES, find_clips, is_system_trouble, natural, video_frames
+from dnnlib.video import IMAGE_TYPES, find_clips, is_system_error, natural, video_frames
 from training.data.archive import dataset_json, parallel, write_entry
 
 FORMATS: dict[str, dict[str, Any]] = {  # how Pillow writes each
@@ -268,7 +268,7 @@ def _encoded_frames(clip: RawClip, options: PackOptions) -> Iterator[tuple[bytes
         try:
             yield *_encoded_file(file, clip.ready, options), _DEFAULT_FPS
         except Exception as error:  # corrupted files make Pillow raise a dozen unrelated types
-            if isinstance(error, Skip) or is_system_trouble(error):
+            if isinstance(error, Skip) or is_system_error(error):
                 raise
             raise Skip(f'{file.name} cannot be decoded ({type(error).__name__})') from error
 

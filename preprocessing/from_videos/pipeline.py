@@ -1,4 +1,4 @@
-"""From raw videos to a data set [PV3D A.3]: the options, the stages, and what each hands to the next.
+"""From raw videos to a data set [PV3D A.3]: the stages, and what each hands to the next.
 
     fetch -> sources -> shots -> tracks -> align -> cameras -> embeddings -> verify -> identities -> pack
 
@@ -15,14 +15,13 @@ import os
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from dnnlib.cli import Range
+from typing import Any
 
 from dnnlib.util import UserError, explain_os_error
 from preprocessing.dataset_files.pack import check_dest
 from preprocessing.from_videos.cluster import cluster_pool
 from preprocessing.from_videos.lists import read_list
+from preprocessing.from_videos.options import Options
 from preprocessing.from_videos.sources import find_sources
 from preprocessing.from_videos.stages import (
     Item,
@@ -39,40 +38,6 @@ from preprocessing.from_videos.work_folder import WorkFolder
 from training.data.archive import worker_pool
 
 _UNITS = {'id': 'videos', 'video': 'videos', 'clip': 'clips'}  # what the items of stages are called
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What a run is given; paths as the user wrote them."""
-
-    # folder with the videos, at any depth; with a list: with its whole videos, named by their YouTube ids
-    source: Annotated[str, 'DIR']
-    dest: Annotated[str, 'X.zip']  # the zip to write
-    # folder for what the stages find; the same command continues from there
-    workdir: Annotated[str, 'W']
-    resolution: Annotated[int, Range(32)] = 512  # pixels of a side of the crops
-    # of the images in the zip: png keeps every bit; webp and jpg (quality 95) are several times smaller
-    format: Literal['png', 'webp', 'jpg'] = 'png'
-    list_kind: Literal['voxceleb', 'celebvhq', 'talkinghead'] | None = None  # layout of a public clip list
-    list_path: Annotated[str, 'FILE'] | None = None  # that list, instead of all videos; for voxceleb a folder
-    download: bool = False  # fetch listed videos that are missing from YouTube
-    min_frames: Annotated[int, Range(2)] = 16  # shortest clip in frames [PV3D A.1: videos of 16 frames]
-    # a face smaller than this fraction of the largest face in its shot is skipped
-    face_size: Annotated[float, Range(0, 1)] = 0.25
-    # Gaussian smoothing of landmarks and cameras over time, standard deviation in frames [PV3D A.3]
-    sigma: Annotated[float, Range(0)] = 2.0
-    # folder of Deep3DFaceRecon coefficients for the cameras, see docs/data.md; none = from the landmarks
-    deep3d: Annotated[str, 'DIR'] | None = None
-    recognizer: Literal['sface', 'arcface'] = 'sface'  # face recognition network that distinguishes people
-    recognizer_file: Annotated[str, 'FILE'] | None = None  # its weights, if they do not come with a package
-    # a frame less similar than this to the others of its clip is noisy [PV3D A.3]
-    similarity: Annotated[float, Range(-1, 1)] = 0.5
-    noisy: Annotated[int, Range(0)] = 2  # clips with more noisy frames than this are discarded [PV3D A.3]
-    same_person: Annotated[float, Range(-1, 1)] = 0.5  # clips more similar than this are of one person
-    # most clips of one person; those of highest resolution are kept [PV3D A.3]
-    per_person: Annotated[int, Range(1)] = 2
-    # work on a Dask cluster whose workers see the same files, see docs/data.md; none = on this machine
-    scheduler: Annotated[str, 'tcp://HOST:8786'] | None = None
 
 
 def stages() -> dict[str, Work]:

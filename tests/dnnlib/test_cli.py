@@ -106,6 +106,8 @@ def test_help_comes_from_comments_and_docstring():
         ('a --size 1', 2, "'--size': 1 must be 2 to 9"),
         ('a --size x', 2, "'x' is not a whole number"),
         ('a --rate nan', 2, 'nan must be finite'),
+        ('a --rate 0', 2, '0 must be more than 0'),
+        ('a --mirror maybe', 2, "'maybe' is not a valid boolean"),
         ('a --kind left', 2, "'left' is not one of 'front', 'back'"),
         ('a --numbers 1+x', 2, "'--numbers'"),
         ('a --size 3 --size 4', 2, '--size is given twice'),

@@ -1,10 +1,13 @@
+"""Configs: from and to dictionaries, changed by text, refused by name."""
+
 import dataclasses
 import json
+import operator
 from typing import Literal
 
 import pytest
 
-from dnnlib.config import BaseConfig, Configurable, from_dict, override, to_dict
+from dnnlib.config import BaseConfig, Configurable, flatten, from_dict, override, to_dict
 from dnnlib.util import ConfigError, UserError
 
 
@@ -48,18 +51,8 @@ BASE = Root.Config(name='x')
 def test_builds_owner():
     root = BASE.build()
     assert type(root) is Root and type(root.leaf) is Leaf and root.config is BASE
-
-
-def test_class_without_config_is_an_error():
-    with pytest.raises(TypeError, match='Child must define its own Config'):
-
-        class Child(Leaf):
-            pass
-
-
-def test_config_without_owner_cannot_be_built():
-    with pytest.raises(TypeError, match='belongs to no class'):
-        BaseConfig().build()
+    with pytest.raises(TypeError, match='Child needs its own Config'):
+        type('Child', (Leaf,), {})
 
 
 def test_round_trip_through_json():
@@ -71,46 +64,33 @@ def test_round_trip_through_json():
     assert isinstance(back.betas, tuple) and isinstance(back.other, Leaf.Config)
 
 
-@pytest.mark.parametrize(
-    ('path', 'text', 'expected'),
-    [
-        ('name', '123', '123'),  # text stays text
-        ('name', 'true', 'true'),
-        ('name', '[1,2]', '[1,2]'),
-        ('name', 'none', 'none'),
-        ('note', '1e3', '1e3'),
-        ('note', 'None', None),
-        ('limit', '3', 3.0),
-        ('limit', '1e-3', 0.001),
-        ('limit', '.5', 0.5),
-        ('limit', 'none', None),
-        ('mirror', 'true', True),
-        ('mirror', 'False', False),
-        ('resolutions', '[8,16,32]', (8, 16, 32)),
-        ('resolutions', '8, 16', (8, 16)),
-        ('resolutions', '[]', ()),
-        ('betas', '[0,0.9]', (0.0, 0.9)),
-        ('words', '[a,1]', ('a', '1')),
-        ('words', '["a","b"]', ('a', 'b')),
-        ('leaf.samples', '96', 96),
-        ('leaf.scale', '2', 2.0),
-        ('leaf.impl', 'cuda', 'cuda'),
-        ('leaf.order', '2', 2),
-    ],
-)
-def test_override(path, text, expected):
-    config = override(BASE, path, text)
-    value = config
-    for name in path.split('.'):
-        value = getattr(value, name)
-    assert value == expected and type(value) is type(expected)
-    if isinstance(expected, tuple):
-        assert [type(v) for v in value] == [type(v) for v in expected]
-    plain, base = to_dict(config), to_dict(BASE)
-    head = path.split('.')[0]
-    assert {k: v for k, v in plain.items() if k != head} == {k: v for k, v in base.items() if k != head}
-    fresh = Root.Config(name='x')
-    assert to_dict(BASE) == to_dict(fresh)  # the original is untouched
+TEXTS = {
+    'name': {'123': '123', 'true': 'true', '[1,2]': '[1,2]', 'none': 'none'},  # text stays text
+    'note': {'1e3': '1e3', 'None': None},
+    'limit': {'3': 3.0, '1e-3': 0.001, '.5': 0.5, 'none': None},
+    'mirror': {'true': True, 'False': False},
+    'resolutions': {'[8,16,32]': (8, 16, 32), '8, 16': (8, 16), '[]': ()},
+    'betas': {'[0,0.9]': (0.0, 0.9)},
+    'words': {'[a,1]': ('a', '1'), '["a","b"]': ('a', 'b')},
+    'leaf.samples': {'96': 96},
+    'leaf.scale': {'2': 2.0},
+    'leaf.impl': {'cuda': 'cuda'},
+    'leaf.order': {'2': 2},
+}
+
+
+@pytest.mark.parametrize('path', TEXTS)
+def test_override(path):
+    before = flatten(to_dict(BASE))
+    for text, expected in TEXTS[path].items():
+        config = override(BASE, path, text)
+        value = operator.attrgetter(path)(config)
+        assert value == expected and type(value) is type(expected)
+        if isinstance(expected, tuple):
+            assert [type(v) for v in value] == [type(v) for v in expected]
+        after = flatten(to_dict(config))
+        assert {name for name in after if after[name] != before[name]} <= {path}
+    assert flatten(to_dict(BASE)) == before
 
 
 @pytest.mark.parametrize(
@@ -127,9 +107,11 @@ def test_override(path, text, expected):
         ('resolutions', '[8,x]', "resolutions='x' must be int"),
         ('betas', '[0.5]', r'must be tuple\[float, float\]'),
         ('leaf', '5', 'leaf=5 must be Leaf.Config'),
-        ('other.samples', '5', r'other is a single value \(None\)'),
-        ('name.first', '5', 'single value'),
-        ('', '5', 'unknown option'),
+        ('other.samples', '5', r'other\.samples; .* a single value \(None\)'),
+        ('', '5', 'unknown option ;'),
+        ('samples', '5', r'unknown option samples; known here: betas, .*; did you mean leaf\.samples\?$'),
+        ('leef.scale', '5', r'unknown option leef; .*; did you mean leaf\.scale\?$'),
+        ('leaf.zzz', '5', r'unknown option leaf\.zzz; known here: impl, order, samples, scale$'),
     ],
 )
 def test_override_refuses(path, text, message):
@@ -141,36 +123,12 @@ def test_override_refuses(path, text, message):
     ('values', 'message'),
     [
         ({}, 'option name has no default'),
-        ({'name': 5}, 'name=5 must be str'),
         ({'name': 'x', 'leaf': [1]}, 'must be Leaf.Config'),
         ({'name': 'x', 'leaf': {'order': True}}, 'must be one of 1, 2'),
         ({'name': 'x', 'leaf': {'samples': '5'}}, 'leaf.samples='),
-        ({'name': 'x', 'betas': [1, 2, 3]}, 'betas='),
         ({'name': 'x', 3: 1}, 'unknown option 3'),
-        ({'name': 'x', 'leaf': {'depth': 1}}, r'unknown option leaf\.depth; known here: impl, order'),
     ],
 )
 def test_from_dict_refuses(values, message):
     with pytest.raises(ConfigError, match=message):
         from_dict(Root.Config, values)
-
-
-@pytest.mark.parametrize(
-    ('path', 'hint'),
-    [
-        ('samples', 'leaf.samples'),
-        ('leef.scale', 'leaf.scale'),
-        ('leaf.scal', 'leaf.scale'),
-        ('miror', 'mirror'),
-        ('impl', 'leaf.impl or other.impl'),
-        ('leaf.zzz', ''),
-    ],
-)
-def test_unknown_option_lists_the_known_ones_and_names_similar_ones(path, hint):
-    config = BASE if path != 'impl' else dataclasses.replace(BASE, other=Leaf.Config())
-    with pytest.raises(ConfigError) as error:
-        override(config, path, '1')
-    known = 'impl, order, samples, scale' if path.startswith('leaf') else 'betas, leaf, limit, mirror'
-    reported, _, similar = str(error.value).partition('; did you mean ')
-    assert reported.startswith(f'unknown option {path.split(".")[0]}') and known in reported
-    assert similar.rstrip('?') == hint

@@ -1,9 +1,7 @@
 """Decoding of videos: every frame once, the right colours, errors as one sentence; finding clips."""
 
-import errno
 import os
 import subprocess
-import sys
 
 import imageio_ffmpeg
 import numpy as np
@@ -16,16 +14,17 @@ from preprocessing.dataset_files import pack
 from support.paths import ROOT
 
 
-def pattern(frames=7, height=32, width=48):
-    """Returns smooth frames that differ from each other and from their mirror images."""
-    t, y, x = np.meshgrid(np.arange(frames), np.arange(height), np.arange(width), indexing='ij')
-    return np.stack([40 + 4 * x % 200, 20 + 6 * y, 30 * t], axis=-1).clip(0, 255).astype(np.uint8)
+def smooth_frames(count=10, height=48, width=64):
+    """Returns smooth moving colours, which chroma subsampling hardly changes."""
+    t, y, x = np.mgrid[:count, :height, :width]
+    waves = [np.sin(x / 20 + t / 5), np.cos(y / 15 - t / 7), np.sin((x + y) / 25)]
+    return np.round(127.5 + 120 * np.stack(waves, -1)).astype(np.uint8)
 
 
 @pytest.fixture(scope='module')
 def video(tmp_path_factory):
     path = tmp_path_factory.mktemp('video') / 'a.mp4'
-    write_video(path, pattern(), fps=12.5, crf=5)
+    write_video(path, smooth_frames(7), fps=12.5, crf=5)
     return path
 
 
@@ -33,16 +32,16 @@ def test_frames_come_in_order_with_their_rate(video):
     frames = list(video_frames(video))
     assert len(frames) == 7 and {rate for _, rate in frames} == {12.5}
     images = np.stack([image for image, _ in frames])
-    assert images.shape == (7, 32, 48, 3) and images.dtype == np.uint8
-    error = np.abs(images.astype(int) - pattern())
-    assert error.mean() < 3 and error.max() < 60  # edges of colours, at half resolution
+    assert images.shape == (7, 48, 64, 3) and images.dtype == np.uint8
+    error = np.abs(images.astype(int) - smooth_frames(7))
+    assert error.mean() < 3 and error.max() < 24
     again = np.stack([image for image, _ in video_frames(str(video))])
     assert (again == images).all()
-    assert probe(video) == (12.5, 48, 32, pytest.approx(0.56), 'mov,mp4,m4a,3gp,3g2,mj2')
+    assert probe(video) == (12.5, 64, 48, pytest.approx(0.56), 'mov,mp4,m4a,3gp,3g2,mj2')
 
 
 def test_stopping_early_ends_the_decoder(tmp_path):
-    write_video(tmp_path / 'long.mp4', np.tile(pattern(), (30, 4, 4, 1)))
+    write_video(tmp_path / 'long.mp4', [*smooth_frames(1, 128, 192)] * 200)
     frames = video_frames(tmp_path / 'long.mp4')
     first = next(frames)[0]
     frames.close()
@@ -77,63 +76,28 @@ def test_clips_of_a_folder(tmp_path):
     assert sorted(['f10', 'f9', 'a2'], key=natural) == ['a2', 'f9', 'f10']
 
 
-def fake_decoder(folder, monkeypatch, script):
-    """Puts a shell script in the place of ffmpeg."""
-    path = folder / 'decoder'
-    path.write_text(f'#!/bin/sh\n{script}\n')
-    path.chmod(0o755)
-    monkeypatch.setattr('imageio_ffmpeg.get_ffmpeg_exe', lambda: str(path))
-
-
 @pytest.mark.parametrize(
     ('script', 'reason'),
     [
         ('kill -9 $$', 'killed by signal 9'),
-        ('echo "Error opening input: Cannot allocate memory" >&2; exit 244', 'Cannot allocate memory'),
+        ('echo "Error opening input: Permission denied" >&2; exit 243', 'Permission denied'),
         ('printf "P6\\n1 1\\n255\\nabc"; echo "Too many open files" >&2; exit 1', 'Too many open files'),
     ],
 )
 def test_a_failing_machine_is_not_the_fault_of_a_video(video, tmp_path, monkeypatch, script, reason):
-    fake_decoder(tmp_path, monkeypatch, script)
+    decoder = tmp_path / 'decoder'
+    decoder.write_text(f'#!/bin/sh\n{script}\n')
+    decoder.chmod(0o755)
+    monkeypatch.setattr('imageio_ffmpeg.get_ffmpeg_exe', lambda: str(decoder))
     with pytest.raises(OSError, match=reason) as error:
         list(video_frames(video))
     assert error.value.filename == str(video)
-
-
-@pytest.mark.parametrize('number', [errno.EMFILE, errno.EAGAIN, errno.EIO, errno.ENOMEM, errno.ENOENT])
-def test_errors_of_the_system_are_not_the_fault_of_a_video(video, monkeypatch, number):
-    def fail(*args, **options):
-        raise OSError(number, 'no', 'ffmpeg')
-
-    monkeypatch.setattr('subprocess.Popen', fail)
-    with pytest.raises(OSError, match='ffmpeg'):
-        list(video_frames(video))
-
-
-def test_killed_ffmpeg_is_an_error_of_the_system(tmp_path, monkeypatch):
-    fake_decoder(tmp_path, monkeypatch, 'kill -9 $$')
-    with pytest.raises(OSError, match='killed by signal 9'):
-        run_ffmpeg(['-version'])
-
-
-def test_packing_stops_instead_of_skipping_a_clip(video, tmp_path, monkeypatch):
-    fake_decoder(tmp_path, monkeypatch, 'kill -9 $$')
     clip = pack.RawClip('a.mp4', video, [[0.0] * 25] * 7)
-    with pytest.raises(OSError, match='the decoder was killed'):
+    with pytest.raises(OSError, match=reason):  # instead of skipping the clip
         pack.convert(clip, pack.PackOptions(resolution=32, format='png'))
-
-
-def test_ffmpeg_is_loaded_when_it_is_used():
-    """Training and drawing work without imageio_ffmpeg."""
-    code = 'import sys, train, viz.sheets, dnnlib.video; sys.exit("imageio_ffmpeg" in sys.modules)'
-    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
-
-
-def smooth_frames(count=10, height=48, width=64):
-    """Returns smooth moving colours, which chroma subsampling hardly changes."""
-    t, y, x = np.mgrid[:count, :height, :width]
-    waves = [np.sin(x / 20 + t / 5), np.cos(y / 15 - t / 7), np.sin((x + y) / 25)]
-    return np.round(127.5 + 120 * np.stack(waves, -1)).astype(np.uint8)
+    if 'kill' in script:
+        with pytest.raises(OSError, match=reason):
+            run_ffmpeg(['-version'])
 
 
 def decoded(path):
@@ -176,16 +140,11 @@ def test_gif_comes_back(tmp_path):
     assert np.abs(read.astype(int) - smooth_frames()).mean() < 12  # 256 colours
 
 
-def failing_frames():
-    yield from smooth_frames()[:3]
-    raise RuntimeError('renderer failed')
-
-
 def test_a_video_that_cannot_be_written_leaves_nothing_new(tmp_path, monkeypatch):
     path = tmp_path / 'a.mp4'
     path.write_bytes(b'older')
-    with pytest.raises(RuntimeError, match='renderer failed'):
-        write_video(path, failing_frames())
+    with pytest.raises(IndexError):
+        write_video(path, (smooth_frames(3)[i] for i in range(4)))
     with pytest.raises(ValueError, match='no frames'):
         write_video(path, [])
     with pytest.raises(UserError, match='no such file or folder'):

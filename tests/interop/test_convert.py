@@ -42,7 +42,7 @@ def test_counters_may_be_tensors_and_numpy_numbers(tmp_path, networks):
     assert meta['cur_nimg'] == 640 and meta['counters']['best_metric_value'] == 0.5
 
 
-LAUGHS = functools.reduce(lambda tree, _: [tree, tree], range(60), 0)  # to print it takes for ever
+LAUGHS = functools.reduce(lambda tree, _: [tree, tree], range(60), 0)  # 2**60 elements
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The command line of gen_videos.py, end to end on a tiny random network."""
 
 import dataclasses
+import functools
 import itertools
 import weakref
 from unittest import mock
@@ -42,7 +43,7 @@ def snapshot(G, tmp_path_factory):
 
 
 def call(snapshot, outdir, *args):
-    """Runs the command; an exception that is no clear error fails the test."""
+    """Runs the command; an exception that is not a clear error fails the test."""
     usual = {'--network': snapshot, '--outdir': str(outdir), '--device': 'cpu', '--seeds': '0'}
     command = [word for pair in usual.items() if pair[0] not in args for word in pair]
     result = CliRunner().invoke(gen_videos.main, [*command, *args])
@@ -67,7 +68,7 @@ def test_numbers(text, numbers):
     'text', ['', '-', '-1', '1-', '3-1', 'a', '1,,2', '1.5', '1-2-3', '²', '9' * 30, f'0-{10**9}']
 )
 def test_bad_numbers(text):
-    with pytest.raises(ValueError, match='not a list|backwards|too much'):
+    with pytest.raises(ValueError, match='not a list|must count up'):
         gen_videos.parse_numbers(text)
 
 
@@ -81,16 +82,13 @@ def test_everything_at_once(snapshot, G, tmp_path):
     files = [f'{c}{end}' for c in clips for end in ('.mp4', '-depth.mp4', '-normals.mp4', '-sheet.png')]
     meshes = [f'{c}-0001.ply' for c in clips]
     assert names(out) == sorted([*files, *meshes, 'grid.mp4'])
-    for name in names(out):
-        assert str(out / name) in result.output
+    assert all(str(out / name) in result.output for name in names(out))
     for name in ('', '-depth', '-normals'):
-        video = iio.imread(out / f'{clips[0]}{name}.mp4')
-        assert video.shape == (5, 64, 64, 3)
+        assert iio.imread(out / f'{clips[0]}{name}.mp4').shape == (5, 64, 64, 3)
     assert iio.imread(out / 'grid.mp4').shape == (5, 128, 256, 3)
     assert np.shape(iio.imread(out / f'{clips[0]}-sheet.png'))[1] > 4 * 128  # a column for each moment
     mesh = trimesh.load(out / meshes[0])
-    assert mesh.is_watertight
-    assert mesh.volume > 0
+    assert mesh.is_watertight and mesh.volume > 0
     assert mesh.visual.vertex_colors.shape == (len(mesh.vertices), 4)
 
 
@@ -114,8 +112,7 @@ def test_same_seed_same_bytes_whatever_else_is_asked_for(snapshot, tmp_path):
     call(snapshot, tmp_path / 'a', '--seeds', '4', *args)
     call(snapshot, tmp_path / 'b', '--seeds', '1,4', *args)
     ours = [n for n in names(tmp_path / 'b') if n.startswith('seed0004')]
-    assert names(tmp_path / 'a') == ours
-    assert len(ours) == 3
+    assert names(tmp_path / 'a') == ours and len(ours) == 3
     for name in ours:
         assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
 
@@ -150,12 +147,12 @@ def test_still_freezes_the_face_and_orbit_does_not(snapshot, tmp_path):
 
 
 def test_sampling_options_change_the_rendering(snapshot, tmp_path):
-    base = ['--frames', '2', '--no-sheet', '--depth']
-    sizes = {}
-    for name, args in {'plain': [], 'fine': ['--neural-resolution', '16', '--render-samples', '12']}.items():
-        assert call(snapshot, tmp_path / name, *base, *args).exit_code == 0
-        sizes[name] = (tmp_path / name / 'seed0000-depth.mp4').read_bytes()
-    assert sizes['plain'] != sizes['fine']
+    videos = []
+    for args in ('', ' --neural-resolution 16', ' --render-samples 12'):
+        line = f'--frames 2 --no-sheet --depth{args}'
+        assert call(snapshot, tmp_path, *line.split()).exit_code == 0
+        videos.append((tmp_path / 'seed0000-depth.mp4').read_bytes())
+    assert len(set(videos)) == 3
 
 
 def test_grid_shows_the_people_as_large_as_their_videos(snapshot, tmp_path):
@@ -191,48 +188,23 @@ def test_without_a_surface_there_is_no_mesh_and_an_error(tmp_path, density, leve
     ('args', 'message'),
     [
         ('--network missing.pkl', 'missing.pkl: no such file or folder'),
-        ('--network https://x.org/a.pkl', 'download it first'),
         ('--seeds x', "'x' is not a list of numbers"),
-        ('--seeds 0 --seeds 1', '--seeds is given twice'),
         ('--device nonsense', '--device nonsense'),
         ('--data x.zip', '--data is for --trajectory dataset, not for front'),
         ('--orbit-yaw 20', '--orbit-yaw is for --trajectory orbit or still, not for front'),
         ('--time cycle --trajectory still', '--time is for --trajectory front or orbit or dataset'),
         ('--crf 1 --video-format gif', '--crf is for --video-format mp4, not for gif'),
         ('--shape-level 5', '--shape-level is for --shapes, which is not given'),
-        ('--shape-frames 0', '--shape-frames is for --shapes'),
         ('--data x.zip --trajectory dataset', 'x.zip: no such file or folder'),
         (f'--outdir {__file__}', 'test_gen_videos.py: it exists already'),
-        ('--shapes obj --shape-resolution 2', '2 must be 8 to 1024'),
-        ('--shapes obj --shape-level 0', '0 must be more than 0'),
         ('--frames 5 --shapes ply --shape-frames 1,5', '--shape-frames 5 is beyond seed0000'),
-        ('--frames 1.5', "'1.5' is not a whole number"),
-        ('--fps 0', '0 must be 0.1 to 1000'),
-        ('--psi nan', 'nan must be finite'),
-        ('--trunc 0.7', '--psi'),  # habits from EG3D
-        ('--grid 4x4', 'it takes no value'),
     ],
 )
 def test_errors_are_one_sentence(snapshot, tmp_path, args, message):
     result = call(snapshot, tmp_path / 'out', *args.split())
-    assert result.exit_code != 0
+    assert result.exit_code != 0 and message in result.output
     assert result.output.strip().splitlines()[-1].startswith('Error: ')
-    assert message in result.output
     assert not (tmp_path / 'out').exists()
-
-
-@pytest.mark.parametrize(
-    'error',
-    [torch.OutOfMemoryError('CUDA out of memory.'), MemoryError(), RuntimeError('a bug of ours')],
-)
-def test_out_of_memory_is_one_sentence_and_a_bug_is_not(snapshot, tmp_path, monkeypatch, error):
-    monkeypatch.setattr(ClipWriter, 'videos', mock.Mock(side_effect=error))
-    if 'bug' in str(error):
-        with pytest.raises(RuntimeError, match='a bug of ours'):
-            call(snapshot, tmp_path)
-        return
-    result = call(snapshot, tmp_path)
-    assert result.exit_code == 1 and result.output.startswith('Error: out of memory; lower --neural')
 
 
 def test_frames_are_written_as_they_come(G, tmp_path, monkeypatch):
@@ -263,24 +235,16 @@ def test_a_snapshot_without_cameras_says_what_to_do(tmp_path, G):
     for meta in ({}, {'cameras': [[[0.0] * 7]]}, {'cameras': 'none'}, {'cameras': [[]]}):
         save_snapshot(tmp_path / 'a.pkl', {'G_ema': G}, meta)
         result = call(str(tmp_path / 'a.pkl'), tmp_path / 'out', '--trajectory', 'dataset')
-        assert result.exit_code == 1
+        assert result.exit_code == 1 and '--data' in result.output
         assert 'holds no cameras of real clips' in result.output
-        assert '--data' in result.output
 
 
 def test_compiled_networks_make_the_same_video(snapshot, tmp_path, monkeypatch):
-    compiled = []
-
-    def compile_eagerly(function, **options):
-        compiled.append(function)
-        return torch_compile(function, backend='aot_eager', **options)
-
-    torch_compile = torch.compile
-    monkeypatch.setattr(torch, 'compile', compile_eagerly)
-    args = ['--seeds', '1', '--frames', '2', '--no-sheet']
-    call(snapshot, tmp_path / 'plain', *args)
-    assert not compiled
-    call(snapshot, tmp_path / 'compiled', *args, '--compile')
-    assert len(compiled) == 3
-    files = [tmp_path / name / 'seed0001.mp4' for name in ('plain', 'compiled')]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    compiled = mock.Mock(side_effect=functools.partial(torch.compile, backend='eager'))
+    monkeypatch.setattr(torch, 'compile', compiled)
+    videos = []
+    for args in ('', ' --compile'):
+        assert not compiled.called
+        call(snapshot, tmp_path, *f'--frames 1 --no-sheet{args}'.split())
+        videos.append((tmp_path / 'seed0000.mp4').read_bytes())
+    assert compiled.call_count == 3 and videos[0] == videos[1]

@@ -17,16 +17,13 @@ from support import tiny
 from torch_utils.ops.upfirdn2d import make_filter
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
 
-SMALL = {  # a generator that EG3D's sizes admit
-    **{'resolution': 128, 'sr_resolution': 64, 'sr_channels': (8, 8), 'plane_resolution': 32},
-    **{'channel_base': 512, 'channel_max': 16, 'plane_axes': 'released'},
-}
 RENDERING = {
     **{'depth_resolution': 6, 'depth_resolution_importance': 6, 'ray_start': 2.25, 'ray_end': 3.3},
     **{'box_warp': 1, 'c_scale': 1.0, 'clamp_mode': 'softplus', 'white_back': False, 'reg_type': 'l1'},
 }
-G_CONFIG = dataclasses.replace(tiny.G_CONFIG, **SMALL)
-WIDTHS = {'resolution': 128, 'channel_base': 512, 'channel_max': 16}
+WIDTHS = {'resolution': 128, 'channel_base': 512, 'channel_max': 16}  # sizes that EG3D admits
+PLANES = {'plane_resolution': 32, 'plane_axes': 'released'}
+G_CONFIG = dataclasses.replace(tiny.G_CONFIG, **WIDTHS, **PLANES, sr_resolution=64, sr_channels=(8, 8))
 
 
 def run(*args):
@@ -72,15 +69,11 @@ EasyDict = foreign_class('dnnlib.util', 'EasyDict', dict)
 
 def list_config(values):
     """Returns what stands for omegaconf's list, whose nodes refer back to it."""
-    whole = ListConfig()
-    nodes = []
-    for value in values:
-        node = AnyNode()
+    whole, nodes = ListConfig(), [AnyNode() for _ in values]
+    for node, value in zip(nodes, values, strict=True):
         node.__dict__ |= {'_val': value, '_parent': whole}
-        nodes.append(node)
     metadata = ContainerMetadata()  # its cache makes `weights_only` loading refuse it, too
-    metadata.__dict__ |= {'ref_type': typing.Any, 'object_type': list, 'element_type': typing.Any}
-    metadata.__dict__ |= {'optional': True, 'flags': None, 'resolver_cache': defaultdict(dict)}
+    metadata.__dict__ |= {'ref_type': typing.Any, 'flags': None, 'resolver_cache': defaultdict(dict)}
     whole.__dict__ |= {'_content': nodes, '_parent': None, '_metadata': metadata}
     return whole
 
@@ -142,9 +135,7 @@ def module_tree(name, state, source, **attributes):
     }
     if name == 'net':  # of the decoder: a plain container, with an activation between its layers
         container = torch.nn.Sequential()
-        container.__dict__['_modules'] = OrderedDict(
-            [('0', children['0']), ('1', torch.nn.Softplus()), ('2', children['2'])]
-        )
+        container._modules |= {'0': children['0'], '1': torch.nn.Softplus(), '2': children['2']}
         return container
     return Persistent(name, inside, source)
 

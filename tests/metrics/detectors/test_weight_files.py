@@ -12,13 +12,9 @@ from dnnlib.util import UserError
 from metrics.detectors.weight_files import load_state, read_file, split_hash
 
 
-class Small(nn.Module):
+def small():
     """A network that a small file of tensors fits."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
-        self.bn = nn.BatchNorm2d(3)
+    return nn.ModuleDict({'conv': nn.Conv2d(3, 3, 1), 'bn': nn.BatchNorm2d(3)})
 
 
 def saved(content, path, **options):
@@ -51,8 +47,8 @@ def test_read_file(path):
 @pytest.mark.parametrize('zipped', [True, False])
 def test_what_fits_is_loaded(path, counters, zipped):
     """Both formats of PyTorch; counters of batch normalisation, which older files lack, may be missing."""
-    state = {k: v for k, v in Small().state_dict().items() if counters or 'num_batches' not in k}
-    network = Small()
+    state = {k: v for k, v in small().state_dict().items() if counters or 'num_batches' not in k}
+    network = small()
     load_state(network, saved(state, path, _use_new_zipfile_serialization=zipped), path)
     assert all(torch.equal(network.state_dict()[k], v) for k, v in state.items() if 'num_batches' not in k)
 
@@ -62,27 +58,27 @@ BAD = {
     'extra': lambda s: s.update(extra=torch.ones(1)),
     'conv.bias': lambda s: s.update({'conv.bias': torch.ones(4)}),
     'bn.bias': lambda s: s.update({'bn.bias': 'text'}),
-    'Small': lambda s: [s.clear(), s.update({1: torch.ones(1)})],
+    'ModuleDict': lambda s: [s.clear(), s.update({1: torch.ones(1)})],
 }
 
 
 @pytest.mark.parametrize('name', BAD)
 def test_other_tensors(name, path):
-    state = Small().state_dict()
+    state = small().state_dict()
     BAD[name](state)
     with pytest.raises(UserError, match=f'a.pt: .*{name}') as err:
-        load_state(Small(), saved(state, path), path)
+        load_state(small(), saved(state, path), path)
     assert '\n' not in str(err.value)
 
 
 def test_corrupted_files(path):
-    whole = saved(Small().state_dict(), path)
+    whole = saved(small().state_dict(), path)
     for data in (b'', b'text', whole[: len(whole) // 2], whole[:-1], b'<html>404</html>' * 100):
         with pytest.raises(UserError, match='a.pt: refused') as err:
-            load_state(Small(), data, path)
+            load_state(small(), data, path)
         assert '\n' not in str(err.value) and 'weights_only' not in str(err.value)
     with pytest.raises(UserError, match='a.pt: '):
-        load_state(Small(), saved([torch.ones(1)], path), path)
+        load_state(small(), saved([torch.ones(1)], path), path)
 
 
 def test_out_of_memory_is_not_blamed_on_the_file(path, monkeypatch):
@@ -91,7 +87,7 @@ def test_out_of_memory_is_not_blamed_on_the_file(path, monkeypatch):
 
     monkeypatch.setattr(torch, 'load', full)
     with pytest.raises(RuntimeError, match='allocate memory'):
-        load_state(Small(), b'', path)
+        load_state(small(), b'', path)
 
 
 class Hostile:
@@ -107,10 +103,10 @@ class Hostile:
 @pytest.mark.parametrize('zipped', [True, False])
 def test_hostile_pickle(path, tmp_path, zipped):
     marker = tmp_path / 'executed'
-    state = {**Small().state_dict(), 'x': Hostile(str(marker))}
+    state = {**small().state_dict(), 'x': Hostile(str(marker))}
     data = saved(state, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match='a.pt: refused'):
-        load_state(Small(), data, path)
+        load_state(small(), data, path)
     assert not marker.exists()
     torch.load(path, weights_only=False)
     assert marker.exists()  # it was dangerous

@@ -1,17 +1,11 @@
-"""Distances between feature sets against closed forms, SciPy, high precision and naive loops."""
+"""Distances between feature sets against closed forms, high precision and naive loops."""
 
 import mpmath
 import numpy as np
 import pytest
-import scipy.linalg
 
 from metrics.base import standard_error
-from metrics.measures.frechet import (
-    bootstrap_frechet,
-    frechet_distance,
-    halves_floor,
-    kernel_distance,
-)
+from metrics.measures.frechet import bootstrap_frechet, frechet_distance, halves_floor, kernel_distance
 
 
 def features_of(mean, factor):
@@ -47,17 +41,6 @@ def test_closed_form_of_a_scaled_covariance_in_any_basis():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12 * trace)
 
 
-@pytest.mark.parametrize('dim', [3, 40, 150])
-def test_agrees_with_the_matrix_root_of_scipy(dim):
-    rng = np.random.default_rng(dim)
-    f1, f2 = random_factor(rng, dim, 3 * dim), random_factor(rng, dim, 4 * dim)
-    (m1, m2), s1, s2 = rng.normal(size=(2, dim)), f1.T @ f1, f2.T @ f2
-    expected = ((m1 - m2) ** 2).sum() + np.trace(s1 + s2 - 2 * scipy.linalg.sqrtm(s1 @ s2).real)
-    a, b = features_of(m1, f1), features_of(m2, f2)
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
-    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize('ranks', [(3, 3), (2, 9), (9, 4), (1, 1)])
 def test_rank_deficient_covariances_against_high_precision(ranks):
     rng = np.random.default_rng(sum(ranks))
@@ -73,6 +56,7 @@ def test_features_against_high_precision_and_the_definition(counts):
     a, b = rng.normal(size=(counts[0], 10)), 2 * rng.gamma(2, size=(counts[1], 10)) + 1
     exact = exact_distance(*(f for x in (a, b) for f in (x.mean(0), (x - x.mean(0)) / np.sqrt(len(x)))))
     assert frechet_distance(a, b) == pytest.approx(exact, rel=1e-12)
+    assert frechet_distance(b, a) == pytest.approx(exact, rel=1e-12)
     assert frechet_distance(a.astype(np.float32), b) == pytest.approx(exact, rel=1e-6)
 
 
@@ -118,23 +102,10 @@ def test_kernel_distance_is_unbiased_and_knows_its_error():
     assert np.mean([r.standard_error for r in apart]) == pytest.approx(true_error, rel=0.3)
 
 
-@pytest.mark.parametrize('dim', [1, 150])
-def test_bootstrap_against_the_analytic_error_of_a_shift(dim):
-    # A shift along the only axis with spread: FD = shift^2 with the error 2 shift sigma sqrt(2 / N).
-    rng = np.random.default_rng(6)
-    shift, sigma, count = 20.0, 0.7, 100
-    axis = np.zeros(dim)
-    axis[0] = 1
-    a, b = (rng.normal(mean, sigma, (count, 1)) * axis for mean in (0, shift))
-    analytic = 2 * shift * sigma * np.sqrt(2 / count)
-    assert bootstrap_frechet(a, b, 200, seed=1) == pytest.approx(analytic, rel=0.2)
-    assert bootstrap_frechet(a, b, 3, seed=1) == bootstrap_frechet(a, b, 3, seed=1)
-    assert bootstrap_frechet(a, b, 3, seed=1) != bootstrap_frechet(a, b, 3, seed=2)
-
-
-def test_bootstrap_draws_with_replacement():
+@pytest.mark.parametrize('dim', [3, 30])  # fewer and more than features
+def test_bootstrap_draws_with_replacement(dim):
     rng = np.random.default_rng(8)
-    a, b = rng.normal(size=(2, 9, 3))
+    a, b = rng.normal(size=(2, 9, dim))
     draws = np.random.default_rng(3)
     distances = []
     for _ in range(4):
@@ -162,10 +133,3 @@ def test_pieces_of_a_video_stay_together():
     errors = [bootstrap_frechet(pieces, other, 20, 5, groups), bootstrap_frechet(ordered, other, 20, 5)]
     assert errors[0] == pytest.approx(errors[1], rel=1e-9)
     assert bootstrap_frechet(pieces, other, 20, 5) < 0.8 * errors[0]
-
-
-def test_standard_error_of_a_mean():
-    values = np.random.default_rng(10).normal(size=(2000, 25))
-    errors = [standard_error(row) for row in values]
-    assert np.mean(errors) == pytest.approx(np.std(values.mean(axis=1)), rel=0.05)
-    assert np.isnan(standard_error([1.0]))

@@ -10,9 +10,8 @@ from heads.identity import sample_identity
 from heads.model import HeadModel
 from heads.motion import sample_motion_path
 from metrics.measures.motion import depth_variance, flicker, motion_magnitude
-from support.analytic_scenes import Plane, Sphere, flat, still
+from support.analytic_scenes import Plane, flat, still
 from training import camera
-from training.volumetric_rendering.ray_sampler import camera_rays
 
 SIZE = 128
 
@@ -55,7 +54,7 @@ def test_a_still_clip_has_no_motion_and_no_flicker(texture):
     assert flicker(np.full_like(clip, 77)) == 0
 
 
-@pytest.mark.parametrize('right, down', [(1, 0), (2, 0), (0, -3), (3, 4), (-8, 6)])
+@pytest.mark.parametrize(('right', 'down'), [(1, 0), (0, -3), (-8, 6)])
 def test_flow_of_a_known_translation(texture, right, down):
     expected = 100 * np.hypot(right, down) / SIZE
     assert motion_magnitude(clip_of(texture, right, down)).flow_percent == pytest.approx(expected, rel=0.05)
@@ -135,17 +134,6 @@ def test_depth_variance_of_a_step():
     variance = depth_variance(depth, torch.ones(1, 64, 64), label)
     assert variance == pytest.approx(0.2**2 / 16, rel=0.01)
     assert depth_variance(2 * depth, torch.ones(1, 64, 64), label) == pytest.approx(4 * variance, rel=1e-6)
-
-
-def test_depth_variance_of_a_ball():
-    # Over a disc, the height sqrt(R^2 - r^2) of a half-ball has the variance R^2 (1/2 - 4/9).
-    label = camera.orbit_label(0.0, radius=1000.0, focal=1000.0)
-    ball = Sphere((0.0, 0.0, 0.0), 0.4, flat(0.0))
-    pose, intrinsics = camera.unpack_label(label.double()[None])
-    origins, directions = camera_rays(pose, intrinsics, 128)
-    distance = ball.distance(origins[0], directions[0]).reshape(128, 128)
-    variance = depth_variance(distance, distance.isfinite().double(), label)
-    assert variance == pytest.approx(0.4**2 / 18, rel=0.02)
 
 
 def test_depth_variance_of_views_that_cannot_tell():

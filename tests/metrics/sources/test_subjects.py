@@ -1,7 +1,6 @@
 """Subjects: all ways to the same videos give the same values; what does not fit together is refused."""
 
 import shutil
-import zipfile
 
 import numpy as np
 import pytest
@@ -10,9 +9,6 @@ from PIL import Image
 from dnnlib.util import UserError
 from dnnlib.video import write_video
 from metrics.base import Settings
-from metrics.measures.consistency import chamfer_distance
-from metrics.metric_main import Metrics
-from metrics.metric_names import parse_metrics
 from metrics.records.digests import json_digest
 from metrics.sources import views
 from metrics.sources.subjects import folder_subject, network_subject, views_subject
@@ -56,17 +52,12 @@ def test_videos_of_a_network_and_of_its_folder_are_equal(G, dataset, data, tmp_p
     options = settings(tmp_path)
     ours = network_subject(G, dataset, options, 'x.pkl', 1.0)
     assert ours.save_videos(tmp_path / 'v', T, COUNT, quiet) == {}
-    with zipfile.ZipFile(data) as archive:
-        archive.extractall(tmp_path / 'real')
-    ways = [
-        folder_subject(tmp_path / 'v' / 'T4', None, options, dataset),
-        folder_subject(tmp_path / 'v' / 'T4', data, options),
-        folder_subject(tmp_path / 'v' / 'T4', tmp_path / 'real', options),
-    ]
-    shutil.copytree(tmp_path / 'real', tmp_path / 'plain')
+    for folder in ('real', 'plain'):
+        shutil.unpack_archive(data, tmp_path / folder)
     (tmp_path / 'plain' / 'dataset.json').unlink()  # only images
-    ways.append(folder_subject(tmp_path / 'v' / 'T4', tmp_path / 'plain', options))
-    count = 2 * CLIPS
+    fake, count = tmp_path / 'v' / 'T4', 2 * CLIPS
+    reals = [data, tmp_path / 'real', tmp_path / 'plain']
+    ways = [folder_subject(fake, None, options, dataset), *(folder_subject(fake, r, options) for r in reals)]
     for other in ways:
         for i in range(COUNT):
             assert np.array_equal(other.fakes(T, COUNT).item(i), ours.fakes(T, COUNT).item(i))
@@ -148,18 +139,12 @@ def test_videos_of_two_lengths_go_into_one_folder(G, dataset, tmp_path):
     assert found == ['T3/00000.mp4', 'T3/00001.mp4', 'T4/00000.mp4', 'T4/00001.mp4'] and len(ticks) == 6
 
 
-def test_cd_of_stored_views_is_that_of_the_network(G, dataset, tmp_path):
+def test_stored_views_keep_bin_size_and_protocol(G, dataset, tmp_path):
     options = settings(tmp_path)
     ours = network_subject(G, dataset, options, 'x.pkl', 1.0)
     views.save_views(ours.views(2), tmp_path / 'v', quiet, ours.bin_size, options.protocol)
     stored = views_subject(tmp_path / 'v', options)
     assert stored.bin_size == ours.bin_size == (3.3 - 2.25) / (G.config.renderer.depth_samples - 1)
-    measure = Metrics(parse_metrics('cd2'), options).measure
-    (first,), (second,) = measure(ours), measure(stored)
-    assert first.outcome.value == second.outcome.value > 0
-    view = stored.views(2).item(0)
-    sizes = (ours.bin_size, 1.05 / 47)
-    assert len({chamfer_distance(view, size, 'paper').value for size in sizes}) == 2  # it matters
     assert stored.facts['views_files'] == 2 and stored.facts['views_protocol'] == 'paper'
     with pytest.raises(UserError, match='views of the protocol paper, .*; give --protocol paper'):
         views_subject(tmp_path / 'v', settings(tmp_path, protocol='released'))

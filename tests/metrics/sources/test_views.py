@@ -2,6 +2,7 @@
 
 import errno
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -45,28 +46,13 @@ def test_view_of_a_generator(G):
     assert [x.dtype for x in view] == [torch.uint8] + [torch.float32] * 5
     front, side = camera.front_label(), camera.orbit_label(math.pi / 6)
     assert torch.equal(view.cameras, torch.stack([front, side, side, front]))
-    t0, t1 = view.times
-    z, z_m = shooting.item_codes(G, 0, 2)
+    z, z_m = (code.expand(4, -1) for code in shooting.item_codes(G, 0, 2))
     with torch.no_grad():
-        direct = G(
-            z.expand(4, -1),
-            z_m.expand(4, -1),
-            torch.stack([t0, t1, t0, t1]),
-            view.cameras,
-            front.expand(4, -1),
-        )
-    for ours, expected in (
-        (view.depth, direct.depth),
-        (view.opacity, direct.opacity),
-        (view.xyz, direct.xyz),
-    ):
-        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+        direct = G(z, z_m, view.times[[0, 1, 0, 1]], view.cameras, front.expand(4, -1))
+    for name in ('depth', 'opacity', 'xyz'):
+        torch.testing.assert_close(getattr(view, name), getattr(direct, name), atol=1e-5, rtol=0)
     pixels = (direct.image.clamp(-1, 1) * 127.5 + 127.5).round()
     assert (pixels - view.image).abs().max() <= 1
-    origin, direction = camera_rays(*camera.unpack_label(view.cameras[:1]), LOW)
-    assert float(direct.opacity.max()) < 1  # light that passes counts in xyz and not in depth
-    along = ((view.xyz[0].flatten(1).T - origin[0]) * direction[0]).sum(1)
-    torch.testing.assert_close(origin[0] + along[:, None] * direction[0], view.xyz[0].flatten(1).T)
 
 
 def test_same_item_same_bits(G):
@@ -86,9 +72,9 @@ def test_times(G, monkeypatch):
     monkeypatch.setattr(shooting.Generated, 'shoot', lambda *args: blank)
     for protocol in ('paper', 'released'):
         source = views.GeneratedViews(G, 0, 800, protocol)
-        index = torch.stack([source.item(i).times for i in range(800)]) * 15
-        assert torch.allclose(index, index.round(), atol=1e-5)
-        index = index.round().long()
+        place = torch.stack([source.item(i).times for i in range(800)]) * 15
+        index = place.round().long()
+        assert torch.allclose(place, index.float(), atol=1e-5)
         same = int((index[:, 0] == index[:, 1]).sum())
         assert same == 0 if protocol == 'paper' else 25 < same < 80  # 50 +- 7
         counts = torch.bincount(index.flatten(), minlength=16)
@@ -99,36 +85,21 @@ def test_times(G, monkeypatch):
 def test_released_protocol(G):
     source = views.GeneratedViews(G, 0, 2, 'released')
     assert source.options.renderer.fixed_offset == 0
-    side = source.item(0).cameras[1]
-    position = side[:12].view(3, 4)[:, 3]
+    front, side = source.item(0).cameras[:2]
     pitch = math.asin(0.1 / math.pi)  # of v = pi / 2 - 0.05
-    expected = [
-        math.sin(math.pi / 6) * math.cos(pitch),
-        math.sin(pitch),
-        math.cos(math.pi / 6) * math.cos(pitch),
-    ]
-    torch.testing.assert_close(position / 2.7, torch.tensor(expected), atol=1e-6, rtol=0)
-    assert torch.equal(source.item(0).cameras[0], camera.front_label())
+    expected = [math.cos(pitch) / 2, math.sin(pitch), math.cos(math.pi / 6) * math.cos(pitch)]
+    torch.testing.assert_close(side[3:12:4] / 2.7, torch.tensor(expected), atol=1e-6, rtol=0)
+    assert torch.equal(front, camera.front_label())
     sources = [views.GeneratedViews(G, s, 2, p) for s in (0, 1) for p in ('paper', 'released')]
     assert len({json_digest(s.identity) for s in [*sources, flat(source)]}) == 5
 
 
-def test_mapping_sees_the_canonical_camera_or_each():
-    for condition in ('mapt', 'non'):
-        net = tiny.generator(camera_condition=condition).eval()
-        seen = []
-        net.mapping_network.register_forward_hook(lambda _m, args, _o, seen=seen: seen.append(args[1]))
-        view = views.GeneratedViews(net, 0, 1).item(0)
-        assert torch.equal(seen[0], view.cameras if condition == 'non' else camera.front_label()[None])
-
-
-def test_failures_of_a_generator():
-    net = tiny.generator().eval().requires_grad_(False)
-    bias = net.superresolution.block1.torgb.bias
-    for value, reason in ((torch.nan, 'image not finite'), (-200, r'frame 0 is black \(4 of 4 are\)')):
-        bias.fill_(value)
-        with pytest.raises(Skip, match=f'^{reason}'):
-            views.GeneratedViews(net, 0, 2).item(1)
+@pytest.mark.parametrize(('condition', 'count'), [('mapt', 1), ('non', 4)])
+def test_mapping_sees_the_canonical_camera_or_each(condition, count):
+    net, seen = tiny.generator(camera_condition=condition).eval(), []
+    net.mapping_network.register_forward_hook(lambda module, args, out: seen.append(args[1]))
+    view = views.GeneratedViews(net, 0, 1).item(0)
+    assert torch.equal(seen[0], view.cameras[:count])
 
 
 # ------------------------------------------------------------------------------------ files, controls
@@ -184,10 +155,7 @@ def test_bad_files_of_views(tmp_path):
     bad = {
         'a': ({}, ''),
         'b': ({'image': good['image'].astype(np.float32)}, 'image is float32'),
-        'c': (
-            {'depth': good['depth'][:2]},
-            r'depth is float32 \[2, 1, 8, 8\]; expected finite \[4, 1, 8, 8\]',
-        ),
+        'c': ({'depth': good['depth'][:2]}, r'depth is float32 \[2, 1, 8, 8\]; .* \[4, 1, 8, 8\]'),
         'd': ({'xyz': good['xyz'] * np.nan}, 'xyz is float32 .*finite'),
         'e': ({'cameras': np.array([None])}, 'cannot be read'),
         'f': ({'image': good['image'][:, :, ::2, ::2]}, 'images of 16x16, the others have 32x32'),
@@ -228,60 +196,46 @@ def test_a_note_says_how_views_were_made(tmp_path):
     assert made() == (0.0625, 'released')
     note.write_text('{"by": "others", "bin_size": 0.5}')
     assert made() == (0.5, None)
-    note.unlink()
-    assert made() == (None, None)
     for text in ('{"bin_size": 0}', '{"bin_size": "a"}', '{"protocol": "a"}', '[]', '{'):
         note.write_text(text)
         with pytest.raises(UserError, match='views.json must be'):
             made()
+    note.unlink()
+    assert made() == (None, None)
 
 
 def test_failures_of_the_machine_do_not_skip_a_file(tmp_path, monkeypatch):
-    views.save_views(Given(), tmp_path)
-
-    def fail(*args, **options):
-        raise OSError(errno.EMFILE, 'Too many open files')
-
-    monkeypatch.setattr('numpy.load', fail)
+    monkeypatch.setattr('numpy.load', Mock(side_effect=OSError(errno.EMFILE, 'Too many open files')))
     with pytest.raises(OSError, match='Too many open files'):
         views.load_view(tmp_path / '00000.npz')
 
 
 def test_flat_plane():
-    given = Given().item(0)
-    plane = flat(Given()).item(0)
+    given, plane = Given().item(0), flat(Given()).item(0)
     assert torch.equal(plane.image[[0, 3]], given.image[[0, 3]])  # nothing changes from the front
     assert torch.equal(plane.cameras, given.cameras) and torch.equal(plane.times, given.times)
-    assert [x.dtype for x in plane] == [x.dtype for x in given] and [x.shape for x in plane] == [
-        x.shape for x in given
-    ]
+    assert [(x.dtype, x.shape) for x in plane] == [(x.dtype, x.shape) for x in given]
     xyz, opaque = given.xyz[[0, 3], :, 2:6, 2:6].transpose(0, 1), given.opacity[[0, 3], 0, 2:6, 2:6] > 0.5
     assert 0 < opaque.float().mean() < 1
-    front_points = xyz[:, opaque]
-    z = float(front_points[2].mean())
+    z = float(xyz[:, opaque][2].mean())
     assert abs(z - 0.2) > 0.01 and torch.allclose(plane.xyz[:, 2], torch.tensor(z), atol=1e-6)
     assert (plane.opacity[[0, 3]] == 1).all() and 0.05 < float(1 - plane.opacity[1].mean()) < 0.3
-    origin, direction = (x.transpose(1, 2).unflatten(2, (LOW, LOW)) for x in lines(plane.cameras))
+    rays = camera_rays(*camera.unpack_label(plane.cameras), LOW)
+    origin, direction = (x.transpose(1, 2).unflatten(2, (LOW, LOW)) for x in rays)
     torch.testing.assert_close(origin + plane.depth * direction, plane.xyz, atol=1e-6, rtol=0)
-    inside = camera.project(plane.xyz[1].flatten(1).T, plane.cameras[0])[0]
-    inside = ((inside >= 0) & (inside <= 1)).all(1).view(LOW, LOW)
-    assert torch.equal(plane.opacity[1, 0] > 0.5, inside)
-
-
-def lines(cameras):
-    return camera_rays(*camera.unpack_label(cameras), LOW)
+    place = camera.project(plane.xyz[1].flatten(1).T, plane.cameras[0])[0]
+    assert torch.equal(plane.opacity[1].flatten() > 0.5, ((place >= 0) & (place <= 1)).all(1))
 
 
 def test_flat_plane_from_the_side():
     """Against the image as a function of the place: it is linear, so bilinear sampling is exact."""
     plane = flat(Given()).item(0)
     z = float(plane.xyz[0, 2].mean())
-    origin, direction = camera_rays(*camera.unpack_label(plane.cameras[1:2].double()), HIGH)
-    points = origin[0] + ((z - origin[0, :, 2]) / direction[0, :, 2])[:, None] * direction[0]
+    origin, direction = (x[0] for x in camera_rays(*camera.unpack_label(plane.cameras[1:2].double()), HIGH))
+    points = origin + ((z - origin[:, 2]) / direction[:, 2])[:, None] * direction
     # pinhole at (0, 0, 2.7) that looks down the z axis
-    x = 0.5 + camera.FOCAL * points[:, 0] / (2.7 - z)
-    y = 0.5 - camera.FOCAL * points[:, 1] / (2.7 - z)
-    column, row = x * HIGH - 0.5, y * HIGH - 0.5
+    place = 0.5 + camera.FOCAL * points[:, :2] * torch.tensor([1, -1]) / (2.7 - z)
+    column, row = (place * HIGH - 0.5).T
     well = (column > 0) & (column < HIGH - 1) & (row > 0) & (row < HIGH - 1)
     assert 0.6 < float(well.double().mean()) < 0.95
     for k, shift in ((2, 0), (1, 3)):  # t0 shows image 0, t1 image 3
@@ -296,17 +250,18 @@ def test_controls_pass_failures_on():
         assert len(changed) == 3 and changed.size == HIGH and changed.name(2) == 'item 2'
         with pytest.raises(Skip, match='^no$'):
             changed.item(1)
-    empty = Given()
-    empty.item = lambda i: Given().item(0)._replace(opacity=torch.zeros(4, 1, LOW, LOW))
-    with pytest.raises(Skip, match='^no ray from the front hits the head'):
-        flat(empty).item(0)
-    behind = Given()
-    cameras = Given().item(0).cameras.clone()
-    cameras[1] = camera.orbit_label(math.pi)
-    cameras[1, [2, 6, 10]] *= -1
-    behind.item = lambda i: Given().item(0)._replace(cameras=cameras)
-    with pytest.raises(Skip, match='a camera does not look at the plane'):
-        flat(behind).item(0)
+    view, behind = Given().item(0), camera.orbit_label(math.pi)
+    behind[[2, 6, 10]] *= -1
+    cameras = torch.stack([view.cameras[0], behind, *view.cameras[2:]])
+    bad = {
+        'no ray from the front hits the head': view._replace(opacity=torch.zeros(4, 1, LOW, LOW)),
+        'a camera does not look at the plane': view._replace(cameras=cameras),
+    }
+    for reason, item in bad.items():
+        source = Given()
+        source.item = lambda i, item=item: item
+        with pytest.raises(Skip, match=reason):
+            flat(source).item(0)
 
 
 def test_frozen_head():
