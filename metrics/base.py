@@ -118,7 +118,7 @@ class Metric:
     that cannot be measured. Several metrics may decorate one function and then share its records.
     """
 
-    name: str
+    name: str  # lower-case letters only
     on: Literal['clips', 'frames', 'views']
     title: str
     goal: str  # which value is good

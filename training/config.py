@@ -131,10 +131,13 @@ class TrainConfig:
 
 
 def build_networks(config: TrainConfig) -> Networks:
-    """Builds the generator, then the discriminators that the loss uses."""
-    G, used = config.generator.build(), config.loss.build().discriminators
+    """Builds the generator, then the discriminators that the loss uses; ConfigError if they do not fit it."""
+    G, loss = config.generator.build(), config.loss.build()
     named = (('D_image', config.d_image), ('D_video', config.d_video))
-    return Networks(G, *(c.build() if name in used else None for name, c in named))
+    networks = Networks(G, *(c.build() if name in loss.discriminators else None for name, c in named))
+    if problem := loss.problem(networks):
+        raise ConfigError(f'the loss {config.loss.kind} cannot train these networks: {problem}')
+    return networks
 
 
 def with_resolution(config: TrainConfig, resolution: int) -> TrainConfig:

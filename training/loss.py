@@ -79,6 +79,10 @@ class Loss(abc.ABC):
         """Whether the loss has terms in this phase."""
         return True
 
+    def problem(self, networks: Networks) -> str:
+        """Returns why the loss cannot train these networks; '' if it can."""
+        return ''
+
     def warnings(self, batch: int) -> list[str]:
         """Returns what to warn about when training with so many clips per iteration."""
         return []
@@ -176,6 +180,10 @@ class PV3DLoss(Loss, Configurable):
         """See Loss."""
         weights = {'D_image': self.config.image_weight, 'D_video': self.config.video_weight}
         return tuple(name for name, weight in weights.items() if weight > 0)
+
+    def problem(self, networks: Networks) -> str:
+        """See Loss."""
+        return '' if networks.G.renderer else f'the generator {networks.G.config.kind} has no 3D'
 
     def has(self, phase: Phase) -> bool:
         """See Loss."""

@@ -65,8 +65,9 @@ def write_options(run_dir: Path, config: TrainConfig) -> None:
 
 def run_name(config: TrainConfig, world_size: int, desc: str | None) -> str:
     """Returns for example `pv3d-voxceleb-vox-gpus8-batch16-gamma2`."""
-    data = Path(config.dataset.path).stem
-    parts = [config.cfg, data, f'gpus{world_size}', f'batch{config.batch}', f'gamma{config.loss.r1_gamma:g}']
+    parts = [config.cfg, Path(config.dataset.path).stem, f'gpus{world_size}', f'batch{config.batch}']
+    gamma = getattr(config.loss, 'r1_gamma', None)  # not every loss has one
+    parts += [] if gamma is None else [f'gamma{gamma:g}']
     return re.sub(r'[^\w.+-]+', '_', '-'.join(parts + ([desc] if desc else [])))
 
 

@@ -49,6 +49,8 @@ def pack_stage(item: Item, options: Any) -> dict[str, Any]:
     identities = work.read('identities')
     clips, rejected = [], {}
     for clip in identities.get('kept', []):
+        if clip not in item.origin['clips']:  # a stage after identities has rejected it
+            continue
         count = len(work.read(f'cameras/{clip}').get('labels', []))
         if count < least:
             rejected[clip] = f'has {count} frames; a clip of the data set needs at least {least}'

@@ -189,7 +189,8 @@ class Pipeline:
         from preprocessing.from_videos.report import write_report
 
         given = {name: value for name, value in dataclasses.asdict(self.options).items() if value is not None}
-        write_report(self.work.root, given)
+        of_clips = [name for name, function in stages().items() if function.stage.per == 'clip']
+        write_report(self.work.root, given, of_clips)
 
     def _items(self, stage: Stage) -> list[Item]:
         if stage.per != 'all':

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dnnlib.util import atomic_write
-from preprocessing.from_videos.report_facts import STAGES, Clip, Facts, collect
+from preprocessing.from_videos.report_facts import Clip, Facts, collect
 from preprocessing.from_videos.report_images import (
     data_uri,
     draw_histograms,
@@ -31,30 +31,30 @@ _LISTED = 1000  # rows of a table
 _REASONS = 8  # kinds of reasons per stage
 
 
-def write_report(workdir: str | Path, options: Mapping[str, Any]) -> Path:
+def write_report(workdir: str | Path, options: Mapping[str, Any], clip_stages: Sequence[str]) -> Path:
     """Makes report.html in the work folder and returns its path; the options are shown as they are.
 
     Raises:
         UserError: if the page cannot be written or a result cannot be read.
     """
     work = WorkFolder(workdir)
-    page = make_page(work, options)
+    page = make_page(work, options, clip_stages)
     path = work.root / 'report.html'
     with atomic_write(path, 'w') as file:
         file.write(page)
     return path
 
 
-def make_page(work: WorkFolder, options: Mapping[str, Any]) -> str:
+def make_page(work: WorkFolder, options: Mapping[str, Any], clip_stages: Sequence[str]) -> str:
     """Returns the page as text."""
     import jinja2
 
-    facts = collect(work)
+    facts = collect(work, clip_stages)
     pack, kept = facts.pack, facts.kept()
     template = Path(__file__).with_name('report.html.j2').read_text(encoding='utf-8')
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     problems = [[folder, '; '.join(what)] for folder, what in sorted(pack.get('problems', {}).items())]
-    stages = [(stage, [r.reason for r in facts.rejections if r.stage == stage]) for stage in STAGES]
+    stages = [(stage, [r.reason for r in facts.rejections if r.stage == stage]) for stage in facts.passed]
     return page.render(
         title=f'Data set {pack["dest"]}' if pack else 'Data set from videos',
         facts=facts,
@@ -107,7 +107,7 @@ def _caption(clip: Clip, facts: Facts) -> str:
 
 def _thumbnails(work: WorkFolder, facts: Facts) -> list[tuple[str, Any]]:
     """Returns images of what was left out; a sample of each stage, so that no reason hides the others."""
-    by_stage = [[r for r in facts.rejections if r.stage == stage] for stage in STAGES]
+    by_stage = [[r for r in facts.rejections if r.stage == stage] for stage in facts.passed]
     each = max(1, _THUMBNAILS // max(1, sum(map(bool, by_stage))))
     chosen = [rejection for gone in by_stage for rejection in sample(gone, each)]
     images = [(rejection_image(work, rejection, facts, _THUMBNAIL), rejection) for rejection in chosen]

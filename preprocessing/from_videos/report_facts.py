@@ -5,21 +5,19 @@ folder is skipped: a clip counts if its video and its track are still there.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from preprocessing.from_videos.work_folder import WorkFolder, clip_names
 
-STAGES = ('sources', 'shots', 'tracks', 'align', 'cameras', 'verify', 'identities', 'pack')
-
 
 @dataclasses.dataclass(frozen=True)
 class Rejection:
     """Something that a stage left out."""
 
-    stage: str  # one of STAGES
+    stage: str
     item: str  # file, video or clip
     reason: str
     video: str = ''  # that shows it, if it has no aligned images
@@ -91,8 +89,8 @@ def angles(labels: np.ndarray) -> np.ndarray:
     return np.degrees(np.stack([np.arctan2(x, z), np.arctan2(y, np.hypot(x, z)), roll], axis=1))
 
 
-def collect(work: WorkFolder) -> Facts:
-    """Reads the work folder."""
+def collect(work: WorkFolder, clip_stages: Sequence[str]) -> Facts:
+    """Reads the work folder; clip_stages: names of the stages of clips in their order, align first."""
     sources = work.read('sources')
     videos, rejected = sources.get('videos', []), sources.get('rejected', {})
     facts = Facts({video['id']: video for video in videos}, work.read('pack'))
@@ -100,9 +98,10 @@ def collect(work: WorkFolder) -> Facts:
         facts.reject('sources', name, reason, video=name)
     facts.passed['sources'] = f'{len(videos) + len(rejected)} files', f'{len(videos)} videos'
     names = _collect_tracks(work, facts)
-    aligned = _collect_clips(work, facts, 'align', names)
-    facts.passed['align'] = f'{aligned} faces', f'{len(facts.clips)} clips'
-    for stage in ('cameras', 'verify'):
+    align, *others = clip_stages
+    aligned = _collect_clips(work, facts, align, names)
+    facts.passed[align] = f'{aligned} faces', f'{len(facts.clips)} clips'
+    for stage in others:
         count = _collect_clips(work, facts, stage, [clip.name for clip in facts.kept()])
         gone = sum(rejection.stage == stage for rejection in facts.rejections)
         facts.passed[stage] = f'{count} clips', f'{count - gone} clips'

@@ -79,7 +79,9 @@ def make(root: Path):
     return clips
 
 
-def pack(folder, dest='d.zip', size=SIZE, min_frames=16):
-    """Runs the stage `pack` in the work folder `folder`/w."""
+def pack(folder, dest='d.zip', size=SIZE, min_frames=16, without=()):
+    """Runs the stage `pack` in the work folder `folder`/w; a stage has rejected the clips `without`."""
     options = SimpleNamespace(dest=str(folder / dest), resolution=size, format='png', min_frames=min_frames)
-    return pack_stage(Item('pack', WorkFolder(folder / 'w'), {}), options)
+    work = WorkFolder(folder / 'w')
+    clips = {name: {} for name in work.read('identities').get('kept', []) if name not in without}
+    return pack_stage(Item('pack', work, {'clips': clips}), options)

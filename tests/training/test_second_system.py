@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from dnnlib.util import ConfigError
 from support.second_system import KINDS, FlatGenerator, second
 from support.small_runs import CPU, assert_same, everything, new_trainer, train
 from torch_utils.checkpoint import read_snapshot, snapshot_path
-from training.config import TrainConfig
+from training.config import TrainConfig, build_networks
 from training.estimate import describe_run
+from training.loss import PV3DLoss
 from training.networks.registry import load_generator
+from training.run_folder import run_name
 
 
 def run(script, *args):
@@ -41,6 +44,13 @@ def whole(data, tmp_path_factory):
 @pytest.fixture
 def snapshot(whole):
     return snapshot_path(whole.run_dir, 8)
+
+
+def test_loss_that_needs_3d_is_refused(data):
+    config = dataclasses.replace(second(data), loss=PV3DLoss.Config())
+    with pytest.raises(ConfigError, match='pv3d.*flat has no 3D'):
+        build_networks(config)
+    assert run_name(second(data), 1, None) == f'second-{Path(data).stem}-gpus1-batch2'
 
 
 def test_config_there_and_back(data):

@@ -27,7 +27,7 @@ from training.data.files import IMAGE_FORMATS, FileStore, decode_image, read_ind
 
 _MAX_BAD = 0.01  # fraction of unreadable clips that training accepts
 _MAX_REPLACED = 8  # unreadable clips in a row after which training gives up
-_ORDER, _PAIR = 0, 1  # first word of the seeds, keeps the streams apart
+_ORDER, _PAIR = 0, 1  # second word of the seeds, keeps the streams apart
 _log = logging.getLogger(__name__)
 
 

@@ -1,4 +1,4 @@
-"""The generator contract: all that samplers, losses, metrics, the viewer and the editor know of a generator.
+"""The generator contract: all that samplers, losses and metrics know of a generator.
 
 Rows are frames: N clips of T frames are N * T rows, clip by clip. Which camera the mapping sees, and whether
 it sees the time, is decided by the networks behind this contract and nowhere else (PV3D table 2c).

@@ -39,6 +39,8 @@ def test_pack_writes_a_data_set_with_its_origin(work):
         **{'identity': 1, 'speaker': 'id<1>'},
     }
     assert 'speaker' not in content['clips']['000001']
+    first = next(iter(pack(folder)['clips'].values()))
+    assert first not in pack(folder, without=[first])['clips'].values()  # rejected after `identities`
 
 
 def test_crops_of_the_right_size_are_copied(work):

@@ -20,6 +20,8 @@ from training.camera import orbit_label
 
 VOID = {'meta', 'img', 'br', '!doctype'}
 
+CLIP_STAGES = ('align', 'cameras', 'embeddings', 'verify')
+
 
 class Page(html.parser.HTMLParser):
     """Collects text, tags and attributes; every tag that is opened must be closed."""
@@ -67,7 +69,7 @@ def run(tmp_path):
 
 def test_page_of_a_whole_run(run):
     root, clips = run
-    path = write_report(root, {'--source': '<i>"x"</i>', 'sigma': 2.0})
+    path = write_report(root, {'--source': '<i>"x"</i>', 'sigma': 2.0}, CLIP_STAGES)
     text = path.read_text(encoding='utf-8')
     page = Page(text)
     assert path == root / 'report.html'
@@ -82,11 +84,14 @@ def test_page_of_a_whole_run(run):
     assert 'identity 1 has 2 clips of at least its resolution (11 pixels): others' in page.text
     for cell in ('5 videos', '5 clips', '4 clips of 2 people', '3 clips, 48 frames'):
         assert cell in page.text, cell
-    assert write_report(root, {'--source': '<i>"x"</i>', 'sigma': 2.0}).read_text(encoding='utf-8') == text
+    assert (
+        write_report(root, {'--source': '<i>"x"</i>', 'sigma': 2.0}, CLIP_STAGES).read_text(encoding='utf-8')
+        == text
+    )
 
 
 def test_histograms_of_a_run(run):
-    charts = histograms(collect(WorkFolder(run[0])))
+    charts = histograms(collect(WorkFolder(run[0]), CLIP_STAGES))
     found = [chart.counts()[0] for chart in charts]
     assert [count.sum() for count in found] == [48, 48, 48, 4 * 5, 3, 3, 3]
     assert np.flatnonzero(found[0]).tolist() == [5, 15, 20]  # -19, 1 and 11 degrees in 30 bins from -30 to 30
@@ -103,7 +108,7 @@ def test_page_of_a_run_that_has_not_ended(run, stage):
         (root / f'{name}.json').unlink(missing_ok=True)
         for path in root.glob(f'{name}/*.json'):
             path.unlink()
-    page = Page(make_page(WorkFolder(root), {}))
+    page = Page(make_page(WorkFolder(root), {}, CLIP_STAGES))
     assert 'No data set has been written yet' in page.text
     shown = {'': 0, 'sources': 0, 'tracks': 0, 'align': 5, 'cameras': 5, 'verify': 5, 'identities': 5}
     assert len(page.images()) == shown[stage]
@@ -111,7 +116,7 @@ def test_page_of_a_run_that_has_not_ended(run, stage):
 
 def test_results_of_other_videos_and_options_are_skipped(run):
     root, clips = run
-    before = make_page(WorkFolder(root), {})
+    before = make_page(WorkFolder(root), {}, CLIP_STAGES)
     old = add_video(root, 'gone')
     add_verdict(root, old, [0.1], 'noisy')
     sources = json.loads((root / 'sources.json').read_text())
@@ -119,7 +124,7 @@ def test_results_of_other_videos_and_options_are_skipped(run):
     write_json(root / 'sources.json', sources)
     text = (root / 'align' / f'{clips[0]}.json').read_text()
     (root / 'align' / 'one-000099.json').write_text(text)
-    assert make_page(WorkFolder(root), {}) == before
+    assert make_page(WorkFolder(root), {}, CLIP_STAGES) == before
 
 
 def test_rejections_of_every_stage(run, tmp_path):
@@ -138,7 +143,7 @@ def test_rejections_of_every_stage(run, tmp_path):
     write_json(root / 'align' / 'many-000000.json', {'rejected': 'too large'})
     sources = json.loads((root / 'sources.json').read_text())
     write_json(root / 'sources.json', {**sources, 'rejected': {'x.txt': 'no video'}})
-    facts = collect(WorkFolder(root))
+    facts = collect(WorkFolder(root), CLIP_STAGES)
     found = {(r.stage, r.item): r for r in facts.rejections}
     assert set(found) == {
         *(('sources', 'x.txt'), ('shots', 'two'), ('align', 'many-000000'), ('cameras', 'one-000000')),
@@ -146,7 +151,7 @@ def test_rejections_of_every_stage(run, tmp_path):
     }
     assert found['tracks', 'green, shot 2'].time_sec == 1.5
     assert clip not in facts.clips
-    page = Page(make_page(WorkFolder(root), {}))
+    page = Page(make_page(WorkFolder(root), {}, CLIP_STAGES))
     assert 'no <finite> camera' in page.text and 'no face in lost' in page.text
     colors = [np.asarray(p).mean(axis=(0, 1)) for p in page.images()]
     assert any(g > 150 and r < 60 and b < 60 for r, g, b in colors)  # the frame of the video
@@ -157,7 +162,7 @@ def test_page_of_many_clips_is_a_sample(run, monkeypatch):
     monkeypatch.setattr(report, '_SHEETS', 2)
     monkeypatch.setattr(report, '_THUMBNAILS', 2)
     monkeypatch.setattr(report, '_LISTED', 1)
-    page = Page(make_page(WorkFolder(root), {}))
+    page = Page(make_page(WorkFolder(root), {}, CLIP_STAGES))
     assert '2 of 3 clips; time' in page.text and '1 of 3 clips; crops' in page.text
     assert len(page.images()) == 2 + 2
     assert report.sample(range(10), 4) == [0, 3, 6, 9]
