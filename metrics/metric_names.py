@@ -41,9 +41,9 @@ def _parse(name: str) -> Request:
         raise UserError(f'{name!r} is not a metric; {advice}')
     metric, problem = METRICS[kind], ''
     if metric.compares and not count:
-        problem = f'say how many videos are compared, for example {metric.example}'
+        problem = f'give the number of videos, for example {metric.example}'
     elif metric.names_frames and not frames:
-        problem = f'say how many frames a video has, for example {kind}{count}_{FRAMES}f'
+        problem = f'give the number of frames of a video, for example {kind}{count}_{FRAMES}f'
     elif detector and metric.detector is None:
         problem = f'{kind} needs no feature network; leave _{detector} out'
     elif frames and metric.stage == 'views':

@@ -23,7 +23,7 @@ from torch_utils.training_stats import Moments
 from training.batching import Progress
 from training.config import TrainConfig
 
-Draw = Callable[[nn.Module, int], dict[str, np.ndarray]]
+DrawSheets = Callable[[nn.Module, int], dict[str, np.ndarray]]
 """(G_ema, clips seen) -> images [H, W, 3] and videos [T, H, W, 3] by name, uint8."""
 
 _LINE = (  # statistic -> its name in the progress line
@@ -94,7 +94,7 @@ class Reporter:
         """Adds metric values to TensorBoard."""
         self._scalars({f'Metrics/{name}': value for name, value in values.items()}, nimg)
 
-    def draw(self, draw: Draw, G_ema: nn.Module, nimg: int) -> None:
+    def draw(self, draw: DrawSheets, G_ema: nn.Module, nimg: int) -> None:
         """Draws G_ema and shows the images in TensorBoard; failing is a warning, training continues."""
         try:
             for name, image in draw(G_ema, nimg).items():

@@ -32,7 +32,7 @@ from training.config import TrainConfig, build_networks
 from training.data.dataset import VideoDataset, batches
 from training.loss import Networks, RealBatch
 from training.networks.registry import NETWORKS
-from training.reporting import Draw, Reporter
+from training.reporting import DrawSheets, Reporter
 
 Evaluate = Callable[[nn.Module, float], dict[str, float]]
 """(G_ema, kimg) -> metrics, called on every rank."""
@@ -48,7 +48,7 @@ class Callbacks:
     should_stop: Callable[[], bool] = lambda: False  # asked after every step; True ends with a checkpoint
     start: Start | None = None  # called for a new run, on every rank
     evaluate: Evaluate | None = None  # called at every checkpoint; its numbers go to the logs
-    draw: Draw | None = None  # called when sheets are due, on the leader
+    draw: DrawSheets | None = None  # called when sheets are due, on the leader
 
 
 _NO_CALLBACKS = Callbacks()

@@ -10,6 +10,7 @@ before they are touched and written after them, so that a result never stands be
 import collections
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import json
@@ -24,11 +25,6 @@ from dnnlib.progress import follow
 from dnnlib.util import DataError, Skip, UserError, explain_os_error, remove_temp_files
 from preprocessing.from_videos.work_folder import WorkFolder
 from training.data.archive import in_order
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: two runs in one work folder are then not noticed
-    fcntl = None
 
 _NUMBER = re.compile(r'\d+(?:\.\d+)?')
 
@@ -236,8 +232,7 @@ def locked(workdir: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, 'w'))
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
             raise UserError(f'another run works in {workdir}; wait for it or choose another folder') from err
         except OSError as err:

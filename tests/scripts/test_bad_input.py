@@ -99,7 +99,6 @@ def test_many_corrupted_images_stop_the_run(clip_files, tmp_path):
         ('--set dataset.span=4', 'generator.span'),
         ('--batch 4 --batch-gpu 3', '--batch 4 must be a multiple of processes x --batch-gpu = 1 x 3'),
         ('--batch 6', '6 clips at a time'),
-        ('--set generator.motion.num_layers=20', 'motion.num_layers=20 exceeds the 4 blocks'),
         ('--set generator.sr_resolution=24', 'resolution=32 must be 2 or 4 times sr_resolution=24'),
         ('--set g_opt.lr=-1', 'lr=-1'),
         ('--set density_weight=1', '; did you mean loss.density_weight?'),
@@ -119,6 +118,12 @@ def test_python_without_packages(script):
     assert (done.returncode, done.stdout) == (1, '')
     assert done.stderr.startswith('Error: packages are missing (click, ') and done.stderr.count('\n') == 1
     assert 'make install' in done.stderr
+
+
+def test_networks_are_refused_before_the_data_is_opened(tmp_path):
+    layers = ['--set', 'generator.motion.num_layers=20']
+    reported = refused(tmp_path / 'runs', '--data', 'missing.zip', *layers)
+    assert 'motion.num_layers=20 exceeds the 4 blocks' in reported
 
 
 def test_missing_weights_stop_a_new_run_alone(data, tmp_path):
