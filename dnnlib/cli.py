@@ -91,8 +91,9 @@ class _Number(click.ParamType):
             number = self.kind(value)
         except ValueError:
             self.fail(f'{value!r} is not a {"whole " if self.kind is int else ""}number', param, ctx)
-        if not math.isfinite(number) or number not in self.allowed:
-            self.fail(f'{value} must be {self.allowed if math.isfinite(number) else "finite"}', param, ctx)
+        finite = self.kind is int or math.isfinite(number)
+        if not finite or number not in self.allowed:
+            self.fail(f'{value} must be {self.allowed if finite else "finite"}', param, ctx)
         return number
 
 

@@ -66,7 +66,7 @@ class Kinds:
             ConfigError: for an unknown kind (lists the known ones), or as `from_dict`.
         """
         kind = values.get('kind', self.default)
-        if kind not in self.classes:
+        if not isinstance(kind, str) or kind not in self.classes:
             raise ConfigError(f'{path}kind={kind!r} must be one of {", ".join(self.classes)}')
         return from_dict(self.classes[kind].Config, values, path)
 
@@ -98,7 +98,7 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = '') -> T:
         ConfigError: for an unknown field (lists the known ones), a missing one, or a value of another type.
     """
     hints = _field_types(cls)
-    if getattr(cls, 'kind', None) is not None:
+    if 'kind' not in hints and getattr(cls, 'kind', None) is not None:  # a tag, not a field
         values = dict(values)
         if (kind := values.pop('kind', cls.kind)) != cls.kind:
             raise ConfigError(f'{path}kind={kind!r} is not {cls.kind!r}, which is expected here')

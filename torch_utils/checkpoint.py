@@ -208,9 +208,10 @@ def _can_read(path: Path, read: Callable[[Path], Any], warn: Callable[[str], Non
 
 
 def prune_training_states(run_dir: str | Path, keep: int) -> None:
-    """Deletes all training states but the newest `keep` (at least 1); snapshots stay."""
+    """Deletes all training states but the newest `keep` (at least 1) that have a snapshot; snapshots stay."""
     states = _numbered(run_dir, _STATE_NAME)
-    for number in sorted(states)[:-keep]:
+    paired = sorted(states.keys() & _numbered(run_dir, _SNAPSHOT_NAME).keys())
+    for number in states.keys() - set(paired[-keep:]):
         states[number].unlink(missing_ok=True)
 
 

@@ -97,7 +97,8 @@ class TrainConfig:
     seed: int = 0  # of weights and every draw
     workers: int = 3  # processes that decode data, per rank
     resume: str | None = None  # snapshot to start from: weights only, a new run
-    freeze: tuple[str, ...] = ()  # networks, or parts such as G.synthesis, that this stage does not train
+    # networks, or parts such as G.synthesis, that this run does not train; those of G take G_ema's weights
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_least(self, '', 1, 'batch', 'g_reg_interval', 'd_reg_interval', 'max_nonfinite')

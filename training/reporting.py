@@ -6,7 +6,7 @@ Only the leader reports.
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,8 @@ from torch_utils.training_stats import Moments
 from training.batching import Progress
 from training.config import TrainConfig
 
-DrawSheets = Callable[[nn.Module, int], dict[str, np.ndarray]]
-"""(G_ema, clips seen) -> images [H, W, 3] and videos [T, H, W, 3] by name, uint8."""
+DrawSheets = Callable[[nn.Module, int], Iterable[tuple[str, np.ndarray]]]
+"""(G_ema, clips seen) -> names with images [H, W, 3] or videos [T, H, W, 3], uint8."""
 
 _LINE = (  # statistic -> its name in the progress line
     ('Loss/G/image', 'G_img'),
@@ -97,7 +97,7 @@ class Reporter:
     def draw(self, draw: DrawSheets, G_ema: nn.Module, nimg: int) -> None:
         """Draws G_ema and shows the images in TensorBoard; failing is a warning, training continues."""
         try:
-            for name, image in draw(G_ema, nimg).items():
+            for name, image in draw(G_ema, nimg):
                 if image.ndim == 3:
                     self.events.add_image(name, image, nimg, dataformats='HWC')
                 else:

@@ -168,7 +168,8 @@ class Trainer:
         for i, (real_part, fake_part) in enumerate(parts):
             noise = noise_generator(config, phase.name, nimg, first + i * self.batch_gpu, self.device)
             for term in self.loss.terms(phase.name, self.networks, real_part, fake_part, seen, noise):
-                (term.loss * (phase.interval / rounds)).backward()
+                if term.loss.requires_grad:  # not if it depends on frozen parts only
+                    (term.loss * (phase.interval / rounds)).backward()
                 for name, value in term.stats.items():
                     self.stats.report(name, value)
                 if term.w_mean is not None:
@@ -310,6 +311,16 @@ class Trainer:
                 dist.print0(f'continuing {self.run_dir} at {self.progress.cur_nimg} clips')
         elif self.callbacks.start is not None:
             self.progress.seen_before = self.callbacks.start(self.modules())
+        if found is None:
+            self._start_frozen_from_averages()
+
+    @torch.no_grad()
+    def _start_frozen_from_averages(self) -> None:
+        """Gives frozen parts of G the weights of G_ema, which are better, so that both stay the same."""
+        frozen = tuple(f'{name}.' for name in self.config.freeze)
+        for name, average in self.G_ema.named_parameters():
+            if f'G.{name}.'.startswith(frozen):
+                self.networks.G.get_parameter(name).copy_(average)
 
 
 def _crosses(before: int, now: int, interval: int) -> bool:

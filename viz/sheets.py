@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,17 +96,19 @@ class TrainingSheets:
     dataset: VideoDataset  # gives real frames, and cameras
     heads: int  # on the sheet of fakes
 
-    def __call__(self, G_ema: VideoGenerator, nimg: int) -> dict[str, np.ndarray]:
-        """Writes NAME-NIMG files, and at the beginning of a run reals.png; returns the images by name."""
+    def __call__(self, G_ema: VideoGenerator, nimg: int) -> Iterator[tuple[str, np.ndarray]]:
+        """Writes NAME-NIMG files, and at the beginning of a run reals.png; yields images and their names."""
         if nimg == 0:
             self._reals()
         seeds = range(self.heads)
         cameras = torch.stack([self.dataset.clip_cameras(i % len(self.dataset))[0] for i in seeds])
         sheets = training_sheets(G_ema, seeds, cameras)
-        for name in sheets.keys() - {'video'}:  # first: a video needs ffmpeg
-            save_png(self.run_dir / f'{name}{nimg:09d}.png', sheets[name])
-        write_video(self.run_dir / f'video{nimg:09d}.mp4', sheets['video'], self.dataset.fps)
-        return sheets
+        video = sheets.pop('video')
+        for name, image in sheets.items():
+            save_png(self.run_dir / f'{name}{nimg:09d}.png', image)
+            yield name, image
+        yield 'video', video
+        write_video(self.run_dir / f'video{nimg:09d}.mp4', video, self.dataset.fps)  # last: it needs ffmpeg
 
     def _reals(self) -> None:
         clips = np.linspace(0, len(self.dataset) - 1, min(len(self.dataset), _REALS)).astype(int)

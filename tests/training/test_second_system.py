@@ -108,5 +108,5 @@ def test_measured(snapshot, data, tmp_path):
 
 
 def test_sheets_without_depth(whole):
-    drawn = whole.callbacks.draw(whole.G_ema, 8)
+    drawn = dict(whole.callbacks.draw(whole.G_ema, 8))
     assert set(drawn) == {'fakes', 'views', 'strip', 'video'}

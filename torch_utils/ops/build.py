@@ -150,11 +150,15 @@ def build(target: Target, chain: Toolchain, folder: Path, sources: Path = _SOURC
         if _intact(library):
             return library
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(library.with_suffix('.lock')):
+        with contextlib.ExitStack() as stack:
+            left_over = []
+            with contextlib.suppress(OSError):  # a file system without locks: each process builds its own
+                stack.enter_context(FileLock(library.with_suffix('.lock')))
+                left_over = list(folder.glob(f'{prefix}*'))  # by a killed process
             if _intact(library):
                 return library
-            for left in folder.glob(f'{prefix}*'):  # by a killed process
-                shutil.rmtree(left, ignore_errors=True)
+            for folder_left in left_over:
+                shutil.rmtree(folder_left, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as work:
                 built = _compile(target, chain, files, Path(work))
                 with open(built, 'r+b') as file:

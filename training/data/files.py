@@ -60,8 +60,12 @@ def read_index(path: str) -> FrameIndex:
     if problem := _table_problem(table):
         raise DataError(f'{path}: dataset.json {problem}')
     # JSON can hold half a character (a lone surrogate), which no file name is and no terminal prints
-    labels = [(name.encode(errors='replace').decode(), label) for name, label in table['labels']]
-    rows = sorted((*name.rpartition('/')[::2], label) for name, label in labels)
+    labels = {name.encode(errors='replace').decode(): label for name, label in table['labels']}
+    if len(labels) < len(table['labels']):
+        raise DataError(f'{path}: dataset.json has names that cannot be told apart as UTF-8')
+    rows = sorted(
+        ((*name.rpartition('/')[::2], label) for name, label in labels.items()), key=lambda row: row[:2]
+    )
     cameras, bad = _parse_cameras([row[2] for row in rows])
     folders = [row[0] for row in rows]
     starts = [i for i in range(len(rows)) if i == 0 or folders[i] != folders[i - 1]] + [len(rows)]
