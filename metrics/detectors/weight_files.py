@@ -5,6 +5,7 @@ download.
 """
 
 import hashlib
+import http.client
 import importlib.util
 import io
 import os
@@ -48,7 +49,7 @@ def download(url: str, path: Path, sha256: str) -> None:
     try:
         os.makedirs(path.parent, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
-    except (OSError, RuntimeError) as err:  # no network, full disk, wrong hash
+    except (OSError, RuntimeError, http.client.HTTPException) as err:  # no network, full disk, wrong hash
         raise UserError(f'cannot download {url}: {err}') from err
 
 

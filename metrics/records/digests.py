@@ -20,6 +20,8 @@ _CODE = (  # folders and files that records depend on
     'training/networks',
     'training/volumetric_rendering',
     'training/camera.py',
+    'training/data',
+    'dnnlib/scene.py',
     'viz/rollout.py',
     'viz/images.py',
     'dnnlib/video.py',

@@ -201,17 +201,21 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _without_extras(paths: list[Path]) -> list[Path]:
-    """Leaves out what gen_videos.py writes beside its clips: NAME-depth, NAME-normals and the grid."""
-    clips = {p.with_suffix('') for p in paths}
+    """Leaves out what gen_videos.py writes beside its seedNNNN videos: their depth, normals and grid."""
+    known, generated = set(paths), {p.parent for p in paths if p.stem.startswith('seed')}
 
     def is_extra(path: Path) -> bool:
-        name = re.fullmatch('(.+)-(depth|normals)', path.stem)
-        return path.with_name(name[1]) in clips if name else path.stem == 'grid'
+        name = re.fullmatch('(seed.+)-(depth|normals)', path.stem)
+        if name:
+            return path.with_name(name[1] + path.suffix) in known
+        return path.stem == 'grid' and path.parent in generated and not path.is_dir()
 
-    kept = [path for path in paths if not is_extra(path)]
-    if len(kept) < len(paths):
-        _log.warning('%d videos of depth, normals or all clips are skipped', len(paths) - len(kept))
-    return kept
+    extra = [path for path in paths if is_extra(path)]
+    if extra:
+        _log.warning(
+            'skipped, not clips but their depth, normals or grid: %s', ', '.join(p.name for p in extra)
+        )
+    return [path for path in paths if path not in extra]
 
 
 def _clip_size(path: Path) -> tuple[int, int]:

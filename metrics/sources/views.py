@@ -121,7 +121,7 @@ def load_view(path: Path) -> MultiView:
     shapes = [(4, 3, *side, *side), *((4, n, *low, *low) for n in (1, 1, 3)), (4, camera.LABEL_DIM), (2,)]
     for (name, array), shape in zip(arrays.items(), shapes, strict=True):
         typed = array.dtype == np.uint8 if name == 'image' else array.dtype.kind in 'fiu'
-        if not (typed and array.shape == shape and np.isfinite(array).all()):
+        if not (typed and array.size and array.shape == shape and np.isfinite(array).all()):
             raise Skip(f'{name} is {array.dtype} {list(array.shape)}; expected finite {list(shape)}')
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return MultiView(**{name: x if name == 'image' else x.float() for name, x in tensors.items()})

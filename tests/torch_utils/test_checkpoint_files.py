@@ -145,6 +145,8 @@ def test_a_kill_while_saving_costs_only_that_checkpoint(tmp_path):
 def test_prune_keeps_snapshots(tmp_path):
     for number in (9, 10, 100):
         write_pair(tmp_path, number)
+    for number in (101, 102):  # of saves that were interrupted before the snapshot
+        save_training_state(training_state_path(tmp_path, number), {})
     prune_training_states(tmp_path, keep=2)
     states = sorted(p.name for p in tmp_path.glob('training-state-*'))
     assert states == ['training-state-000000010.pt', 'training-state-000000100.pt']

@@ -76,7 +76,10 @@ def test_a_stage_that_freezes_part_of_a_network(data, tmp_path, snapshot):
     for network in ('G', 'D_video'):
         for name, tensor in trainer.modules()[network].state_dict().items():
             frozen = f'{network}.{name.split(".")[0]}' in config.freeze
-            assert torch.equal(tensor, before[network][name]) == frozen, (network, name)
+            source = 'G_ema' if network == 'G' and frozen else network  # the better weights of the two
+            assert torch.equal(tensor, before[source][name]) == frozen, (network, name)
+    assert torch.equal(trainer.G_ema.appearance.weight, before['G_ema']['appearance.weight'])
+    train(dataclasses.replace(config, freeze=('D_video', 'G.motion')), tmp_path / 'one side')
     with pytest.raises(ConfigError, match='G.nose'):
         new_trainer(dataclasses.replace(config, freeze=('G.nose',)), tmp_path / 'stage3')
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from dnnlib.util import UserError
 from support.small_runs import config_of
 from train import with_facts_of_data
 from training.config import TrainConfig
+from training.networks.motion import MotionKind
 from training.presets import PRESETS, tiny
 from training.run_folder import choose_run_dir, run_name, write_options
 
@@ -161,6 +163,16 @@ def test_split_of_the_batch(batch, batch_gpu, processes, expected):
     else:
         with pytest.raises(UserError, match=expected):
             config.split_batch(processes)
+
+
+@pytest.mark.parametrize('kind', get_args(MotionKind))
+def test_runs_of_every_kind_of_motion_are_continued(tmp_path, kind):
+    """A field that is called kind is no tag."""
+    config = config_of('--cfg', 'tiny', '--set', f'generator.motion.kind={kind}')
+    assert from_dict(TrainConfig, to_dict(config)) == config
+    first, _ = choose_run_dir(tmp_path, config, 'a', False)
+    write_options(first, config)
+    assert choose_run_dir(tmp_path, config, 'a', False) == (first, False)
 
 
 def test_run_folders(tmp_path):
