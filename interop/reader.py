@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.util import CheckpointError
+from dnnlib.util import CheckpointError, is_out_of_memory
 from torch_utils.checkpoint import check_zip
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the files that torch.save wrote before it wrote zips
@@ -75,6 +75,7 @@ def read_foreign(path: str | Path) -> Any:
     Raises:
         CheckpointError: if the file is corrupted, or asks for too much memory or time.
         OSError: if it cannot be opened.
+        MemoryError, RuntimeError: if the memory ran out.
     """
     path = Path(path)
     try:
@@ -88,6 +89,8 @@ def read_foreign(path: str | Path) -> Any:
     except (OSError, CheckpointError):  # the latter of a corrupted zip
         raise
     except Exception as err:  # corrupted bytes make an unpickler raise nearly anything
+        if is_out_of_memory(err):  # the file may be fine
+            raise
         reason = ascii(''.join(str(err).splitlines()[:1])[:100])[1:-1]
         if not isinstance(err, _RefusedError):
             reason = f'it cannot be read as plain data ({type(err).__name__}: {reason})'
@@ -116,7 +119,10 @@ class _Budget:
 def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-        root = next(name.removesuffix('data.pkl') for name in names if name.endswith('/data.pkl'))
+        roots = [name.removesuffix('data.pkl') for name in names if name.endswith('/data.pkl')]
+        if len(roots) != 1:
+            raise _RefusedError(f'it has {len(roots)} files */data.pkl, where a checkpoint has one')
+        root = roots[0]
         _check_order(f'{root}byteorder' not in names or archive.read(f'{root}byteorder').strip() == b'little')
 
         def load(key: str, dtype: torch.dtype, numel: int) -> Tensor:
@@ -227,6 +233,10 @@ class _Unpickler(pickle._Unpickler):
         elif not isinstance(target, Placeholder):
             dict.update(target, zip(_hashable(items[::2]), items[1::2], strict=True))
 
+    def _frozenset(self) -> None:
+        items = self.pop_mark()  # first: it replaces the list that `self.append` belongs to
+        self.append(frozenset(_hashable(items)))
+
     def _refuse(self) -> None:
         raise _RefusedError('it has an instruction that no such file needs')
 
@@ -237,7 +247,7 @@ class _Unpickler(pickle._Unpickler):
         **dict.fromkeys(pickle.SETITEMS + pickle.ADDITEMS, _update),
         pickle.SETITEM[0]: _set_item,
         pickle.DICT[0]: _dict,
-        pickle.FROZENSET[0]: lambda self: self.append(frozenset(_hashable(self.pop_mark()))),
+        pickle.FROZENSET[0]: _frozenset,
         pickle.BUILD[0]: _set_state,
     }
 
@@ -277,6 +287,17 @@ def _set(budget: _Budget, elements: Any = ()) -> set[Any]:
     return set(_hashable(budget.copied(elements, item_bytes=64)))
 
 
+def _mapping(budget: _Budget, pairs: Any = ()) -> dict[Any, Any]:
+    """Makes a dictionary of pairs, which Python 2 gives to an OrderedDict as an argument."""
+    if not isinstance(pairs, (list, tuple)):
+        raise _RefusedError('it makes a dictionary of other things than pairs')
+    for pair in budget.copied(pairs, item_bytes=64):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise _RefusedError('it makes a dictionary of other things than pairs')
+        _hashable(pair[:1])
+    return dict(pairs)
+
+
 # The names that mean something: what a call of each builds, given the budget and the arguments of the call.
 _BUILDERS: dict[str, Callable[..., Any]] = {
     'torch._utils._rebuild_tensor_v2': _tensor,
@@ -287,9 +308,9 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     'torch.storage._load_from_bytes': lambda budget, data: _read_stream(
         io.BytesIO(budget.copied(data)), budget
     ),
-    'collections.OrderedDict': lambda *_: {},
-    'collections.defaultdict': lambda *_: {},
-    'dnnlib.util.EasyDict': lambda *_: {},
+    'collections.OrderedDict': _mapping,
+    'collections.defaultdict': lambda budget, _=None, *pairs: _mapping(budget, *pairs),  # _: its factory
+    'dnnlib.util.EasyDict': _mapping,
     'builtins.set': _set,
     '__builtin__.set': _set,
     '_codecs.encode': lambda budget, text, _: budget.copied(text).encode('latin1'),  # bytes, in protocol 2

@@ -11,6 +11,7 @@ import subprocess
 import time
 import zipfile
 from collections import OrderedDict
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -151,6 +152,7 @@ def old_file(replaced, by):
     return stream.getvalue().replace(replaced, by)
 
 
+ORDERED, DEFAULT = name('collections', 'OrderedDict'), name('collections', 'defaultdict')
 HUGE = struct.pack('<Q', 2**62)
 DEEP = b')' + b'\x85' * 100_000
 LAUGHS = b')' + b'q\x00h\x00h\x00\x86' * 60  # (x, x) of (x, x) of ...: 2**60 elements in 60 tuples
@@ -186,6 +188,13 @@ BOMBS = {
     'tensor of tensors': (tensor_of((torch.ones(2),), (torch.ones(2),)), 'storage cannot hold'),
     'tensor as a set': (tensor_of((1,), (1,))[:-1] + b'(K\x01\x90.', 'plain data'),
     'tensor as a dictionary': (tensor_of((1,), (1,))[:-1] + b'K\x00K\x01s.', 'plain data'),
+    'number as pairs': (ORDERED + value((5,)) + b'R.', 'other things than pairs'),
+    'text as a pair': (DEFAULT + value((None, ['ab'])) + b'R.', 'other things than pairs'),
+    'laughing pair': (LAUGHS + b'N\x86\x85\x85q\x01' + ORDERED + b'h\x01R.', 'a tuple as the key'),
+    'copied pairs': (
+        b'](' + b'NN\x86' * 2**14 + b'e\x85q\x00' + (ORDERED + b'h\x00R') * 9 + b'.',
+        'more data',
+    ),
     'extension': (b'\x82\x01.', 'an instruction'),
     'instance': (b'(ios\nsystem\n.', 'an instruction'),
     'reference': (b'K\x01Q.', 'plain data'),
@@ -201,6 +210,25 @@ def test_bombs_are_refused_quickly(read, kind):
         read(data)
     assert '\n' not in str(info.value) and 'x.pkl: refused, ' in str(info.value)
     assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize(
+    ('data', 'expected'),
+    [
+        (pickle.dumps([1, frozenset({'x'}), 2], 4), [1, frozenset({'x'}), 2]),
+        (ORDERED + value(([['b', 1], ('a', 2)],)) + b'R.', {'b': 1, 'a': 2}),  # as Python 2 wrote it
+        (DEFAULT + value((list, [('a', 1)])) + b'R.', {'a': 1}),
+    ],
+)
+def test_sets_and_pairs_are_kept(read, data, expected):
+    assert read(data) == expected
+
+
+@pytest.mark.parametrize('err', [MemoryError(), RuntimeError("can't allocate memory: 8 bytes")])
+def test_full_memory_is_no_refusal(read, monkeypatch, err):
+    monkeypatch.setattr('interop.reader._read_stream', Mock(side_effect=err))
+    with pytest.raises(type(err)):
+        read(b'N.')
 
 
 def test_deep_and_circular_trees_are_read(read):
@@ -222,12 +250,13 @@ def test_deep_and_circular_trees_are_read(read):
         ('a/data/0', None, 'plain data .KeyError'),
         ('a/byteorder', b'big', 'big-endian'),
         ('a/data.pkl', None, 'another zip .with'),
+        ('b/data.pkl', b'N.', 'it has 2 files'),
     ],
 )
 def test_zips_with_other_contents(tmp_path, changed, data, message):
     torch.save({'a': torch.ones(4)}, tmp_path / 'a.pt')
     with zipfile.ZipFile(tmp_path / 'a.pt') as archive, zipfile.ZipFile(tmp_path / 'b.pt', 'w') as other:
-        for name in archive.namelist():
+        for name in dict.fromkeys([*archive.namelist(), changed]):
             if name != changed or data is not None:
                 other.writestr(name, data if name == changed else archive.read(name))
     with pytest.raises(CheckpointError, match=message):
