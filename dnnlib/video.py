@@ -23,9 +23,11 @@ IMAGE_TYPES = ('.png', '.jpg', '.jpeg', '.webp')
 
 _MAX_LOG = 1 << 20  # bytes of the decoder's report that are read
 _USUAL_FPS = 25.0  # where a file does not have its rate
-_LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)  # the path is bad
+# The path is bad, or a place in the file that a zip states (EINVAL).
+_LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 # Errors that a decoder only reports of the machine; EIO it also reports of files that are cut short.
-_SYSTEM = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EACCES, errno.ESTALE)
+_SYSTEM = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
+_SYSTEM += (errno.EACCES, errno.ESTALE)
 
 
 class Overview(NamedTuple):
@@ -148,6 +150,14 @@ def _system_error(code: int, log: str) -> tuple[int, str] | None:
     return next(((number, text) for number, text in known if code and text in log), None)
 
 
+def _run_decoder(arguments: list[str], path: Path) -> 'subprocess.CompletedProcess[str]':
+    """Runs ffmpeg, which reports errors alone; raises OSError, of `path`, if the machine failed."""
+    done = run_ffmpeg(['-v', 'error', *arguments])
+    if problem := _system_error(done.returncode, done.stderr):
+        raise OSError(*problem, str(path))
+    return done
+
+
 def probe(path: Path) -> Overview:
     """Decodes the first frame of a video and reads what the file states.
 
@@ -167,9 +177,13 @@ def probe(path: Path) -> Overview:
 
 
 def frame_times(path: Path) -> tuple[np.ndarray, str]:
-    """Decodes a whole video; returns the times of its frames in seconds, and errors ('' = none)."""
-    command = ['-v', 'error', '-threads', '1', '-i', f'file:{path}', '-map', '0:V:0']
-    done = run_ffmpeg([*command, '-fps_mode', 'passthrough', '-f', 'framecrc', '-'])
+    """Decodes a whole video; returns the times of its frames in seconds, and errors ('' = none).
+
+    Raises:
+        OSError: if the machine could not do it.
+    """
+    command = ['-threads', '1', '-i', f'file:{path}', '-map', '0:V:0']
+    done = _run_decoder([*command, '-fps_mode', 'passthrough', '-f', 'framecrc', '-'], path)
     tick = re.search(r'^#tb 0: (\d+)/(\d+)', done.stdout, flags=re.M)
     times = [int(line.split(',')[2]) for line in done.stdout.splitlines() if line[:2] == '0,']
     seconds = np.array(times) * int(tick[1]) / int(tick[2]) if tick else np.zeros(0)
@@ -209,14 +223,15 @@ def cut_video(
 
     Raises:
         DataError: if the video was cut short or cannot be cut.
+        OSError: if the machine could not do it (memory, open files, disk, permissions).
     """
     times = ['-ss', f'{start_sec:.4f}'] + ([] if end_sec is None else ['-t', f'{end_sec - start_sec:.4f}'])
     crop = [] if region is None else ['-vf', 'crop={}:{}:{}:{}:exact=1'.format(*region)]
-    command = ['-v', 'error', '-y', '-threads', '1', *times, '-i', f'file:{path}', '-map', '0:V:0', '-an']
+    command = ['-y', '-threads', '1', *times, '-i', f'file:{path}', '-map', '0:V:0', '-an']
     command += [*crop, '-fps_mode', 'passthrough', '-c:v', 'libx264', '-crf', '8', '-preset', 'fast']
     command += ['-threads', '1', '-pix_fmt', 'yuv420p', '-map_metadata', '-1', '-bitexact', '-f', 'mp4']
     with atomic_write(dest) as file:  # of a name that no ffmpeg of a killed run still writes to
-        done = run_ffmpeg([*command, f'file:{file.name}'])
+        done = _run_decoder([*command, f'file:{file.name}'], dest)
         if is_cut_short(done.stderr):
             raise DataError('the video is cut short')
         if done.returncode:

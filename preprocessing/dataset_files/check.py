@@ -16,7 +16,7 @@ import numpy as np
 from dnnlib.progress import follow
 from dnnlib.scene import FOCAL, RADIUS
 from dnnlib.util import DataError
-from dnnlib.video import IMAGE_TYPES
+from dnnlib.video import IMAGE_TYPES, is_system_error
 from training.data.files import FileStore, FrameIndex, decode_image, read_index
 
 TRUTH = ('.depth.png', '.normal.png', '.mask.png')  # ground truth beside a frame, which has no label
@@ -51,6 +51,7 @@ def check_dataset(path: str, workers: int) -> tuple[FrameIndex, list[ClipReport]
 
     Raises:
         DataError: if it has no table of frames.
+        OSError, MemoryError: if the machine failed, which is not the fault of an image.
     """
     index = read_index(path)
     extra = sorted(set(_list_images(path)) - {name.decode() for name in index.files})
@@ -128,6 +129,8 @@ def _corrupted_images(
         try:
             decode_image(store.read(i), store.name(i), resolution)
         except DataError as error:
+            if is_system_error(error.__cause__):
+                raise error.__cause__ from None
             return str(error)
         return None
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from dnnlib.progress import follow
 from dnnlib.scene import LABEL_DIM
-from dnnlib.util import Skip, UserError, atomic_write, explain_os_error
+from dnnlib.util import DataError, Skip, UserError, atomic_write, explain_os_error
 from dnnlib.video import IMAGE_TYPES, find_clips, is_system_error, natural, video_frames
 from training.data.archive import dataset_json, parallel, write_entry
 
@@ -180,7 +180,8 @@ def convert(clip: RawClip, options: PackOptions) -> PackedClip | str:
     """Decodes, resizes and encodes one clip; if it cannot be packed, returns the reason.
 
     Raises:
-        OSError, MemoryError: if the machine failed, which is not the fault of the clip.
+        OSError, MemoryError, UserError: if the machine failed or lacks ffmpeg, which is not the fault of the
+            clip.
     """
     released = isinstance(clip.labels, Path)
     try:
@@ -191,7 +192,7 @@ def convert(clip: RawClip, options: PackOptions) -> PackedClip | str:
             sides.append(side)
             if len(frames) == options.max_frames:
                 break
-    except (Skip, UserError) as error:
+    except (Skip, DataError) as error:
         return str(error)
     if released:  # the released program uses the last camera for frames beyond the list
         labels += labels[-1:] * (len(frames) - len(labels))
@@ -233,9 +234,11 @@ def _load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f'cannot read {explain_os_error(error, path)}') from error
+        if is_system_error(error):
+            raise
+        raise DataError(f'cannot read {explain_os_error(error, path)}') from error
     except ValueError as error:
-        raise UserError(f'{path} is not valid JSON ({error})') from error
+        raise DataError(f'{path} is not valid JSON ({error})') from error
 
 
 def _clip_labels(clip: RawClip) -> list[list[float]]:

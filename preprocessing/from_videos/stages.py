@@ -138,8 +138,8 @@ def run_stage(
     """Makes the results of all items that are missing or outdated, and removes those of other items.
 
     Args:
-        function: the stage. When it raises Skip or DataError the item is rejected; a UserError stops the
-            stage, any other error is a bug and gets out.
+        function: the stage. When it raises Skip or DataError the item is rejected (a stage over all clips is
+            stopped); a UserError stops the stage, any other error is a bug and gets out.
         work: where results are.
         tasks: (item, key of its result).
         options: of the stage.
@@ -164,13 +164,13 @@ def run_stage(
 
 
 def read_stage(function: Work, tasks: Sequence[tuple[Item, str]], options: Any) -> Results:
-    """Returns what `run_stage` left, without making anything.
+    """Returns what `run_stage` left, without making anything; what it would try again is rejected.
 
     Raises:
         UserError: if results are missing or belong to other inputs.
     """
     stage = function.stage
-    heads = {item.name: _read_head(stage, item, key, options) for item, key in tasks}
+    heads = {item.name: _read_head(stage, item, key, options, again=False) for item, key in tasks}
     old = [name for name, head in heads.items() if head is None]
     if old:
         raise UserError(
@@ -251,18 +251,26 @@ def _make(function: Work, options: Any, task: tuple[Item, str]) -> tuple[str, An
     try:
         result = function(item, options)
     except (Skip, DataError) as err:
+        if stage.per == 'all':  # without it no later stage can run
+            raise
         result = {'rejected': str(err)} | ({'retry': True} if isinstance(err, TryAgain) else {})
     item.work.write(stage.file(item.name), {**result, 'key': key})
     return key, result.get('rejected', [])
 
 
-def _read_head(stage: Stage, item: Item, key: str, options: Any) -> tuple[str, Any] | None:
-    """Returns (key, what was rejected) of a result that holds, otherwise None."""
+def _read_head(
+    stage: Stage, item: Item, key: str, options: Any, again: bool = True
+) -> tuple[str, Any] | None:
+    """Returns (key, what was rejected) of a result that holds, otherwise None.
+
+    Args:
+        again: whether a result that is to be tried again does not hold.
+    """
     try:
         result = item.work.read(stage.file(item.name))
     except UserError:  # not ours
         return None
-    valid = result.get('key') == key and not result.get('retry')
+    valid = result.get('key') == key and not (again and result.get('retry'))
     valid = valid and all(Path(item.work.root, file).exists() for file in result.get('files', []))
     if not valid or (stage.holds and not stage.holds(item, options, result)):
         return None

@@ -9,7 +9,17 @@ import pytest
 from PIL import Image, ImageSequence
 
 from dnnlib.util import DataError, UserError
-from dnnlib.video import find_clips, natural, probe, run_ffmpeg, video_frames, write_video
+from dnnlib.video import (
+    cut_video,
+    find_clips,
+    frame_times,
+    is_system_error,
+    natural,
+    probe,
+    run_ffmpeg,
+    video_frames,
+    write_video,
+)
 from preprocessing.dataset_files import pack
 from support.paths import ROOT
 
@@ -95,9 +105,19 @@ def test_a_failing_machine_is_not_the_fault_of_a_video(video, tmp_path, monkeypa
     clip = pack.RawClip('a.mp4', video, [[0.0] * 25] * 7)
     with pytest.raises(OSError, match=reason):  # instead of skipping the clip
         pack.convert(clip, pack.PackOptions(resolution=32, format='png'))
+    for call in (lambda: frame_times(video), lambda: cut_video(video, tmp_path / 'b.mp4', 0.0)):
+        with pytest.raises(OSError, match=reason):
+            call()
     if 'kill' in script:
         with pytest.raises(OSError, match=reason):
             run_ffmpeg(['-version'])
+
+
+def test_a_place_that_no_file_has_is_not_an_error_of_the_machine(video):
+    """A corrupted zip can state one."""
+    with open(video, 'rb') as file, pytest.raises(OSError) as error:
+        os.pread(file.fileno(), 1, 2**63 - 1)
+    assert not is_system_error(error.value)
 
 
 def decoded(path):

@@ -1,8 +1,10 @@
 """Packing videos, folders and the released layout; checking; contact sheets; the command line."""
 
+import errno
 import io
 import json
 import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dataset_tool import main
+from dnnlib.util import UserError
 from preprocessing.dataset_files import pack as packing
 from preprocessing.dataset_files import sheets
 from preprocessing.dataset_files.check import camera_problems, check_dataset
@@ -169,6 +172,29 @@ def test_full_disk(source, tmp_path, monkeypatch):
     monkeypatch.setattr(packing, 'write_entry', full)
     code, output = pack(source, tmp_path / 'x.zip')
     assert code == 1 and 'cannot write' in output and os.listdir(tmp_path) == []
+
+
+def test_a_failing_machine_is_not_the_fault_of_a_clip(source, tmp_path, monkeypatch):
+    look, label_file = packing.PackOptions(32), tmp_path / 'a.json'
+    clip = packing.RawClip('a', source / 'deep/b.mp4', label_file)
+    assert 'cannot read' in packing.convert(clip, look)  # it is missing
+    label_file.write_text('{')
+    assert 'not valid JSON' in packing.convert(clip, look)
+    assert pack(source, tmp_path / 'x.zip')[0] == 0
+
+    def fail(*_, **__):
+        raise OSError(errno.EMFILE, 'Too many open files')
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match='Too many'):
+        patched.setattr(Path, 'read_bytes', fail)
+        packing.convert(clip, look)
+    with monkeypatch.context() as patched, pytest.raises(OSError, match='Too many'):
+        patched.setattr('training.data.files.os.pread', fail)
+        check_dataset(str(tmp_path / 'x.zip'), 1)
+    label_file.write_text(json.dumps([['a', row] for row in labels(12)]))
+    monkeypatch.setitem(sys.modules, 'imageio_ffmpeg', None)
+    with pytest.raises(UserError, match='videos need ffmpeg'):
+        packing.convert(clip, look)
 
 
 def test_released_layout(tmp_path):

@@ -135,9 +135,12 @@ def test_old_result_is_gone_before_its_files_change(tmp_path):
     assert log(tmp_path) == ['clip0']
 
 
-@pytest.mark.parametrize('error', [UserError('the disk is full'), KeyError('x'), None])
-def test_user_errors_and_bugs_stop(tmp_path, error):
-    @Stage('s', per='clip')
+STOPS = [(UserError('full'), 'clip'), (KeyError('x'), 'clip'), (None, 'clip'), (DataError('x'), 'all')]
+
+
+@pytest.mark.parametrize('error, per', STOPS)
+def test_user_errors_and_bugs_stop(tmp_path, error, per):
+    @Stage('s', per=per)
     def failing(item, options):
         if error:
             raise error
@@ -145,7 +148,7 @@ def test_user_errors_and_bugs_stop(tmp_path, error):
 
     with pytest.raises(type(error) if error else ValueError):
         run_one(failing, tmp_path)
-    assert not (tmp_path / 's' / 'x.json').exists()
+    assert not list(tmp_path.rglob('*.json'))
 
 
 def test_retried_rejections_and_files_elsewhere(tmp_path):
@@ -163,6 +166,18 @@ def test_retried_rejections_and_files_elsewhere(tmp_path):
     there[0] = False
     run_one(offline, tmp_path)
     assert len(calls) == 4
+
+
+def test_reading_takes_what_would_be_tried_again_as_rejected(tmp_path):
+    """Otherwise --only could not work while a listed video is missing."""
+
+    @Stage('s', per='clip')
+    def offline(item, options):
+        raise TryAgain('no network')
+
+    made = run_one(offline, tmp_path)
+    tasks = [(item, made.keys_of[name]) for name, item in made.items.items()]
+    assert read_stage(offline, tasks, SimpleNamespace()).rejected == {'x': 'no network'}
 
 
 def test_torch_computes_with_one_thread(tmp_path, monkeypatch):
