@@ -20,7 +20,8 @@ from torch_utils.ops import kernels
 from torch_utils.ops.bias_act import bias_act
 
 BUILD = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell may ignore it
 from pathlib import Path
 from torch_utils.ops import build as kernel_build
 chain = kernel_build.toolchain('cpu')
