@@ -101,7 +101,7 @@ def flicker(frames: Clip) -> float:
     """Returns the mean of |x[t-1] - 2 x[t] + x[t+1]| / 2 in gray levels (0-255) that motion does not explain.
 
     x is luma at 64 x 64. At each pixel it is taken along the optical flow and at rest, and the smaller one
-    counts: a shift of a texture is no flicker, nor is a plain area or still background, whose flow is wrong.
+    counts: a shift of a texture is not flicker, nor is a plain area or still background, whose flow is wrong.
     Pixels that leave the image do not count. All brightness higher by a in every other frame gives a, or
     somewhat less in an image that moves.
 

@@ -77,7 +77,7 @@ class GeneratedClips(shooting.Generated):
     """Generated clips: item i has its own codes and the cameras of `frames` frames in a row of a real clip.
 
     The mapping sees the camera of frame 0 (MapT), or each frame's in a network conditioned so ('non'). Times
-    run from 0 to 1, noise is constant, there is no truncation, rays are sampled at fixed places.
+    run from 0 to 1, noise is constant, nothing is truncated, rays are sampled at fixed places.
     """
 
     def __init__(

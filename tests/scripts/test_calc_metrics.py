@@ -165,7 +165,7 @@ def make_videos(folder, **kinds):
         for i in range(2 if kind == 'short' else 5):
             image = rng.integers(0, 256, shape, dtype=np.uint8) * (kind != 'black')
             Image.fromarray(image).save(folder / name / f'{i}.png')
-    (folder / 'bad.mp4').write_bytes(b'this is no video')
+    (folder / 'bad.mp4').write_bytes(b'not a video')
 
 
 def test_bad_videos_are_counted_and_named(tmp_path):

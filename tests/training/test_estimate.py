@@ -57,7 +57,7 @@ def test_meter_counts_arithmetic_and_bytes():
     assert work.flops == {torch.float32: 2 * 2 * 5 * 16 * 16 * 3 * 9}
     assert work.moved_bytes == 4 * (2 * 3 * 16 * 16 + 5 * 3 * 9 + 2 * 5 * 16 * 16)
     assert work.calls == 1
-    _, work = measure(lambda a: a @ a.t(), (7, 11), dtype=torch.float16)  # a view is no work
+    _, work = measure(lambda a: a @ a.t(), (7, 11), dtype=torch.float16)  # a view takes no work
     assert work.flops == {torch.float16: 2 * 7 * 11 * 7} and work.calls == 1
 
 

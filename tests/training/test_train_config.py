@@ -167,7 +167,7 @@ def test_split_of_the_batch(batch, batch_gpu, processes, expected):
 
 @pytest.mark.parametrize('kind', get_args(MotionKind))
 def test_runs_of_every_kind_of_motion_are_continued(tmp_path, kind):
-    """A field that is called kind is no tag."""
+    """A field that is called kind is not a tag."""
     config = config_of('--cfg', 'tiny', '--set', f'generator.motion.kind={kind}')
     assert from_dict(TrainConfig, to_dict(config)) == config
     first, _ = choose_run_dir(tmp_path, config, 'a', False)

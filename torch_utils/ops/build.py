@@ -151,14 +151,14 @@ def build(target: Target, chain: Toolchain, folder: Path, sources: Path = _SOURC
             return library
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            left_over = []
+            stale = []
             with contextlib.suppress(OSError):  # a file system without locks: each process builds its own
                 stack.enter_context(FileLock(library.with_suffix('.lock')))
-                left_over = list(folder.glob(f'{prefix}*'))  # by a killed process
+                stale = list(folder.glob(f'{prefix}*'))  # by a killed process
             if _intact(library):
                 return library
-            for folder_left in left_over:
-                shutil.rmtree(folder_left, ignore_errors=True)
+            for work_folder in stale:
+                shutil.rmtree(work_folder, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as work:
                 built = _compile(target, chain, files, Path(work))
                 with open(built, 'r+b') as file:

@@ -34,7 +34,7 @@ def kernels(request, monkeypatch):
     """Runs a test with the kernels of the host, then with those of the GPU, on the CPU."""
     monkeypatch.setenv(custom_ops.ENVIRONMENT, request.param)
     if not custom_ops.has_kernels(torch.zeros(1), 'auto'):
-        pytest.skip('no kernels: there is no C++ compiler')
+        pytest.skip('no kernels: a C++ compiler is missing')
 
 
 def scene(c=5, f=3, size=(6, 7), rays=4, samples=6, n=2, dtype=torch.float64):
