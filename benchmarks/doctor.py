@@ -106,7 +106,8 @@ def machine() -> list[str]:
     found = {d.name: d.version for d in metadata.distributions()}
     lines = [f'python      {platform.python_version()} on {platform.platform()}']
     lines += [f'{p:<11s} {found.get(p, "not installed")}' for p in _PACKAGES]
-    lines.append(f'threads     {torch.get_num_threads()} of {os.cpu_count()} cores')
+    spins = os.environ.get('GOMP_SPINCOUNT', 'as libgomp decides')
+    lines.append(f'threads     {torch.get_num_threads()} of {os.cpu_count()} cores, GOMP_SPINCOUNT {spins}')
     lines.append(f'cuda        {torch.version.cuda or "torch is built without it"}')
     gpus = range(torch.cuda.device_count())
     lines += [f'gpu {i}       {torch.cuda.get_device_name(i)}' for i in gpus] or ['gpu         none']

@@ -38,6 +38,7 @@ if missing := [p for p in ('click', 'numpy', 'torch', 'tqdm') if importlib.util.
 import click
 from click.core import ParameterSource
 
+from dnnlib.threads import choose_spins
 from dnnlib.util import UserError, explain_os_error, is_out_of_memory
 
 SETTINGS = {'help_option_names': ['-h', '--help'], 'max_content_width': 110}  # of every command
@@ -166,6 +167,7 @@ def command(
     def call(**values: Any) -> None:
         with one_sentence(advice):
             _refuse_without_effect(click.get_current_context(), partners)
+            choose_spins()
             run(options(**values))
 
     text, epilog = _help(options.__doc__)
