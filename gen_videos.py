@@ -182,7 +182,7 @@ def plan(G: nn.Module, snapshot: Snapshot, options: Options) -> list[Clip]:
     from viz import rollout, trajectories
     from viz.clip_writer import Clip
 
-    span, path = G.config.span, options.trajectory
+    span, focal, path = G.config.span, G.config.focal, options.trajectory
     count = options.frames or _PERIODS.get(path, 0) * 2 * max(span - 1, 1)
     recorded = _recorded_cameras(snapshot, options.data) if path == 'dataset' else []
     clips = []
@@ -191,11 +191,11 @@ def plan(G: nn.Module, snapshot: Snapshot, options: Options) -> list[Clip]:
             real = recorded[index % len(recorded)]
             cameras = trajectories.recorded(real, options.frames or len(real))
         elif path == 'front':
-            cameras = trajectories.front(count)
+            cameras = trajectories.front(count, focal)
         else:
-            cameras = trajectories.orbit(count, math.radians(options.orbit_yaw))
+            cameras = trajectories.orbit(count, math.radians(options.orbit_yaw), focal)
         times = trajectories.frame_times(len(cameras), span, options.time)
-        fixed = {'canonical': trajectories.front(1), 'first': cameras[:1], 'per-frame': cameras}
+        fixed = {'canonical': trajectories.front(1, focal), 'first': cameras[:1], 'per-frame': cameras}
         usual = fixed['first' if path == 'dataset' else 'canonical']
         mapping = fixed.get(options.map_camera)  # none: auto
         facts = {

@@ -35,6 +35,7 @@ Number = Annotated[float, Range(0)] | None
 # Options of a preset that follow others.
 _FOLLOWERS = {
     'dataset.span': 'generator.span',
+    'generator.focal': 'the cameras of the data',
     'dataset.resolution': 'generator.resolution',
     'd_image.resolution': 'generator.resolution',
     'd_video.resolution': 'generator.resolution',
@@ -206,7 +207,7 @@ def build_config(options: Options) -> TrainConfig:
         if not equals:
             raise UserError(f'--set {text} must be PATH=VALUE, for example --set loss.density_weight=0.3')
         if path in _FOLLOWERS:
-            raise UserError(f'--set {path}: this option follows {_FOLLOWERS[path]}; set that one')
+            raise UserError(f'--set {path}: this option follows {_FOLLOWERS[path]}, which decides')
         if path in flags:
             raise UserError(f'--set {text}: given twice, also by --{flags[path]}; leave one out')
         flags[path] = 'set'
@@ -232,7 +233,10 @@ def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfi
     dataset = dataclasses.replace(config.dataset, **facts)
     config = with_resolution(dataclasses.replace(config, dataset=dataset), expected)
     try:
-        dist.print0(f'data: {dataset.build().describe()}')
+        data = dataset.build()
+        dist.print0(f'data: {data.describe()}')
+        generator = dataclasses.replace(config.generator, focal=data.focal())
+        return dataclasses.replace(config, generator=generator)
     except DataError as err:
         if not dry_run:
             raise

@@ -63,17 +63,17 @@ def orbit_label(
     return pack_label(pose.float(), intrinsics.expand(*pose.shape[:-2], 3, 3))
 
 
-def eg3d_label(h_rad: float, v_rad: float) -> Tensor:
+def eg3d_label(h_rad: float, v_rad: float, focal: float = FOCAL) -> Tensor:
     """Returns the label [25] of EG3D's look-at sampler at (h, v).
 
     Its v is not an angle: the pitch is pi / 2 - arccos(1 - 2 v / pi).
     """
-    return orbit_label(h_rad - math.pi / 2, math.pi / 2 - math.acos(1 - 2 * v_rad / math.pi))
+    return orbit_label(h_rad - math.pi / 2, math.pi / 2 - math.acos(1 - 2 * v_rad / math.pi), focal=focal)
 
 
-def front_label() -> Tensor:
+def front_label(focal: float = FOCAL) -> Tensor:
     """Returns the canonical frontal camera [25]: rotation diag(1, -1, -1), position (0, 0, 2.7)."""
-    return orbit_label(0.0)
+    return orbit_label(0.0, focal=focal)
 
 
 def mirror_label(label: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class ClipWriter:
     def sheet(self, clip: Clip) -> None:
         """Writes NAME-sheet.png: columns are moments of the training span, rows three views of the head."""
         moments = torch.linspace(0, 1, min(SHEET_COLUMNS, self.G.config.span))
-        views = trajectories.view_labels()
+        views = trajectories.view_labels(self.G.config.focal)
         times = moments.repeat_interleave(len(views))  # views of a moment are neighbours: they share planes
         cameras = views.repeat(len(moments), 1)
         ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras[:1], times, clip.psi)

@@ -63,7 +63,8 @@ def training_sheets(G: VideoGenerator, seeds: Sequence[int], cameras: Tensor) ->
     """
     codes = [rollout.draw_codes(G, seed) for seed in seeds]
     labels = cameras[torch.arange(len(seeds)) % len(cameras)]
-    views, front = trajectories.view_labels(), trajectories.front(G.config.span)
+    focal = G.config.focal
+    views, front = trajectories.view_labels(focal), trajectories.front(G.config.span, focal)
     times = trajectories.frame_times(G.config.span, G.config.span)
     middle = torch.tensor([0.5])
 

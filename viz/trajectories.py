@@ -1,6 +1,7 @@
 """Camera paths and time stamps of generated clips: labels [T, 25] (see camera.py) and times [T].
 
 Angles are true ones in radians: yaw positive = camera at positive x, pitch positive = camera above the head.
+`focal` is that of the cameras which the network has seen in training (`G.config.focal`), in image widths.
 """
 
 import math
@@ -8,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from dnnlib.scene import FOCAL
 from training import camera
 
 TIME_MODES = ('pingpong', 'cycle', 'extend')
@@ -16,12 +18,12 @@ VIEW_NAMES = tuple(f'yaw {yaw}' for yaw in VIEW_YAWS_DEG)
 ORBIT_YAW_RAD = 0.35  # amplitude, about 20 degrees [PV3D released]
 
 
-def front(frames: int) -> Tensor:
+def front(frames: int, focal: float = FOCAL) -> Tensor:
     """Returns the canonical frontal camera `frames` times."""
-    return camera.front_label().expand(frames, -1)
+    return camera.front_label(focal).expand(frames, -1)
 
 
-def orbit(frames: int, yaw_rad: float = ORBIT_YAW_RAD) -> Tensor:
+def orbit(frames: int, yaw_rad: float = ORBIT_YAW_RAD, focal: float = FOCAL) -> Tensor:
     """Returns one turn of PV3D's ellipse about the face.
 
     Yaw = `yaw_rad` sin(a), a = 2 pi i / frames. EG3D's vertical coordinate, pi/2 - 0.05 + 0.25 cos(a), is not
@@ -30,7 +32,7 @@ def orbit(frames: int, yaw_rad: float = ORBIT_YAW_RAD) -> Tensor:
     """
     middle, angles = math.pi / 2, [2 * math.pi * i / frames for i in range(frames)]
     coordinates = [(middle + yaw_rad * math.sin(a), middle - 0.05 + 0.25 * math.cos(a)) for a in angles]
-    return torch.stack([camera.eg3d_label(*place) for place in coordinates])
+    return torch.stack([camera.eg3d_label(*place, focal) for place in coordinates])
 
 
 def recorded(labels: Tensor, frames: int) -> Tensor:
@@ -38,9 +40,9 @@ def recorded(labels: Tensor, frames: int) -> Tensor:
     return labels[_pingpong(frames, len(labels))]
 
 
-def view_labels() -> Tensor:
+def view_labels(focal: float = FOCAL) -> Tensor:
     """Returns the cameras [3, 25] of a contact sheet: yaw -30, 0, 30 degrees at eye level."""
-    return camera.orbit_label(torch.tensor(VIEW_YAWS_DEG).deg2rad())
+    return camera.orbit_label(torch.tensor(VIEW_YAWS_DEG).deg2rad(), focal=focal)
 
 
 def frame_times(frames: int, span: int, mode: str = 'pingpong') -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnnlib.scene import FOCAL
 from dnnlib.util import Skip, UserError, atomic_write
 from dnnlib.video import natural
 from metrics.measures.consistency import MultiView
@@ -23,16 +24,18 @@ SIDE_V_RAD = math.pi / 2 - 0.05  # vertical coordinate of the released side came
 _TIMES = 120  # second word of the seeds, keeps streams apart
 
 
-def view_cameras(protocol: str) -> Tensor:
+def view_cameras(protocol: str, focal: float = FOCAL) -> Tensor:
     """Returns the labels [2, 25] of the front and of the side camera.
 
-    The front camera is the canonical one. The side camera stands at yaw 30 degrees: in 'paper' at eye level,
+    The front camera is the canonical one, the side camera stands at yaw 30 degrees: in 'paper' at eye level,
     in 'released' at v = pi / 2 - 0.05, which is 1.8 degrees above it.
+
+    focal: of the cameras in training, image widths.
     """
-    side = camera.orbit_label(SIDE_YAW_RAD)
+    side = camera.orbit_label(SIDE_YAW_RAD, focal=focal)
     if protocol == 'released':
-        side = camera.eg3d_label(math.pi / 2 + SIDE_YAW_RAD, SIDE_V_RAD)
-    return torch.stack([camera.front_label(), side])
+        side = camera.eg3d_label(math.pi / 2 + SIDE_YAW_RAD, SIDE_V_RAD, focal)
+    return torch.stack([camera.front_label(focal), side])
 
 
 class GeneratedViews(shooting.Generated):
@@ -48,7 +51,7 @@ class GeneratedViews(shooting.Generated):
         span = self.G.config.span
         drawn = rng.choice(span, 2, replace=self.protocol == 'released')
         t = torch.from_numpy(drawn / (span - 1)).float()
-        front, side = view_cameras(self.protocol)
+        front, side = view_cameras(self.protocol, self.G.config.focal)
         cameras, times = torch.stack([front, side, side, front]), t[[0, 1, 0, 1]]
         images, shot = self.shoot(i, cameras, times)
         image = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dnnlib.config import BaseConfig, Configurable
+from dnnlib.scene import FOCAL
 from training.config import OutputConfig, TrainConfig
 from training.data.dataset import VideoDataset
 from training.loss import LOSSES, Loss, Term
@@ -25,6 +26,7 @@ class FlatGenerator(VideoGenerator, Configurable):
         kind = 'flat'
         resolution: int = 32
         span: int = 16
+        focal: float = FOCAL
         width: int = 8
 
     z_dim, motion_dim = 6, 4

@@ -94,6 +94,8 @@ def test_what_follows_the_generator(data):
         dataclasses.replace(config, d_image=tiny(data).d_image)
     config = config_of('--cfg', 'tiny', '--set', 'generator.span=8', data=data)
     assert with_facts_of_data(config).dataset.span == 8
+    labels = config.dataset.build().clip_cameras(0)
+    assert with_facts_of_data(config).generator.focal == pytest.approx(labels[0, 16].item(), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,7 @@ def test_what_follows_the_generator(data):
         ('--set dataset.path=x.zip', 'given twice'),
         ('--set dataset.span=8', 'follows generator.span'),
         ('--set d_image.resolution=8', 'follows generator.resolution'),
+        ('--set generator.focal=5', 'follows the cameras of the data'),
         ('--set generator.resolution=48', '=48 must be a power of two'),
         ('--set loss.image_weight=0 --set loss.video_weight=0', 'image_weight and loss.video_weight'),
         ('--set output.keep_states=0', 'keep_states=0 must be at least 1'),

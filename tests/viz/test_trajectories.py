@@ -33,6 +33,12 @@ def test_views_have_the_documented_angles():
     assert pitch.abs().max() < 1e-4
 
 
+def test_cameras_have_the_focal_length_asked_for():
+    paths = trajectories.front(2, 7.0), trajectories.orbit(3, focal=7.0), trajectories.view_labels(7.0)
+    for labels in paths:
+        assert labels[:, [16, 20]].unique().tolist() == [7.0]
+
+
 def test_recorded_cameras_go_forward_and_backward():
     clip = torch.arange(3.0)[:, None].expand(3, 25)
     assert trajectories.recorded(clip, 8)[:, 0].tolist() == [0, 1, 2, 1, 0, 1, 2, 1]

@@ -154,6 +154,10 @@ class VideoDataset(Configurable):
         start, count = self._range(clip)
         return self._cameras[start : start + count].clone()
 
+    def focal(self) -> float:
+        """Returns the median focal length of the cameras, in image widths."""
+        return round(float(self._cameras[:, 16].median()), 4)
+
     def clip_frames(self, clip: int | str, frames: Sequence[int]) -> Tensor:
         """Decodes the given frames of a clip, uint8 [len(frames), 3, R, R].
 

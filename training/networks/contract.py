@@ -36,7 +36,8 @@ class Rendering(NamedTuple):
 class VideoGenerator(nn.Module, abc.ABC):
     """Codes, cameras and times -> frames, in three steps: `condition`, `scene`, `render`."""
 
-    config: Any  # has at least `resolution` (pixels) and `span` (frames of a training clip)
+    # has at least `resolution` (pixels), `span` (frames of a training clip) and `focal` (of training cameras)
+    config: Any
     z_dim: int  # width of the appearance code
     motion_dim: int  # width of the motion code
     renderer: RendererConfig | None = None  # how rays are sampled; None = a network without 3D

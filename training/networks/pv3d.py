@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib.config import BaseConfig, Configurable
+from dnnlib.scene import FOCAL
 from dnnlib.util import ConfigError
 from training.camera import LABEL_DIM, unpack_label
 from training.networks.contract import Codes, RadianceGenerator, Rendering
@@ -42,6 +43,7 @@ class Generator(RadianceGenerator, Configurable):
         kind = 'pv3d'
         resolution: int = 512  # pixels along a side of the output
         span: int = 16  # frames of a training clip: frame i has t = i / (span - 1) [PV3D A.1]
+        focal: float = FOCAL  # focal length of the training cameras, image widths [EG3D FFHQ]
         z_dim: int = 512  # width of the appearance code z_a [EG3D]
         w_dim: int = 512  # width of the intermediate codes [EG3D]
         mapping_layers: int = 2  # [EG3D]
