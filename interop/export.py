@@ -24,6 +24,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     'motion.num_layers': (4,),
     'camera': (True,),
     'delta_t': (True,),
+    'pair': ('frames',),
 }
 
 

@@ -103,11 +103,12 @@ def import_arrows(files: Sources) -> list[str]:
 
 def arrows_inside_training(files: Sources) -> list[str]:
     """Lists imports against volumetric_rendering <- networks <- loss <- training_loop; camera is a leaf."""
-    above_networks = [f'training.{m}' for m in ('loss', 'data', 'config', 'presets', 'training_loop')]
+    above = ('loss', 'loss_contract', 'data', 'config', 'presets', 'training_loop')
     rendering = 'training.volumetric_rendering'
     rules = [  # module, what it may not import, but for these exceptions
-        ('training.networks', above_networks, []),
+        ('training.networks', [f'training.{m}' for m in above], []),
         ('training.loss', ['training.training_loop'], []),
+        ('training.loss_contract', ['training.loss', 'training.training_loop'], []),
         (rendering, ['training', 'torch_utils'], [rendering, 'torch_utils.ops']),
         ('training.camera', ROOMS, ['dnnlib.scene']),
     ]
@@ -264,6 +265,7 @@ BAD = {
         editing/a>studies.x metrics/a>tests.x gen>train gen>studies.x"""),
     arrows_inside_training: importing("""
         training/networks/a>training.config training/loss>training.training_loop training/camera>dnnlib.util
+        training/loss_contract>training.loss
         training/volumetric_rendering/a>training.camera training/volumetric_rendering/a>torch_utils.misc""")
     + [{'training/networks/a.py': 'from ..loss import f'}],
     import_cycles: [{'training/a.py': 'from training.b import x', 'training/b.py': 'from training import a'}],

@@ -15,11 +15,11 @@ from dnnlib.util import ConfigError
 from torch_utils.misc import seeded_generator
 from training.config import AdamConfig, TrainConfig
 from training.data.dataset import Draw, VideoDataset
-from training.loss import FakeBatch, Loss, Networks, Phase, RealBatch
+from training.loss_contract import FakeBatch, Loss, Networks, Phase, RealBatch
 from training.networks.contract import VideoGenerator
 
 PHASES: tuple[Phase, ...] = ('Gmain', 'Greg', 'Dmain', 'Dreg')
-_LATENTS, _TIMES, _NOISE = 10, 11, 12  # purposes of random draws; each has a stream of its own
+_LATENTS, _TIMES, _NOISE, _OTHER = 10, 11, 12, 13  # purposes of random draws; each has a stream of its own
 
 
 @dataclasses.dataclass
@@ -104,7 +104,8 @@ def fake_batch(
     c, t = dataset.sample_cameras(rng, n)
     if not config.sampling.tie_time:
         t = dataset.sample_times(rng, n, config.sampling.fake_times == 'lattice')
-    whole = FakeBatch(*codes, t, c, c.roll(1, dims=0), swap)
+    other = G.draw_codes(n, seeded_generator('cpu', config.seed, _OTHER, index, nimg))
+    whole = FakeBatch(*codes, t, c, c.roll(1, dims=0), swap, other.z_m)
     return FakeBatch(*(x[part].to(device, non_blocking=True) for x in whole))
 
 

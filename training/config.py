@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 from dnnlib.config import BaseConfig, Kinds
 from dnnlib.util import ConfigError
 from training.data.dataset import VideoDataset
-from training.loss import LOSSES, Networks, PV3DLoss
+from training.loss import LOSSES, PV3DLoss
+from training.loss_contract import Networks
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
 from training.networks.pv3d import Generator
 from training.networks.registry import NETWORKS

@@ -27,7 +27,7 @@ from dnnlib.util import format_count, format_time
 from torch_utils.misc import module_summary, parameter_count
 from training.camera import LABEL_DIM
 from training.config import TrainConfig, build_networks
-from training.loss import FakeBatch, Loss, Networks, Phase, RealBatch
+from training.loss_contract import FakeBatch, Loss, Networks, Phase, RealBatch
 
 _LATE_NIMG = 10**12  # after all schedules have ended
 _ADAM_PASSES = 7  # parameters, gradients and two moments are read; all but the gradients are written
@@ -221,7 +221,8 @@ def _batches(G: nn.Module, n: int, frames: int) -> tuple[RealBatch, FakeBatch]:
     size = G.config.resolution
     t, c = torch.empty(n, frames), torch.empty(n, frames, LABEL_DIM)
     real = RealBatch(torch.empty(n, frames, 3, size, size), t, c)
-    return real, FakeBatch(torch.empty(n, G.z_dim), torch.empty(n, G.motion_dim), t, c, c, torch.empty(n))
+    z_a, z_m = torch.empty(n, G.z_dim), torch.empty(n, G.motion_dim)
+    return real, FakeBatch(z_a, z_m, t, c, c, torch.empty(n), z_m)
 
 
 def _run_phase(loss: Loss, phase: Phase, networks: Networks, real: RealBatch, fake: FakeBatch) -> None:

@@ -1,112 +1,29 @@
 """The PV3D loss: pure functions of networks and batches; the training loop does every backward.
 
 Phases and their values (means over frames for the image discriminator, over clips for the video one):
-Gmain  w_img softplus(-D_image(fake)) + w_vid softplus(-D_video(fake))
+Gmain  w_img softplus(-D_image(fake)) + w_vid softplus(-D_video(fake)) + w_div .02 / (2.9 d + .01)
 Greg   w_density |raw density(x) - raw density(x + noise)|
 Dmain  softplus(D(fake)) + softplus(-D(real)), both discriminators, weighted alike
 Dreg   gamma / 2 |gradient of D(real)|^2 (R1), both discriminators, weighted alike
+where d is how much two motion codes change a frame [mode seeking: MSGAN, bounded like DSGAN's; ours].
 Source: PV3D section 3.4, appendix A.1; schedules of EG3D.
 """
 
-import abc
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dnnlib.config import BaseConfig, Configurable
 from dnnlib.util import ConfigError
-from training.networks.contract import Codes, RadianceGenerator, Rendering, VideoGenerator
+from training.loss_contract import FakeBatch, Loss, Networks, Phase, RealBatch, Shown, Term
+from training.networks.contract import RadianceGenerator
 from training.volumetric_rendering.renderer import RendererConfig
 
-Phase = Literal['Gmain', 'Greg', 'Dmain', 'Dreg']
 softplus = torch.nn.functional.softplus
-
-
-class RealBatch(NamedTuple):
-    """T real frames each of N clips: pairs, or all frames of a span."""
-
-    frames: Tensor  # [N, T, 3, R, R] in [-1, 1]
-    t: Tensor  # [N, T] in units of the span
-    c: Tensor  # [N, T, 25]
-
-
-class FakeBatch(NamedTuple):
-    """What N fake clips of T frames are made from."""
-
-    z_a: Tensor  # [N, z_dim]
-    z_m: Tensor  # [N, motion_dim]
-    t: Tensor  # [N, T]
-    c: Tensor  # cameras to render [N, T, 25]
-    c_other: Tensor  # cameras of another clip, for swapping the condition [N, T, 25]
-    swap: Tensor  # uniform draws [N]; below the swap probability the mapping sees c_other
-
-    def frame_codes(self) -> Codes:
-        """Returns the codes of all frames, clip by clip [N * T, ...]."""
-        return Codes(*(z.repeat_interleave(self.t.shape[1], dim=0) for z in (self.z_a, self.z_m)))
-
-
-class Term(NamedTuple):
-    """One summand of a phase's loss, with a graph of its own."""
-
-    loss: Tensor  # scalar
-    stats: dict[str, Tensor]  # figures to report
-    w_mean: Tensor | None = None  # mean w of the fakes [w_dim], for the running mean that truncation uses
-
-
-class Networks(NamedTuple):
-    """The networks in training; a discriminator that the loss does not use is None."""
-
-    G: VideoGenerator
-    D_image: nn.Module | None
-    D_video: nn.Module | None
-
-
-class Loss(abc.ABC):
-    """What the loop knows of a loss, whatever its kind."""
-
-    frames: ClassVar[Literal['pair', 'clip']] = 'pair'  # of each clip in a batch: two, or all of a span
-
-    @property
-    @abc.abstractmethod
-    def discriminators(self) -> tuple[str, ...]:
-        """Names of those that are built: D_image, D_video or both."""
-
-    def has(self, phase: Phase) -> bool:
-        """Whether the loss has terms in this phase."""
-        return True
-
-    def problem(self, networks: Networks) -> str:
-        """Returns why the loss cannot train these networks; '' if it can."""
-        return ''
-
-    def warnings(self, batch: int) -> list[str]:
-        """Returns what to warn about when training with so many clips per iteration."""
-        return []
-
-    @abc.abstractmethod
-    def terms(
-        self,
-        phase: Phase,
-        networks: Networks,
-        real: RealBatch,
-        fake: FakeBatch,
-        nimg: int,
-        generator: torch.Generator | None,
-    ) -> Iterator[Term]:
-        """Yields the terms of a phase, each with its own graph: free one before asking for the next.
-
-        Args:
-            phase: Gmain, Greg, Dmain or Dreg.
-            networks: requires_grad must be set on those that the phase trains, and only on them.
-            real: frames of real clips.
-            fake: what fake clips are made from.
-            nimg: clips seen before this iteration, drives the schedules.
-            generator: draws noise, ray jitter and points; None = noise buffers and fixed rays.
-        """
 
 
 def fade(nimg: int, start: float, end: float, duration: int) -> float:
@@ -128,13 +45,10 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     return x.reshape(images.shape)
 
 
-def r1_penalty(logits: Tensor, inputs: list[Tensor], channels: int | None = None) -> Tensor:
-    """Returns the squared norm of the gradient of the logits with respect to the inputs, per sample [N].
-
-    channels: counts only so many channels of each input; None = all.
-    """
+def r1_penalty(logits: Tensor, inputs: list[Tensor]) -> Tensor:
+    """Returns the squared norm of the gradient of the logits with respect to the inputs, per sample [N]."""
     grads = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
-    return sum(g[:, :channels].square().sum(dim=(1, 2, 3)) for g in grads)
+    return sum(g.square().sum(dim=tuple(range(1, g.ndim))) for g in grads)
 
 
 class PV3DLoss(Loss, Configurable):
@@ -148,7 +62,12 @@ class PV3DLoss(Loss, Configurable):
         image_weight: float = 1.0  # of D_image; 0 = the network is not built [PV3D A.1, table 3a]
         video_weight: float = 0.65  # of D_video; 0 = the network is not built [PV3D A.1, table 3a]
         r1_gamma: float = 2.0  # R1 weight of both discriminators; the term is gamma / 2 [PV3D A.1]
-        r1_delta_t: bool = True  # R1 of D_video counts the time plane too [released]
+        r1_gamma_video: float | None = None  # another one for D_video; none = r1_gamma [ours]
+        diversity_weight: float = 0.0  # of two motion codes that give the same clip; 1 is much [ours]
+        r1_delta_t: bool = True  # R1 of D_video counts the time plane too, if it sees frames [released]
+        reuse_fakes: bool = (
+            False  # Dmain judges the fakes of Gmain, one pass of G less; keeps the images [ours]
+        )
         density_weight: float = 0.6  # smoothness of the density [PV3D A.1]
         density_points: int = 1000  # points per frame [EG3D]
         density_distance: float = 0.004  # std of the perturbation, scene units [EG3D]
@@ -199,20 +118,25 @@ class PV3DLoss(Loss, Configurable):
         phase: Phase,
         networks: Networks,
         real: RealBatch,
-        fake: FakeBatch,
+        fake: FakeBatch | Shown,
         nimg: int,
         generator: torch.Generator | None,
     ) -> Iterator[Term]:
         """See Loss."""
-        sigma = fade(nimg, self.config.blur_sigma, 0.0, self.config.blur_fade_nimg)
         if phase == 'Gmain':
-            yield self._g_main(networks, fake, nimg, sigma, generator)
+            yield self._g_main(networks, fake, nimg, generator)
+            if self.config.diversity_weight > 0:
+                yield self._diversity(networks.G, fake, nimg)
         elif phase == 'Greg':
             yield self._density(networks.G, fake, nimg, generator)
         elif phase == 'Dmain':
-            yield from self._d_main(networks, real, fake, nimg, sigma, generator)
+            yield from self._d_main(networks, real, fake, nimg, generator)
         else:
-            yield from self._d_reg(networks, real, nimg, sigma)
+            yield from self._d_reg(networks, real, nimg)
+
+    def sigma(self, nimg: int) -> float:
+        """Returns the blur of what discriminators see after nimg clips, in pixels."""
+        return fade(nimg, self.config.blur_sigma, 0.0, self.config.blur_fade_nimg)
 
     def renderer(self, G: RadianceGenerator, nimg: int) -> RendererConfig:
         """Returns how G renders after nimg clips."""
@@ -229,30 +153,37 @@ class PV3DLoss(Loss, Configurable):
         rendered, mapping = G.training_cameras(fake.c, c_map)
         return mapping, rendered
 
-    def _generate(
-        self, G: RadianceGenerator, fake: FakeBatch, nimg: int, generator: torch.Generator | None
-    ) -> tuple[Rendering, Tensor, Tensor]:
-        """Returns the rendering of 2N frames (clip by clip), their cameras [N, 2, 25] and ws."""
-        scene, c, ws = self._scene(G, fake, nimg, generator)
-        out = G.render(scene, ws, c.flatten(0, 1), self.renderer(G, nimg), generator)
-        return out, c, ws
-
     def _scene(
         self, G: RadianceGenerator, fake: FakeBatch, nimg: int, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what G renders for 2N frames, clip by clip, their cameras [N, 2, 25] and ws."""
         c_map, c = self.conditions(G, fake, nimg)
         codes, t = fake.frame_codes(), fake.t.flatten()
         ws = G.condition(codes, c_map.flatten(0, 1), t)
         return G.scene(codes, ws, t, 'const' if generator is None else 'random', generator), c, ws
 
+    def _fakes(
+        self, G: RadianceGenerator, fake: FakeBatch, nimg: int, generator: torch.Generator | None
+    ) -> Shown:
+        scene, c, ws = self._scene(G, fake, nimg, generator)
+        out = G.render(scene, ws, c.flatten(0, 1), self.renderer(G, nimg), generator)
+        return Shown(blur(out.image, self.sigma(nimg)), out.image_raw, fake.t, c, ws[:, 0].mean(dim=0))
+
+    def _reals(self, G: RadianceGenerator, real: RealBatch, nimg: int) -> Shown:
+        """Returns the frames with their counterpart of image_raw, both blurred."""
+        frames, sigma = real.frames.flatten(0, 1), self.sigma(nimg)
+        size = (self.renderer(G, nimg).resolution,) * 2
+        raw = nn.functional.interpolate(frames, size=size, mode='bilinear', antialias=True)
+        return Shown(blur(frames, sigma), blur(raw, sigma), real.t, real.c)
+
     def _g_main(
-        self, networks: Networks, fake: FakeBatch, nimg: int, sigma: float, generator: torch.Generator | None
+        self, networks: Networks, fake: FakeBatch, nimg: int, generator: torch.Generator | None
     ) -> Term:
-        out, c, _ = self._generate(networks.G, fake, nimg, generator)
-        images = [blur(out.image, sigma), out.image_raw]
+        shown = self._fakes(networks.G, fake, nimg, generator)
+        images = shown[:2]
         leaves = [image.detach().requires_grad_() for image in images]
         loss, slopes, stats = 0, [torch.zeros_like(leaf) for leaf in leaves], {}
-        for name, weight, logits in self._logits(networks, *leaves, fake.t, c):
+        for name, weight, logits in self._logits(networks, Shown(*leaves, *shown[2:])):
             value = softplus(-logits).mean()
             stats |= {f'Loss/G/{name}': value.detach(), f'Loss/scores/{name}/fake': logits.detach()}
             loss = loss + weight * value.detach()
@@ -260,7 +191,25 @@ class PV3DLoss(Loss, Configurable):
             found = torch.autograd.grad(weight * value, leaves, allow_unused=True)
             slopes = [s if g is None else s + g for s, g in zip(slopes, found, strict=True)]
         linear = sum((s * p).sum() for s, p in zip(slopes, images, strict=True))
-        return Term(linear + (loss - linear.detach()), stats)  # value of the loss, gradient of the images
+        made = Shown(*(x.detach() for x in shown)) if self.config.reuse_fakes else None
+        # value of the loss, gradient of the images
+        return Term(linear + (loss - linear.detach()), stats, made=made)
+
+    def _diversity(self, G: RadianceGenerator, fake: FakeBatch, nimg: int) -> Term:
+        """Punishes clips that stay the same with another motion code; a quarter of the batch, two at least.
+
+        Noise and jitter are off: they would change images more than the codes do, and G would learn them.
+        """
+        few = slice(max(2, len(fake.t) // 4))
+        part = FakeBatch(*(x[few] for x in fake))
+        # the later frame, where all kinds of motion have had time to differ
+        part = part._replace(**{name: getattr(part, name)[:, -1:] for name in ('t', 'c', 'c_other')})
+        pairs = zip(part._replace(z_m=part.z_m_other), part, strict=True)
+        image = self._fakes(G, FakeBatch(*map(torch.cat, pairs)), nimg, None).image_raw
+        one, other = image.chunk(2)
+        difference = (one - other).abs().mean()
+        value = 0.02 / (2.9 * difference + 0.01)  # 1 / 2.9: sd of real frames; 2 if all is the same
+        return Term(self.config.diversity_weight * value, {'Loss/G/diversity': difference.detach()})
 
     def _density(
         self, G: RadianceGenerator, fake: FakeBatch, nimg: int, generator: torch.Generator | None
@@ -284,54 +233,47 @@ class PV3DLoss(Loss, Configurable):
         self,
         networks: Networks,
         real: RealBatch,
-        fake: FakeBatch,
+        fake: FakeBatch | Shown,
         nimg: int,
-        sigma: float,
         generator: torch.Generator | None,
     ) -> Iterator[Term]:
         with torch.no_grad():
-            out, c, ws = self._generate(networks.G, fake, nimg, generator)
-            image, raw = blur(out.image, sigma), out.image_raw
-        w_mean = ws[:, 0].mean(dim=0)
-        for name, weight, logits in self._logits(networks, image, raw, fake.t, c):
+            fakes = fake if isinstance(fake, Shown) else self._fakes(networks.G, fake, nimg, generator)
+        w_mean = fakes.w_mean
+        for name, weight, logits in self._logits(networks, fakes):
             value = softplus(logits).mean()
             yield Term(weight * value, {f'Loss/D/{name}/fake': value}, w_mean)
             w_mean = None  # once
-        image, raw = self._real(networks.G, real, nimg, sigma)
-        for name, weight, logits in self._logits(networks, image, raw, real.t, real.c):
+        for name, weight, logits in self._logits(networks, self._reals(networks.G, real, nimg)):
             value = softplus(-logits).mean()
             stats = {f'Loss/D/{name}/real': value, f'Loss/scores/{name}/real': logits}
             yield Term(weight * value, stats | {f'Loss/signs/{name}/real': logits.sign()})
 
-    def _d_reg(self, networks: Networks, real: RealBatch, nimg: int, sigma: float) -> Iterator[Term]:
+    def _d_reg(self, networks: Networks, real: RealBatch, nimg: int) -> Iterator[Term]:
         config = self.config
-        image, raw = (x.detach().requires_grad_() for x in self._real(networks.G, real, nimg, sigma))
+        shown = self._reals(networks.G, real, nimg)
         if networks.D_image is not None:
-            logits = networks.D_image(image, raw, real.c.flatten(0, 1))
-            penalty = r1_penalty(logits, [image, raw]).mean()
+            images = [x.detach().requires_grad_() for x in shown[:2]]
+            logits = networks.D_image(*images, shown.c.flatten(0, 1))
+            penalty = r1_penalty(logits, images).mean()
             yield Term(config.image_weight * config.r1_gamma / 2 * penalty, {'Loss/r1/image': penalty})
         if networks.D_video is not None:
-            pair = networks.D_video.pair_input(image.unflatten(0, (-1, 2)), real.t).detach().requires_grad_()
-            channels = None if config.r1_delta_t else 6  # the time plane is the seventh channel
-            penalty = r1_penalty(networks.D_video(pair, real.c), [pair], channels).mean()
-            yield Term(config.video_weight * config.r1_gamma / 2 * penalty, {'Loss/r1/video': penalty})
+            frames = shown.image.detach().unflatten(0, (-1, 2)).requires_grad_()
+            pair = networks.D_video.pair_input(frames, shown.t)
+            # through a difference R1 counts the frames, so that its gain does not scale gamma
+            watched = pair if config.r1_delta_t and networks.D_video.sees_frames else frames
+            penalty = r1_penalty(networks.D_video(pair, shown.c), [watched]).mean()
+            gamma = config.r1_gamma if config.r1_gamma_video is None else config.r1_gamma_video
+            yield Term(config.video_weight * gamma / 2 * penalty, {'Loss/r1/video': penalty})
 
-    def _logits(
-        self, networks: Networks, image: Tensor, raw: Tensor, t: Tensor, c: Tensor
-    ) -> Iterator[tuple[str, float, Tensor]]:
-        """Yields (name, weight, logits) of each discriminator for 2N frames, t [N, 2], c [N, 2, 25]."""
+    def _logits(self, networks: Networks, shown: Shown) -> Iterator[tuple[str, float, Tensor]]:
+        """Yields (name, weight, logits) of each discriminator."""
         if networks.D_image is not None:
-            yield 'image', self.config.image_weight, networks.D_image(image, raw, c.flatten(0, 1))
+            logits = networks.D_image(shown.image, shown.image_raw, shown.c.flatten(0, 1))
+            yield 'image', self.config.image_weight, logits
         if networks.D_video is not None:
-            pair = networks.D_video.pair_input(image.unflatten(0, (-1, 2)), t)
-            yield 'video', self.config.video_weight, networks.D_video(pair, c)
-
-    def _real(self, G: RadianceGenerator, real: RealBatch, nimg: int, sigma: float) -> tuple[Tensor, Tensor]:
-        """Returns real frames [2N, 3, R, R] and their counterpart of image_raw, both blurred."""
-        frames = real.frames.flatten(0, 1)
-        size = (self.renderer(G, nimg).resolution,) * 2
-        raw = nn.functional.interpolate(frames, size=size, mode='bilinear', antialias=True)
-        return blur(frames, sigma), blur(raw, sigma)
+            pair = networks.D_video.pair_input(shown.image.unflatten(0, (-1, 2)), shown.t)
+            yield 'video', self.config.video_weight, networks.D_video(pair, shown.c)
 
 
 LOSSES = {'pv3d': PV3DLoss}

@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from training.batching import (
 )
 from training.config import TrainConfig, build_networks
 from training.data.dataset import VideoDataset, batches
-from training.loss import Networks, RealBatch
+from training.loss_contract import Networks, RealBatch, Shown
 from training.networks.registry import NETWORKS
 from training.reporting import DrawSheets, Reporter
 
@@ -82,6 +83,7 @@ class Trainer:
         self.phases = make_phases(config, self.networks, self.loss)
         self.progress = Progress()
         self.stats = Collector()
+        self._made: deque[Shown] = deque()  # fakes of Gmain that Dmain judges, one for each micro-batch
         self.reporter: Reporter | None = None  # made when training starts, on the leader
         self._saved_nimg: int | None = None  # of the newest checkpoint
         self._resume()
@@ -139,6 +141,7 @@ class Trainer:
     def step(self) -> None:
         """One iteration: every phase that is due, the moving average, the counters."""
         real = real_batch(next(self._data), self.device)
+        self._made.clear()  # where D is frozen, nothing has judged them
         due = [phase for phase in self.phases if self.progress.batch_idx % phase.interval == 0]
         self._count_nonfinite(all([self.run_phase(phase, real) for phase in due]))  # runs all
         misc.update_ema(self.G_ema, self.networks.G, self.ema_beta())
@@ -166,6 +169,8 @@ class Trainer:
         w_means = []
         parts = zip(micro_batches(real, self.batch_gpu), micro_batches(fake, self.batch_gpu), strict=True)
         for i, (real_part, fake_part) in enumerate(parts):
+            if phase.name == 'Dmain' and self._made:
+                fake_part = self._made.popleft()
             noise = noise_generator(config, phase.name, nimg, first + i * self.batch_gpu, self.device)
             for term in self.loss.terms(phase.name, self.networks, real_part, fake_part, seen, noise):
                 if term.loss.requires_grad:  # not if it depends on frozen parts only
@@ -174,6 +179,8 @@ class Trainer:
                     self.stats.report(name, value)
                 if term.w_mean is not None:
                     w_means.append(term.w_mean)
+                if term.made is not None:
+                    self._made.append(term.made)
         return self._apply(phase, w_means)
 
     def ema_beta(self) -> float:

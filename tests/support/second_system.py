@@ -12,7 +12,8 @@ from dnnlib.config import BaseConfig, Configurable
 from dnnlib.scene import FOCAL
 from training.config import OutputConfig, TrainConfig
 from training.data.dataset import VideoDataset
-from training.loss import LOSSES, Loss, Term
+from training.loss import LOSSES
+from training.loss_contract import Loss, Term
 from training.networks.contract import Codes, Rendering, VideoGenerator
 from training.networks.layers import Conv2d, FullyConnected
 from training.networks.registry import DISCRIMINATORS, GENERATORS

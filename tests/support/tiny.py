@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from training.camera import orbit_label
-from training.loss import FakeBatch, Networks, RealBatch
+from training.loss_contract import FakeBatch, Networks, RealBatch
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
 from training.networks.motion import MotionConfig
 from training.networks.pv3d import Generator
@@ -84,7 +84,7 @@ def fake_batch(n=2, seed=0):
     t = torch.rand((n, 2), generator=seeded(seed + 1)).sort(dim=1).values
     c = cameras(n, 2, seed=seed)
     swap = torch.rand(n, generator=seeded(seed + 2))
-    return FakeBatch(z_a, z_m, t, c, c.roll(1, 0), swap)
+    return FakeBatch(z_a, z_m, t, c, c.roll(1, 0), swap, torch.randn(z_m.shape, generator=seeded(seed + 3)))
 
 
 def real_batch(n=2, seed=0, resolution=32):

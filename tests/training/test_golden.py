@@ -12,7 +12,8 @@ import torch
 from interop.names import from_released, to_released
 from support.golden_reference import RELEASED, TOLERANCE, agrees, build, find, load, record, relative, thinned
 from training.camera import unpack_label
-from training.loss import FakeBatch, Networks, PV3DLoss, RealBatch, blur, r1_penalty
+from training.loss import PV3DLoss, blur, r1_penalty
+from training.loss_contract import FakeBatch, Networks, RealBatch
 from training.networks import pv3d as generator_module
 from training.networks.contract import Codes
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
@@ -231,7 +232,7 @@ def run_phase(phase, networks, golden, phases, nimg, patch):
         network.zero_grad(set_to_none=True)
         network.requires_grad_((network is networks.G) == (phase[0] == 'G'))
     z_a, z_m, t, c, swap = (phases[f'in/{k}'] for k in ('z_a', 'z_m', 'gen_t', 'gen_cam', 'swap_rand'))
-    fake = FakeBatch(z_a, z_m, t, c, c.roll(1, 0), swap)
+    fake = FakeBatch(z_a, z_m, t, c, c.roll(1, 0), swap, -z_m)
     real = RealBatch(golden['in/real_frames'], golden['in/real_t'], golden['in/real_c'])
     if phase == 'Greg':  # the golden draws of the density points
         where = f'{SETS[nimg]}/Greg'

@@ -268,6 +268,23 @@ def test_video_discriminator_conditions(camera, delta_t):
     differs(score(frames=real.frames.flip(1)), score())
 
 
+@pytest.mark.parametrize('delta_t', [True, False])
+@torch.no_grad()
+def test_video_discriminator_of_differences(delta_t):
+    """Sees the second frame minus the first, times the gain, and nothing that both have in common."""
+    D = build(VideoDiscriminator.Config(**D_CONFIG, pair='difference', difference_gain=3.0, delta_t=delta_t))
+    D.double()
+    frames, t, c = draw(2, 2, 3, 32, 32), draw(2, 2, seed=1), cameras(2, 2).double()
+    pair = D.pair_input(frames, t)
+    assert pair.shape == (2, 4 if delta_t else 3, 32, 32)
+    same(pair[:, :3], 3 * frames[:, 1] - 3 * frames[:, 0])
+    if delta_t:
+        same(pair[:, 3].mean(dim=(1, 2)), t[:, 1] - t[:, 0])
+    same(D(D.pair_input(frames + draw(2, 1, 3, 32, 32, seed=2), t), c), D(pair, c))
+    differs(D(D.pair_input(frames.flip(1), t), c), D(pair, c))
+    differs(D(pair, cameras(2, 2, seed=8).double()), D(pair, c))
+
+
 def test_decoder_is_its_formula():
     """Two layers with equalised learning rate, a softplus between them; the density comes first."""
     torch.manual_seed(0)

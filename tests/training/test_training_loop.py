@@ -14,10 +14,12 @@ from dnnlib.config import override
 from dnnlib.util import CheckpointError, UserError
 from support.small_runs import CPU, assert_same, batch_of, everything, new_trainer, train
 from torch_utils.checkpoint import read_snapshot, snapshot_path, training_state_path
+from torch_utils.misc import seeded_generator
 from training.batching import PHASES, fake_batch, make_phases
 from training.config import OutputConfig
 from training.estimate import Work, _Meter
 from training.loss import PV3DLoss
+from training.loss_contract import FakeBatch, Shown
 from training.training_loop import Callbacks, Trainer
 
 EVERY_TICK = OutputConfig(tick_nimg=4, snapshot_ticks=1, image_ticks=0, keep_states=3)
@@ -232,7 +234,9 @@ def test_fakes_of_phases_differ_and_do_not_depend_on_the_split(small, tmp_path):
     for together, *apart in zip(whole, *parts, strict=True):
         assert torch.equal(together, torch.cat(apart))
     assert torch.equal(whole.c_other, whole.c.flip(0)) and not torch.equal(whole.c[0], whole.c[1])
-    assert not torch.equal(whole.z_a, whole.z_m)
+    assert not torch.equal(whole.z_a, whole.z_m) and not torch.equal(whole.z_m, whole.z_m_other)
+    usual = trainer.networks.G.draw_codes(2, seeded_generator('cpu', small.seed, 10, 0, 6))
+    assert torch.equal(whole.z_m, usual.z_m)  # the other code is drawn elsewhere
 
 
 def test_memory_is_flat_in_the_number_of_micro_batches(small, tmp_path):
@@ -268,6 +272,41 @@ def test_micro_batches_give_the_gradient_of_the_whole(small, tmp_path, monkeypat
     for size in (1, 2):
         for a, b in zip(gradients(size), whole, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * float(b.abs().max() + 1))
+
+
+def test_reused_fakes_go_from_gmain_to_dmain(small, tmp_path, monkeypatch):
+    """Those of each micro-batch, in order, let go when judged. Without Gmain, Dmain makes its own."""
+    seen = {'Gmain': [], 'Dmain': []}
+    terms = PV3DLoss.terms
+
+    def spy(self, phase, networks, real, fake, nimg, generator):
+        if phase in seen:
+            seen[phase].append(fake)
+        return terms(self, phase, networks, real, fake, nimg, generator)
+
+    monkeypatch.setattr(PV3DLoss, 'terms', spy)
+    config = dataclasses.replace(override(small, 'loss.reuse_fakes', 'true'), batch=4, batch_gpu=2)
+    trainer = Trainer(config, tmp_path, CPU)
+    renders, render = [], trainer.networks.G.render
+    monkeypatch.setattr(trainer.networks.G, 'render', lambda *a: (renders.append(1), render(*a))[1])
+    alive = []
+    for phase in (trainer.phases[0], trainer.phases[2]):
+        trainer.run_phase(phase, batch_of(trainer))
+        alive.append(len(trainer._made))
+    assert alive == [2, 0] and len(renders) == 2
+    for made_from, judged in zip(seen['Gmain'], seen['Dmain'], strict=True):
+        assert isinstance(judged, Shown) and judged.image.shape == (4, 3, 32, 32)
+        assert torch.equal(judged.t, made_from.t) and torch.equal(judged.c, made_from.c)
+    trainer = Trainer(dataclasses.replace(config, freeze=('G',)), tmp_path, CPU)
+    trainer.run_phase(trainer.phases[0], batch_of(trainer))
+    assert trainer.phases[0].name == 'Dmain' and type(seen['Dmain'][-1]) is FakeBatch
+
+
+def test_resume_with_reused_fakes_is_the_same_run(small, tmp_path):
+    config = dataclasses.replace(override(small, 'loss.reuse_fakes', 'true'), batch_gpu=1, total_nimg=6)
+    whole = everything(train(config, tmp_path / 'whole'))
+    train(config, tmp_path / 'parts', until=2)
+    assert_same(everything(train(config, tmp_path / 'parts')), whole)
 
 
 def multiply(bad_phase, factor, clips):

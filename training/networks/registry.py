@@ -14,7 +14,7 @@ from training.networks.pv3d import Generator
 GENERATORS = {'pv3d': Generator}
 DISCRIMINATORS = {'image': ImageDiscriminator, 'video': VideoDiscriminator}
 
-# Names of the networks in a snapshot, in the order of training.loss.Networks and then the moving average.
+# Names of the networks in a snapshot: those of training.loss_contract.Networks, then the moving average.
 NETWORKS = {
     'G': Kinds(GENERATORS, 'pv3d'),
     'D_image': Kinds(DISCRIMINATORS, 'image'),

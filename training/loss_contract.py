@@ -1,0 +1,107 @@
+"""The contract of losses: all that the training loop knows of a loss, and what passes between the two."""
+
+import abc
+from collections.abc import Iterator
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from training.networks.contract import Codes, VideoGenerator
+
+Phase = Literal['Gmain', 'Greg', 'Dmain', 'Dreg']
+
+
+class RealBatch(NamedTuple):
+    """T real frames each of N clips: pairs, or all frames of a span."""
+
+    frames: Tensor  # [N, T, 3, R, R] in [-1, 1]
+    t: Tensor  # [N, T] in units of the span
+    c: Tensor  # [N, T, 25]
+
+
+class FakeBatch(NamedTuple):
+    """What N fake clips of T frames are made from."""
+
+    z_a: Tensor  # [N, z_dim]
+    z_m: Tensor  # [N, motion_dim]
+    t: Tensor  # [N, T]
+    c: Tensor  # cameras to render [N, T, 25]
+    c_other: Tensor  # cameras of another clip, for swapping the condition [N, T, 25]
+    swap: Tensor  # uniform draws [N]; below the swap probability the mapping sees c_other
+    z_m_other: Tensor  # motion codes to compare with z_m [N, motion_dim]
+
+    def frame_codes(self) -> Codes:
+        """Returns the codes of all frames, clip by clip [N * T, ...]."""
+        return Codes(*(z.repeat_interleave(self.t.shape[1], dim=0) for z in (self.z_a, self.z_m)))
+
+
+class Shown(NamedTuple):
+    """What discriminators judge: T frames each of N clips, clip by clip."""
+
+    image: Tensor  # [N * T, 3, R, R]
+    image_raw: Tensor  # [N * T, 3, h, h]
+    t: Tensor  # [N, T]
+    c: Tensor  # [N, T, 25]
+    w_mean: Tensor | None = None  # mean w of fakes [w_dim]
+
+
+class Term(NamedTuple):
+    """One summand of a phase's loss, with a graph of its own."""
+
+    loss: Tensor  # scalar
+    stats: dict[str, Tensor]  # figures to report
+    w_mean: Tensor | None = None  # mean w of the fakes [w_dim], for the running mean that truncation uses
+    made: Shown | None = None  # fakes without graph that Dmain is to judge, in place of new ones
+
+
+class Networks(NamedTuple):
+    """The networks in training; a discriminator that the loss does not use is None."""
+
+    G: VideoGenerator
+    D_image: nn.Module | None
+    D_video: nn.Module | None
+
+
+class Loss(abc.ABC):
+    """What the loop knows of a loss, whatever its kind."""
+
+    frames: ClassVar[Literal['pair', 'clip']] = 'pair'  # of each clip in a batch: two, or all of a span
+
+    @property
+    @abc.abstractmethod
+    def discriminators(self) -> tuple[str, ...]:
+        """Names of those that are built: D_image, D_video or both."""
+
+    def has(self, phase: Phase) -> bool:
+        """Whether the loss has terms in this phase."""
+        return True
+
+    def problem(self, networks: Networks) -> str:
+        """Returns why the loss cannot train these networks; '' if it can."""
+        return ''
+
+    def warnings(self, batch: int) -> list[str]:
+        """Returns what to warn about when training with so many clips per iteration."""
+        return []
+
+    @abc.abstractmethod
+    def terms(
+        self,
+        phase: Phase,
+        networks: Networks,
+        real: RealBatch,
+        fake: FakeBatch | Shown,
+        nimg: int,
+        generator: torch.Generator | None,
+    ) -> Iterator[Term]:
+        """Yields the terms of a phase, each with its own graph: free one before asking for the next.
+
+        Args:
+            phase: Gmain, Greg, Dmain or Dreg.
+            networks: requires_grad must be set on those that the phase trains, and only on them.
+            real: frames of real clips.
+            fake: what fake clips are made from; in Dmain what a term of Gmain has `made`, if it has.
+            nimg: clips seen before this iteration, drives the schedules.
+            generator: draws noise, ray jitter and points; None = noise buffers and fixed rays.
+        """
