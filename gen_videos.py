@@ -88,7 +88,8 @@ class Options:
     # frames of each video [default: front 60, orbit and still 120 for a span of 16; dataset: the clip]
     frames: Annotated[int, Range(1)] | None = None
     fps: Annotated[float, Range(0.1, 1000)] = 25.0  # frames per second
-    # time beyond the training span: forth and back, start again with a jump, or extrapolate
+    # time beyond the training span: forth and back, start again with a jump, or go on (networks trained with
+    # waves that are not anchored do so as in training, others extrapolate)
     time: Annotated[
         Literal['pingpong', 'cycle', 'extend'], OnlyWith('trajectory', 'front', 'orbit', 'dataset')
     ] = 'pingpong'

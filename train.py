@@ -256,8 +256,8 @@ def make_callbacks(
     if config.output.metrics:
         from metrics.training_callback import make_evaluate
 
-        data = dataclasses.replace(config.dataset, max_clips=None).build()  # all of it, as calc_metrics.py
-        evaluate = make_evaluate(config.output.metrics, data, run_dir, device)
+        whole = dataclasses.replace(config.dataset, max_clips=None, heldout_clips=0)  # as calc_metrics.py
+        evaluate = make_evaluate(config.output.metrics, whole.build(), run_dir, device)
     return Callbacks(
         should_stop=should_stop,
         start=functools.partial(start_from, config.resume) if config.resume is not None else None,

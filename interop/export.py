@@ -22,6 +22,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     'motion.kind': ('modconv',),
     'motion.learned_weight': (False,),
     'motion.num_layers': (4,),
+    'motion.path': ('line',),
     'camera': (True,),
     'delta_t': (True,),
     'pair': ('frames',),

@@ -13,6 +13,7 @@ from dnnlib.util import CheckpointError, UserError
 from interop.convert import EG3D, open_snapshot
 from torch_utils import distributed as dist
 from torch_utils.checkpoint import Snapshot, load_weights
+from training.networks.registry import NETWORKS
 
 _MAX_NAMED = 6  # tensors of a kind named in a line
 
@@ -37,7 +38,8 @@ def start_from(path: str, modules: dict[str, nn.Module]) -> int:
     else:
         for name, module in modules.items():
             load_weights(snapshot, name, module)
-    then, now = flatten(snapshot.networks['G']['config']), flatten(to_dict(modules['G'].config))
+    trained = NETWORKS['G'].read(snapshot.networks['G']['config'])  # with defaults for fields that are newer
+    then, now = flatten(to_dict(trained)), flatten(to_dict(modules['G'].config))
     for name in sorted(n for n in now if now[n] != then.get(n, now[n])):
         if not (static and name.startswith('motion.')):
             dist.print0(f'warning: trained with generator.{name}={then[name]}, this run has {now[name]}')

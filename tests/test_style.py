@@ -202,7 +202,7 @@ def choices_of_networks(files: Sources) -> list[str]:
     """Lists code outside networks (and interop, presets) that asks which variant of PV3D a generator is."""
     free = ('training/networks/', 'interop/', 'training/presets.py')
     others = {path: s for path, s in outside_tests(files).items() if not path.startswith(free)}
-    return matches(others, r'\bmotion\.kind\b|\bcamera_condition\b')
+    return matches(others, r'\bmotion\.(kind|path)\b|\bcamera_condition\b')
 
 
 def error_lines(source: Source) -> set[int]:
@@ -275,7 +275,8 @@ BAD = {
     large_functions: texts('def f(a, b, c, d, *, e, f, g, h): ...', 'def f():\n' + '    x = 1\n' * 60),
     long_median: texts('def f():\n' + '    x = 1\n' * 12),
     large_files: texts('x = 1\n' * 401, '# ' + 'x' * 109),
-    choices_of_networks: texts('if G.config.motion.kind == "mlp": ...', 'getattr(c, "camera_condition")'),
+    choices_of_networks: texts('if G.config.motion.kind == "mlp": ...', 'getattr(c, "camera_condition")')
+    + texts('x = c.motion.path'),
     much_error_handling: texts(
         'x = 1\n' * 60 + 'if x:\n    y = 1\n    raise E\n',
         'x = 1\n' * 40 + 'try:\n    y = 1\nexcept E:\n    pass\n',

@@ -224,6 +224,31 @@ def test_training_continues_from_the_released_pv3d(train, tmp_path, small_images
         assert all(torch.equal(state[n], t) for n, t in network.state_dict().items()), name
 
 
+def test_older_snapshots_move_along_a_line(train, tmp_path):
+    """They do not name the path; a run with another one begins with their weights and says so."""
+    _, files = train('--kimg', 0)
+    content = torch.load(*files.values(), weights_only=True)
+    for network in ('G', 'G_ema'):
+        del content['networks'][network]['config']['motion']['path']
+    torch.save(content, tmp_path / 'old.pkl')
+    snapshot = checkpoint.read_snapshot(tmp_path / 'old.pkl')
+    assert checkpoint.build_network(snapshot, 'G', NETWORKS['G']).config.motion.path == 'line'
+    done, _ = train('--resume', tmp_path / 'old.pkl', '--kimg', 0, '--set', 'generator.motion.path=waves')
+    assert done.code == 0, done.err
+    assert 'warning: trained with generator.motion.path=line, this run has waves' in done.out
+
+
+def test_waves_have_no_released_layout(tmp_path):
+    base = tiny_config('x')
+    waves = dataclasses.replace(base.generator.motion, path='waves')
+    G = tiny.build(dataclasses.replace(base.generator, plane_axes='released', motion=waves))
+    networks = {'D_image': tiny.build(base.d_image), 'D_video': tiny.build(base.d_video), 'G_ema': G, 'G': G}
+    checkpoint.save_snapshot(tmp_path / 'a.pkl', networks, {})
+    done = run('--source', tmp_path / 'a.pkl', '--dest', tmp_path / 'c.pth', '--to', 'released')
+    assert done.exit_code == 1 and done.output.count('\n') == 1
+    assert 'the released G cannot have motion.path=waves' in done.output
+
+
 @pytest.mark.parametrize('content', [None, b'', b'hello', [1], {'model': {}}])
 def test_files_that_are_none_of_these(tmp_path, content):
     path = tmp_path / 'a.ckpt'

@@ -15,6 +15,8 @@ ABLATIONS = [  # options of --set
     *(f'generator.motion.num_layers={n}' for n in (0, 2)),
     'generator.plane_resolution=64 generator.motion.num_layers=5',  # in all blocks
     'generator.motion.learned_weight=true',
+    'generator.motion.path=waves',
+    'generator.motion.path=waves generator.motion.anchored=true',
     *(f'generator.motion.kind={kind}' for kind in ('mlp', 'naive', 'shared_code')),
     *(f'generator.camera_condition={which}' for which in ('all', 'non', 'map', 'none')),
     *(f'generator.renderer.resolution={r}' for r in (5, 16, 40)),  # 16: that of super-resolution
@@ -120,8 +122,8 @@ def test_learned_weight_scales_the_motion():
 def test_mlp_motion_is_a_vector_per_image():
     layer = generator(motion=motion(kind='mlp')).synthesis.b8.motion
     x = torch.randn((2, 16, 8, 8), generator=seeded(0))
-    z_a, z_m, t, _ = codes(2)
-    added = layer(x, z_m, t, 'none') - x
+    _, z_m, t, _ = codes(2)
+    added = layer(x, z_m * t[:, None], 'none') - x
     same(added, added[:, :, :1, :1].expand_as(added), 1e-5)
     differs(added[0], added[1])
 

@@ -113,7 +113,10 @@ def test_ray_chunks_change_nothing(G, chunk):
         same(a, b)
 
 
-@pytest.mark.parametrize('options', [{}, {'kind': 'mlp'}, {'learned_weight': True}], ids=str)
+ANCHORED = {'path': 'waves', 'anchored': True}
+
+
+@pytest.mark.parametrize('options', [{}, {'kind': 'mlp'}, {'learned_weight': True}, ANCHORED], ids=str)
 @torch.no_grad()
 def test_every_motion_begins_with_the_same_frame(options):
     G = generator(motion=motion(**options)).double()

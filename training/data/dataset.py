@@ -6,6 +6,7 @@ that was stopped at any clip continues as if it had not been. Times are in units
 window has t = i / (span - 1). Frames stay uint8 until they reach the device. Source: PV3D as released.
 """
 
+import copy
 import dataclasses
 import io
 import logging
@@ -24,6 +25,7 @@ from dnnlib.config import BaseConfig, Configurable
 from dnnlib.util import ConfigError, DataError
 from training.camera import mirror_label
 from training.data.files import IMAGE_FORMATS, FileStore, decode_image, read_index
+from training.data.heldout import choose_heldout
 
 _MAX_BAD = 0.01  # fraction of unreadable clips that training accepts
 _MAX_REPLACED = 8  # unreadable clips in a row after which training gives up
@@ -95,12 +97,17 @@ class VideoDataset(Configurable):
         mirror: bool = True  # mirror real clips (image and camera) with probability 1/2 [PV3D 3]
         mirror_fakes: bool = True  # mirror cameras for fakes likewise [ours; released: false]
         max_clips: int | None = None  # use only the first clips; none = all
+        # clips of them that are never trained on and give no cameras to fakes: what tells learning from
+        # memorising; the same for every seed of a run, spread over people [ours; StyleGAN2-ADA 3.1]
+        heldout_clips: int = 0
 
         def __post_init__(self) -> None:
             if self.span < 2:
                 raise ConfigError(f'span={self.span} must be at least 2 frames')
             if self.max_clips is not None and self.max_clips < 1:
                 raise ConfigError(f'max_clips={self.max_clips} must be at least 1, or none for all clips')
+            if self.heldout_clips < 0:
+                raise ConfigError(f'heldout_clips={self.heldout_clips} must not be negative')
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -111,11 +118,30 @@ class VideoDataset(Configurable):
             raise DataError(f'{config.path}: {"; ".join(named)} {more}')
         self.names = index.clips[: config.max_clips]
         self.fps = index.fps
-        self._starts = index.starts[: len(self.names) + 1]
-        self._cameras = torch.from_numpy(index.cameras[: self._starts[-1]])
-        self._files = FileStore(config.path, index.files[: self._starts[-1]])
+        starts = index.starts[: len(self.names) + 1]
+        self._starts, self._counts = starts[:-1], np.diff(starts)
+        self._cameras = torch.from_numpy(index.cameras[: starts[-1]])
+        self._files = FileStore(config.path, index.files[: starts[-1]])
         self.resolution = index.resolution
         self._check_resolution()
+        if config.heldout_clips >= len(self):
+            raise DataError(
+                f'{config.path}: dataset.heldout_clips={config.heldout_clips} must be below the {len(self)} '
+                'clips that there are'
+            )
+        held = choose_heldout(index.people[: len(self)], config.heldout_clips)
+        self._heldout = copy.copy(self)
+        self._heldout._keep(held)
+        self._keep(np.setdiff1d(np.arange(len(self)), held))
+
+    def _keep(self, clips: np.ndarray) -> None:
+        """Keeps only the clips of these indices."""
+        self.names = [self.names[i] for i in clips]
+        self._starts, self._counts = self._starts[clips], self._counts[clips]
+
+    def heldout(self) -> 'VideoDataset':
+        """Returns the clips that are kept from training, as a data set; empty with heldout_clips = 0."""
+        return self._heldout
 
     def _check_resolution(self) -> None:
         config, known = self.config, self.resolution
@@ -140,10 +166,12 @@ class VideoDataset(Configurable):
 
     def describe(self) -> str:
         """Returns one line: clips, frames, resolution."""
-        counts = np.diff(self._starts)
+        counts = self._counts
         each = f'{counts.min()}' if counts.min() == counts.max() else f'{counts.min()} to {counts.max()}'
         size = f'{self.resolution}x{self.resolution}'
-        return f'{len(self):,} clips, {counts.sum():,} frames ({each} a clip), {size}, {self.config.path}'
+        held = f', {self.config.heldout_clips} more clips held out' if self.config.heldout_clips else ''
+        frames = f'{counts.sum():,} frames ({each} a clip)'
+        return f'{len(self):,} clips, {frames}, {size}, {self.config.path}{held}'
 
     def num_frames(self, clip: int | str) -> int:
         """Returns the number of frames of a clip, given by index or name."""
@@ -200,7 +228,7 @@ class VideoDataset(Configurable):
         self, rng: np.random.Generator, clips: np.ndarray, mirror: bool
     ) -> tuple[np.ndarray, Tensor, np.ndarray]:
         """Draws rows of the frame table [n, T], their times [n, T] and whether to mirror [n]."""
-        starts, totals = self._starts[clips], np.diff(self._starts)[clips]
+        starts, totals = self._starts[clips], self._counts[clips]
         counts = np.minimum(totals, self.config.span)
         offsets = rng.integers(totals - counts + 1)
         places = self._places(rng, counts)
@@ -222,7 +250,7 @@ class VideoDataset(Configurable):
 
     def _range(self, clip: int | str) -> tuple[int, int]:
         index = self.names.index(clip) if isinstance(clip, str) else range(len(self))[clip]
-        return int(self._starts[index]), int(self._starts[index + 1] - self._starts[index])
+        return int(self._starts[index]), int(self._counts[index])
 
     def _decode(self, row: int) -> Tensor:
         image = decode_image(self._files.read(row), self._files.name(row), self.resolution)

@@ -41,6 +41,7 @@ class FrameIndex:
     resolution: int  # pixels of a side
     fps: float  # frames per second
     clips: list[str]  # [N]
+    people: list[str]  # who is in each clip [N]; where dataset.json does not say, each clip has its own
     starts: np.ndarray  # int64 [N + 1]
     files: np.ndarray  # names of the images, utf-8 bytes [F]
     cameras: np.ndarray  # labels, float32 [F, 25]; nan where the label is invalid
@@ -80,6 +81,7 @@ def read_index(path: str) -> FrameIndex:
         resolution=table['resolution'],
         fps=float(table.get('fps', _DEFAULT_FPS)),
         clips=clips,
+        people=_people(table, clips),
         starts=np.array(starts, dtype=np.int64),
         files=np.array([f'{folder}/{name}'.removeprefix('/').encode() for folder, name, _ in rows]),
         cameras=cameras,
@@ -227,6 +229,16 @@ def _table_problem(table: Any) -> str | None:
     if len({row[0] for row in labels}) < len(labels):
         return 'names a frame twice'
     return None
+
+
+def _people(table: dict[str, Any], clips: list[str]) -> list[str]:
+    """Names who is in each clip, from the optional `identity` of its entry in `clips`."""
+    entries = table.get('clips')
+    entries = entries if isinstance(entries, dict) else {}
+    infos = [entries[clip] if isinstance(entries.get(clip), dict) else {} for clip in clips]
+    known = [info.get('identity') for info in infos]
+    named = zip(clips, known, strict=True)
+    return [f'identity {who}' if isinstance(who, (int, str)) else f'clip {clip}' for clip, who in named]
 
 
 def _parse_cameras(labels: list[Any]) -> tuple[np.ndarray, list[tuple[int, str]]]:

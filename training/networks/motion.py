@@ -1,6 +1,10 @@
-"""Motion layers: what makes a static tri-plane generator move. Source: PV3D section 3.2, eq. 1-2."""
+"""What makes a static tri-plane generator move: the path of a motion code, and the layers that it drives.
+
+Source: PV3D section 3.2, eq. 1-2.
+"""
 
 import dataclasses
+import math
 from typing import Literal
 
 import torch
@@ -23,16 +27,55 @@ class MotionConfig:
     # multiply each layer's output by a trained scalar, initially 1 [PV3D 4.3 "learned"]
     learned_weight: bool = False
     code_dim: int = 512  # width of z_m and of the inner layers [released]
+    # what drives the layers at time t: line: z_m t [PV3D eq. 1] | waves: z_m turned, see motion_path [ours]
+    path: Literal['line', 'waves'] = 'line'
+    wave_max: float = 1.6  # periods of the fastest wave in a span; the slowest stands still [ours]
+    anchored: bool = False  # counts the path from its own start: one first frame for all codes [ours]
 
     def __post_init__(self) -> None:
         if self.num_layers < 0 or self.code_dim < 1:
             raise ConfigError(
                 f'motion.num_layers={self.num_layers} must be >= 0 and code_dim={self.code_dim} positive'
             )
+        if not 0 < self.wave_max < math.inf:
+            raise ConfigError(f'motion.wave_max={self.wave_max} must be positive')
+        if self.path == 'waves' and (self.code_dim % 2 or self.code_dim < 4 or self.kind == 'naive'):
+            raise ConfigError(
+                'motion.path=waves needs an even motion.code_dim of at least 4 and motion layers, got '
+                f'code_dim={self.code_dim} and kind={self.kind}; change them or choose path=line'
+            )
+
+
+def motion_path(config: MotionConfig, z_m: Tensor, t: Tensor) -> Tensor:
+    """Returns u [N, code_dim], where motion is at a time: all that its layers see of code and time.
+
+    line: u = z_m t. The same frame for every code at t = 0, and motion that grows with time in one direction.
+    waves: each pair (a_i, b_i) of numbers, halves of z_m, turns at its own speed, from 0 to `wave_max`:
+        u = [a cos(p) + b sin(p), a sin(p) - b cos(p)], p_i = 2 pi f_i t. So u keeps the length of z_m and is
+        N(0, 1) at any time, also long after t = 1, and each code has its own frame at t = 0. A span that
+        begins later is the span of another code: no place in time is special.
+    anchored: u(t) - u(0): as with the line, every code begins with the same frame, that of the appearance.
+
+    Args:
+        config: which path.
+        z_m: motion code [N, code_dim], N(0, 1), not normalised.
+        t: time in units of the training span [N].
+    """
+    if config.path == 'line':
+        return z_m * t[:, None]
+    return _waves(config, z_m, t) - (_waves(config, z_m, torch.zeros_like(t)) if config.anchored else 0)
+
+
+def _waves(config: MotionConfig, z_m: Tensor, t: Tensor) -> Tensor:
+    a, b = z_m.chunk(2, dim=1)
+    periods = torch.linspace(0, config.wave_max, a.shape[1], device=t.device, dtype=t.dtype)
+    phase = 2 * math.pi * t[:, None] * periods
+    cos, sin = phase.cos(), phase.sin()
+    return torch.cat([a * cos + b * sin, a * sin - b * cos], dim=1)
 
 
 class MotionLayer(nn.Module):
-    """f -> f + motion features of (z_m, t), for one synthesis block."""
+    """f -> f + motion features of a place u on the path of motion, for one synthesis block."""
 
     def __init__(self, channels: int, resolution: int, config: MotionConfig) -> None:
         super().__init__()
@@ -46,16 +89,17 @@ class MotionLayer(nn.Module):
         self.weight = nn.Parameter(torch.ones([])) if config.learned_weight else None
 
     def forward(
-        self, x: Tensor, z_m: Tensor, t: Tensor, noise_mode: str, generator: torch.Generator | None = None
+        self, x: Tensor, u: Tensor, noise_mode: str, generator: torch.Generator | None = None
     ) -> Tensor:
         """Adds motion to appearance features x [N, C, H, W].
 
         Args:
-            z_m: motion code [N, code_dim], N(0, 1), not normalised.
-            t: time in units of the training span [N]; at t = 0 every code gives the same frame.
-            noise_mode, generator: as in SynthesisLayer.
+            x: features.
+            u: from `motion_path` [N, code_dim].
+            noise_mode: as in SynthesisLayer.
+            generator: as in SynthesisLayer.
         """
-        w_m = self.mlp(self.head(z_m * t[:, None]))  # eq. 1
+        w_m = self.mlp(self.head(u))  # eq. 1
         if hasattr(self, 'vector'):
             motion = self.vector(w_m)[:, :, None, None].to(x.dtype)
         else:

@@ -20,7 +20,7 @@ from training.networks.contract import Codes, RadianceGenerator, Rendering
 from training.networks.decoder import MARGIN, Decoder
 from training.networks.layers import ToRGB, normalize_2nd_moment
 from training.networks.mapping import MappingNetwork
-from training.networks.motion import MotionConfig
+from training.networks.motion import MotionConfig, motion_path
 from training.networks.superresolution import Superresolution
 from training.networks.synthesis import SynthesisNetwork
 from training.volumetric_rendering.fused import Spec, fused_field
@@ -147,7 +147,7 @@ class Generator(RadianceGenerator, Configurable):
         """Synthesises the temporal tri-plane [M, 3, plane_channels, plane_resolution, plane_resolution]."""
         code = codes.z_a if self.config.motion.kind == 'shared_code' else codes.z_m
         ws, code = ws.expand(len(times), -1, -1), code.expand(len(times), -1)
-        planes = self.synthesis(ws, code, times, noise_mode, generator)
+        planes = self.synthesis(ws, motion_path(self.config.motion, code, times), noise_mode, generator)
         return planes.unflatten(1, (3, self.config.plane_channels))
 
     def update_w_avg(self, w_mean: Tensor) -> None:

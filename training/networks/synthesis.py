@@ -44,7 +44,7 @@ class SynthesisBlock(nn.Module):
         self.register_buffer('resample_filter', make_filter(), persistent=False)
 
     def forward(
-        self, x: Tensor | None, skip: Tensor | None, ws: Tensor, motion: tuple[Tensor, Tensor], noise: tuple
+        self, x: Tensor | None, skip: Tensor | None, ws: Tensor, u: Tensor, noise: tuple
     ) -> tuple[Tensor, Tensor]:
         """Returns features [N, C, r, r] and skip output [N, out, r, r].
 
@@ -52,24 +52,24 @@ class SynthesisBlock(nn.Module):
             x: features of the block before [N, C', r/2, r/2]; None in the first block.
             skip: sum of the outputs so far [N, out, r/2, r/2]; None in the first block.
             ws: [N, num_ws + 1, w_dim], the last one for the skip output.
-            motion: code z_m [N, code_dim] and time t [N].
+            u: what the motion layers see, from `motion_path` [N, code_dim].
             noise: mode and generator, as in SynthesisLayer.
         """
         if self.is_first:
             x = cast(self.const.expand(len(ws), *self.const.shape), 'fp32', self.const)
-            x = self._move(self.conv1(x, ws[:, 0], *noise), motion, noise)  # the only convolution comes first
+            x = self._move(self.conv1(x, ws[:, 0], *noise), u, noise)  # the only convolution comes first
         else:
-            x = self._move(self.conv0(x, ws[:, 0], *noise), motion, noise)
+            x = self._move(self.conv0(x, ws[:, 0], *noise), u, noise)
             x = self.conv1(x, ws[:, 1], *noise)
         out = self.torgb(x, ws[:, -1])
         return x, out if skip is None else out + upsample2d(skip, self.resample_filter)
 
-    def _move(self, x: Tensor, motion: tuple[Tensor, Tensor], noise: tuple) -> Tensor:
-        return x if self.motion is None else self.motion(x, *motion, *noise)
+    def _move(self, x: Tensor, u: Tensor, noise: tuple) -> Tensor:
+        return x if self.motion is None else self.motion(x, u, *noise)
 
 
 class SynthesisNetwork(nn.Module):
-    """ws, z_m, t -> planes [N, out_channels, resolution, resolution]."""
+    """ws, u -> planes [N, out_channels, resolution, resolution]."""
 
     def __init__(
         self,
@@ -102,14 +102,14 @@ class SynthesisNetwork(nn.Module):
         return 2 * len(self.resolutions)
 
     def forward(
-        self, ws: Tensor, z_m: Tensor, t: Tensor, noise_mode: str, generator: torch.Generator | None = None
+        self, ws: Tensor, u: Tensor, noise_mode: str, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Maps ws [N, num_ws, w_dim], z_m [N, code_dim], t [N] to planes [N, out_channels, R, R]."""
+        """Maps ws [N, num_ws, w_dim] and the motion's u [N, code_dim] to planes [N, out_channels, R, R]."""
         x = skip = None
         start = 0
         for r in self.resolutions:
             block = getattr(self, f'b{r}')
             block_ws = ws[:, start : start + block.num_ws + 1]
-            x, skip = block(x, skip, block_ws, (z_m, t), (noise_mode, generator))
+            x, skip = block(x, skip, block_ws, u, (noise_mode, generator))
             start += block.num_ws
         return skip
