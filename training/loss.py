@@ -5,7 +5,9 @@ Gmain  w_img softplus(-D_image(fake)) + w_vid softplus(-D_video(fake)) + w_div .
 Greg   w_density |raw density(x) - raw density(x + noise)|
 Dmain  softplus(D(fake)) + softplus(-D(real)), both discriminators, weighted alike
 Dreg   gamma / 2 |gradient of D(real)|^2 (R1), both discriminators, weighted alike
-where d is how much two motion codes change a frame [mode seeking: MSGAN, bounded like DSGAN's; ours].
+d is how much two motion codes change a frame [mode seeking: MSGAN, bounded like DSGAN's; ours]. Relativistic:
+softplus(D(real) - D(fake)) in Gmain, softplus(D(fake) - D(real)) in Dmain, paired by order in the batch; Dreg
+on fakes too (R2) [R3GAN].
 Source: PV3D section 3.4, appendix A.1; schedules of EG3D.
 """
 
@@ -60,7 +62,12 @@ class PV3DLoss(Loss, Configurable):
 
         kind = 'pv3d'
         image_weight: float = 1.0  # of D_image; 0 = the network is not built [PV3D A.1, table 3a]
+        image_frames: Literal[2, 1] = (
+            2  # of each clip that D_image judges; 1 = one of the two at random [ours]
+        )
         video_weight: float = 0.65  # of D_video; 0 = the network is not built [PV3D A.1, table 3a]
+        # logistic: each score alone, R1 [PV3D] | relativistic: fake against real, R1 and R2 [R3GAN]
+        adversarial: Literal['logistic', 'relativistic'] = 'logistic'
         r1_gamma: float = 2.0  # R1 weight of both discriminators; the term is gamma / 2 [PV3D A.1]
         r1_gamma_video: float | None = None  # another one for D_video; none = r1_gamma [ours]
         diversity_weight: float = 0.0  # of two motion codes that give the same clip; 1 is much [ours]
@@ -100,6 +107,10 @@ class PV3DLoss(Loss, Configurable):
         weights = {'D_image': self.config.image_weight, 'D_video': self.config.video_weight}
         return tuple(name for name, weight in weights.items() if weight > 0)
 
+    @property
+    def _relativistic(self) -> bool:
+        return self.config.adversarial == 'relativistic'
+
     def problem(self, networks: Networks) -> str:
         """See Loss."""
         return '' if networks.G.renderer else f'the generator {networks.G.config.kind} has no 3D'
@@ -124,7 +135,7 @@ class PV3DLoss(Loss, Configurable):
     ) -> Iterator[Term]:
         """See Loss."""
         if phase == 'Gmain':
-            yield self._g_main(networks, fake, nimg, generator)
+            yield self._g_main(networks, real, fake, nimg, generator)
             if self.config.diversity_weight > 0:
                 yield self._diversity(networks.G, fake, nimg)
         elif phase == 'Greg':
@@ -132,7 +143,7 @@ class PV3DLoss(Loss, Configurable):
         elif phase == 'Dmain':
             yield from self._d_main(networks, real, fake, nimg, generator)
         else:
-            yield from self._d_reg(networks, real, nimg)
+            yield from self._d_reg(networks, real, fake, nimg, generator)
 
     def sigma(self, nimg: int) -> float:
         """Returns the blur of what discriminators see after nimg clips, in pixels."""
@@ -177,14 +188,24 @@ class PV3DLoss(Loss, Configurable):
         return Shown(blur(frames, sigma), blur(raw, sigma), real.t, real.c)
 
     def _g_main(
-        self, networks: Networks, fake: FakeBatch, nimg: int, generator: torch.Generator | None
+        self,
+        networks: Networks,
+        real: RealBatch,
+        fake: FakeBatch,
+        nimg: int,
+        generator: torch.Generator | None,
     ) -> Term:
         shown = self._fakes(networks.G, fake, nimg, generator)
         images = shown[:2]
         leaves = [image.detach().requires_grad_() for image in images]
         loss, slopes, stats = 0, [torch.zeros_like(leaf) for leaf in leaves], {}
-        for name, weight, logits in self._logits(networks, Shown(*leaves, *shown[2:])):
-            value = softplus(-logits).mean()
+        opponents = {}
+        if self._relativistic:
+            with torch.no_grad():
+                found = self._logits(networks, self._reals(networks.G, real, nimg), generator)
+                opponents = {name: logits for name, _, logits in found}
+        for name, weight, logits in self._logits(networks, Shown(*leaves, *shown[2:]), generator):
+            value = softplus(opponents.get(name, 0) - logits).mean()
             stats |= {f'Loss/G/{name}': value.detach(), f'Loss/scores/{name}/fake': logits.detach()}
             loss = loss + weight * value.detach()
             # frees the graph of this discriminator before the next one needs memory
@@ -239,24 +260,58 @@ class PV3DLoss(Loss, Configurable):
     ) -> Iterator[Term]:
         with torch.no_grad():
             fakes = fake if isinstance(fake, Shown) else self._fakes(networks.G, fake, nimg, generator)
+        if self._relativistic:
+            reals = self._reals(networks.G, real, nimg)
+            yield from self._d_relativistic(networks, reals, fakes, generator)
+            return
         w_mean = fakes.w_mean
-        for name, weight, logits in self._logits(networks, fakes):
+        for name, weight, logits in self._logits(networks, fakes, generator):
             value = softplus(logits).mean()
             yield Term(weight * value, {f'Loss/D/{name}/fake': value}, w_mean)
             w_mean = None  # once
-        for name, weight, logits in self._logits(networks, self._reals(networks.G, real, nimg)):
+        reals = self._reals(networks.G, real, nimg)
+        for name, weight, logits in self._logits(networks, reals, generator):
             value = softplus(-logits).mean()
             stats = {f'Loss/D/{name}/real': value, f'Loss/scores/{name}/real': logits}
             yield Term(weight * value, stats | {f'Loss/signs/{name}/real': logits.sign()})
 
-    def _d_reg(self, networks: Networks, real: RealBatch, nimg: int) -> Iterator[Term]:
+    def _d_relativistic(
+        self, networks: Networks, reals: Shown, fakes: Shown, generator: torch.Generator | None
+    ) -> Iterator[Term]:
+        w_mean = fakes.w_mean
+        both = (self._logits(networks, shown, generator) for shown in (reals, fakes))
+        for (name, weight, real), (_, _, fake) in zip(*both, strict=True):
+            value = softplus(fake - real).mean()
+            stats = {f'Loss/D/{name}': value, f'Loss/scores/{name}/real': real}
+            # only differences mean something: the sign of a real is that of its lead
+            yield Term(weight * value, stats | {f'Loss/signs/{name}/real': (real - fake).sign()}, w_mean)
+            w_mean = None  # once
+
+    def _d_reg(
+        self,
+        networks: Networks,
+        real: RealBatch,
+        fake: FakeBatch,
+        nimg: int,
+        generator: torch.Generator | None,
+    ) -> Iterator[Term]:
+        yield from self._penalties('r1', networks, self._reals(networks.G, real, nimg), generator)
+        if self._relativistic:
+            with torch.no_grad():
+                fakes = self._fakes(networks.G, fake, nimg, generator)
+            yield from self._penalties('r2', networks, fakes, generator)
+
+    def _penalties(
+        self, name: str, networks: Networks, shown: Shown, generator: torch.Generator | None
+    ) -> Iterator[Term]:
+        """Yields gamma / 2 |gradient|^2 of each discriminator."""
         config = self.config
-        shown = self._reals(networks.G, real, nimg)
         if networks.D_image is not None:
-            images = [x.detach().requires_grad_() for x in shown[:2]]
-            logits = networks.D_image(*images, shown.c.flatten(0, 1))
+            image, raw, c = self._single_frames(shown, generator)
+            images = [x.detach().requires_grad_() for x in (image, raw)]
+            logits = networks.D_image(*images, c)
             penalty = r1_penalty(logits, images).mean()
-            yield Term(config.image_weight * config.r1_gamma / 2 * penalty, {'Loss/r1/image': penalty})
+            yield Term(config.image_weight * config.r1_gamma / 2 * penalty, {f'Loss/{name}/image': penalty})
         if networks.D_video is not None:
             frames = shown.image.detach().unflatten(0, (-1, 2)).requires_grad_()
             pair = networks.D_video.pair_input(frames, shown.t)
@@ -264,16 +319,32 @@ class PV3DLoss(Loss, Configurable):
             watched = pair if config.r1_delta_t and networks.D_video.sees_frames else frames
             penalty = r1_penalty(networks.D_video(pair, shown.c), [watched]).mean()
             gamma = config.r1_gamma if config.r1_gamma_video is None else config.r1_gamma_video
-            yield Term(config.video_weight * gamma / 2 * penalty, {'Loss/r1/video': penalty})
+            yield Term(config.video_weight * gamma / 2 * penalty, {f'Loss/{name}/video': penalty})
 
-    def _logits(self, networks: Networks, shown: Shown) -> Iterator[tuple[str, float, Tensor]]:
+    def _logits(
+        self, networks: Networks, shown: Shown, generator: torch.Generator | None
+    ) -> Iterator[tuple[str, float, Tensor]]:
         """Yields (name, weight, logits) of each discriminator."""
         if networks.D_image is not None:
-            logits = networks.D_image(shown.image, shown.image_raw, shown.c.flatten(0, 1))
+            logits = networks.D_image(*self._single_frames(shown, generator))
             yield 'image', self.config.image_weight, logits
         if networks.D_video is not None:
             pair = networks.D_video.pair_input(shown.image.unflatten(0, (-1, 2)), shown.t)
             yield 'video', self.config.video_weight, networks.D_video(pair, shown.c)
+
+    def _single_frames(
+        self, shown: Shown, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns images, raw images and cameras [M, 25] of all frames, or of one of each clip."""
+        frames = (shown.image, shown.image_raw, shown.c.flatten(0, 1))
+        if self.config.image_frames == 2:
+            return frames
+        n, device = len(shown.t), shown.t.device
+        second = torch.zeros(n, dtype=torch.long, device=device)
+        if generator is not None:
+            second = torch.randint(2, [n], generator=generator, device=device)
+        rows = 2 * torch.arange(n, device=device) + second
+        return tuple(x[rows] for x in frames)
 
 
 LOSSES = {'pv3d': PV3DLoss}

@@ -112,3 +112,25 @@ def differs(a, b):
 def draw(*shape, seed=0, grad=False):
     """Draws normal numbers in float64."""
     return torch.randn(shape, generator=seeded(seed), dtype=torch.float64).requires_grad_(grad)
+
+
+def train_mode(nets, phase):
+    """Sets requires_grad on what a phase trains; returns the networks."""
+    for network in filter(None, nets):
+        network.requires_grad_((network is nets.G) == (phase[0] == 'G'))
+    return nets
+
+
+def double(values):
+    """Converts networks or a batch to float64."""
+    return type(values)(*(x.double() for x in values))
+
+
+def render_pairs(nets, fake, c_map):
+    """Returns images and raw images [N, 2, ...], frame by frame."""
+    frames = [
+        nets.G(fake.z_a[[n]], fake.z_m[[n]], fake.t[[n], i], fake.c[[n], i], c_map[[n], i])[:2]
+        for n in range(2)
+        for i in range(2)
+    ]
+    return [torch.cat(x).unflatten(0, (2, 2)) for x in zip(*frames, strict=True)]

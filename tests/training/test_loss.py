@@ -8,25 +8,24 @@ import pytest
 import torch
 from scipy import ndimage
 
-from dnnlib.util import ConfigError
-from support.tiny import differs, fake_batch, generator, networks, real_batch, same, seeded
+from support.tiny import (
+    differs,
+    double,
+    fake_batch,
+    generator,
+    networks,
+    real_batch,
+    render_pairs,
+    same,
+    seeded,
+    train_mode,
+)
 from training.loss import PV3DLoss, blur, fade, r1_penalty
 from training.loss_contract import Networks
 from training.networks.contract import Codes
 
 softplus = torch.nn.functional.softplus
 LATE = 10**9  # clips seen: every schedule has ended
-
-
-def train_mode(nets, phase):
-    for network in filter(None, nets):
-        network.requires_grad_((network is nets.G) == (phase[0] == 'G'))
-    return nets
-
-
-def double(values):
-    """Converts networks or a batch to float64."""
-    return type(values)(*(x.double() for x in values))
 
 
 def test_fade():
@@ -110,50 +109,10 @@ def test_dreg_is_its_formula(r1_delta_t):
     assert grad[:, 6].abs().max() > 0
 
 
-def test_gamma_of_each_discriminator():
-    """That of D_image is r1_gamma, and so is that of D_video unless it has its own."""
-
-    def terms(**options):
-        loss = PV3DLoss.Config(**options, image_weight=2.0, video_weight=0.5).build()
-        found = loss.terms('Dreg', train_mode(networks(), 'Dreg'), real_batch(), fake_batch(), LATE, None)
-        return [(t.loss / p).item() for t in found for p in t.stats.values()]
-
-    assert terms(r1_gamma=3.0) == pytest.approx([3.0, 0.75])
-    assert terms(r1_gamma=3.0, r1_gamma_video=0.2) == pytest.approx([3.0, 0.05])
-    assert terms(r1_gamma=3.0, r1_gamma_video=0.0) == pytest.approx([3.0, 0.0])
-    with pytest.raises(ConfigError, match='r1_gamma_video=-1'):
-        PV3DLoss.Config(r1_gamma_video=-1.0)
-
-
-@pytest.mark.parametrize('r1_delta_t', [True, False])
-@pytest.mark.parametrize('gain', [1.0, 4.0])
-def test_r1_of_differences_is_taken_on_frames(gain, r1_delta_t):
-    """Each frame has the slope of the difference, times the gain: the penalty is 2 gain^2 |slope|^2."""
-    nets = train_mode(double(networks(pair='difference', difference_gain=gain)), 'Dreg')
-    config = PV3DLoss.Config(r1_delta_t=r1_delta_t, r1_gamma=3.0, video_weight=0.5, blur_sigma=0.0)
-    real = double(real_batch())
-    _, term = config.build().terms('Dreg', nets, real, double(fake_batch()), LATE, None)
-    pair = nets.D_video.pair_input(real.frames, real.t).requires_grad_()
-    (grad,) = torch.autograd.grad(nets.D_video(pair, real.c).sum(), pair)
-    expected = 2 * gain**2 * grad[:, :3].square().sum() / 2  # mean over clips; the time plane does not count
-    assert term.stats['Loss/r1/video'].item() == pytest.approx(expected.item(), rel=1e-9)
-    assert term.loss.item() == pytest.approx(0.5 * 3.0 / 2 * expected.item(), rel=1e-9)
-
-
 def judge(nets, image, raw, t, c):
     """Returns the logits of both discriminators for [N, 2, ...] images."""
     pair = nets.D_video.pair_input(image, t)
     return nets.D_image(image.flatten(0, 1), raw.flatten(0, 1), c.flatten(0, 1)), nets.D_video(pair, c)
-
-
-def render(nets, fake, c_map):
-    """Returns images and raw images [N, 2, ...], frame by frame."""
-    frames = [
-        nets.G(fake.z_a[[n]], fake.z_m[[n]], fake.t[[n], i], fake.c[[n], i], c_map[[n], i])[:2]
-        for n in range(2)
-        for i in range(2)
-    ]
-    return [torch.cat(x).unflatten(0, (2, 2)) for x in zip(*frames, strict=True)]
 
 
 def test_gmain_and_dmain_are_their_formulas():
@@ -166,7 +125,7 @@ def test_gmain_and_dmain_are_their_formulas():
     config = PV3DLoss.Config(video_weight=0.65, image_weight=0.8, blur_fade_nimg=625_000)
     loss, nimg, sigma = config.build(), 500_000, 2.0
     c_map = torch.stack([fake.c[1], fake.c[1]])
-    image, raw = render(nets, fake, c_map)
+    image, raw = render_pairs(nets, fake, c_map)
     fakes = judge(nets, blur(image, sigma), raw, fake.t, fake.c)
     (term,) = loss.terms('Gmain', nets, real, fake, nimg, None)
     expected = 0.8 * softplus(-fakes[0]).mean() + 0.65 * softplus(-fakes[1]).mean()
@@ -185,83 +144,6 @@ def test_gmain_and_dmain_are_their_formulas():
     w = nets.G.condition(codes, c_map.flatten(0, 1), fake.t.flatten())[:, 0]
     same(terms[0].w_mean, w.mean(dim=0), 1e-6)
     assert all(term.w_mean is None for term in terms[1:])
-
-
-def test_reused_fakes_are_judged_as_if_made_again():
-    """With G as it was, terms, gradients and mean w of Dmain are the same; nothing leads back to G."""
-    nets, real, fake = networks(), real_batch(), fake_batch()
-    config = PV3DLoss.Config(blur_fade_nimg=625_000)
-    (term,) = config.build().terms('Gmain', train_mode(nets, 'Gmain'), real, fake, 500_000, None)
-    assert term.made is None
-    loss = dataclasses.replace(config, reuse_fakes=True).build()
-    (term,) = loss.terms('Gmain', nets, real, fake, 500_000, None)
-    assert not any(x.requires_grad for x in term.made)
-
-    def gradients(fake):
-        terms = list(loss.terms('Dmain', train_mode(nets, 'Dmain'), real, fake, 500_000, None))
-        sum(t.loss for t in terms).backward()
-        grads = [p.grad for D in nets[1:] for p in D.parameters()]
-        for D in nets[1:]:
-            D.zero_grad(set_to_none=True)
-        return [*(t.loss for t in terms), *grads, *(t.w_mean for t in terms if t.w_mean is not None)]
-
-    nets.G.render = None  # not called for what is reused
-    reused = gradients(term.made)
-    del nets.G.render
-    for ours, usual in zip(reused, gradients(fake), strict=True):
-        assert torch.equal(ours, usual)
-
-
-def later_frames(G, fake, swap=False):
-    """Returns the later raw frames of two clips with each of their motion codes, one by one."""
-    c_map = fake.c_other if swap else fake.c
-    return [
-        torch.cat(
-            [G(fake.z_a[[n]], z_m[[n]], fake.t[[n], 1], fake.c[[n], 1], c_map[[n], 1])[1] for n in range(2)]
-        )
-        for z_m in (fake.z_m, fake.z_m_other)
-    ]
-
-
-def motion_gradient(value, G):
-    """Returns the gradient in the weights of the motion layers, as one vector."""
-    weights = [p for n, p in G.named_parameters() if '.motion.' in n and n.endswith('weight')]
-    return torch.cat([g.flatten() for g in torch.autograd.grad(value, weights, retain_graph=True)])
-
-
-@pytest.mark.parametrize(('clips', 'swap'), [(2, 1.0), (2, 0.0), (8, 1.0)])
-def test_diversity_is_its_formula(clips, swap):
-    """The later frames of a quarter of the clips, two at least; neither noise nor jitter is in it."""
-    nets, fake = double(networks()), double(fake_batch(clips))._replace(swap=torch.full([clips], swap))
-    loss = PV3DLoss.Config(diversity_weight=0.3).build()
-    _, term = loss.terms('Gmain', nets, double(real_batch(clips)), fake, LATE, seeded(0))
-    one, other = later_frames(nets.G, fake, swap=swap == 0)
-    difference = (one - other).abs().mean()
-    expected = 0.3 * 0.02 / (2.9 * difference + 0.01)
-    same(term.stats['Loss/G/diversity'], difference.detach(), 1e-9)
-    same(term.loss, expected, 1e-9)
-    assert 0 < term.loss < 0.6
-    same(*(motion_gradient(x, nets.G) for x in (term.loss, expected)), 1e-9)
-
-
-def test_diversity_uses_a_quarter_of_the_clips(monkeypatch):
-    G, seen = generator(), []
-    render = G.render
-    monkeypatch.setattr(G, 'render', lambda *a: (seen.append(len(a[0])), render(*a))[1])
-    loss = PV3DLoss.Config(diversity_weight=1.0).build()
-    for clips in (1, 2, 4, 8, 12):
-        loss._diversity(G, fake_batch(clips), LATE)
-    assert seen == [2, 4, 4, 4, 6]  # frames: one of each clip with two codes
-    alike = fake_batch()._replace(z_m_other=fake_batch().z_m)
-    assert loss._diversity(G, alike, LATE).loss.item() == pytest.approx(2.0)
-
-
-def test_diversity_needs_no_rate():
-    """Where clips begin alike (z_m t), the difference per time would move the weights the same way."""
-    G, fake = double(networks()).G, double(fake_batch())
-    difference = (torch.sub(*later_frames(G, fake))).abs().mean(dim=(1, 2, 3))
-    found = [motion_gradient(d.mean(), G) for d in (difference, difference / fake.t[:, 1].clamp(min=0.1))]
-    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.95
 
 
 @pytest.mark.parametrize('missing', ['image', 'video'])

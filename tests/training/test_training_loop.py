@@ -302,8 +302,11 @@ def test_reused_fakes_go_from_gmain_to_dmain(small, tmp_path, monkeypatch):
     assert trainer.phases[0].name == 'Dmain' and type(seen['Dmain'][-1]) is FakeBatch
 
 
-def test_resume_with_reused_fakes_is_the_same_run(small, tmp_path):
-    config = dataclasses.replace(override(small, 'loss.reuse_fakes', 'true'), batch_gpu=1, total_nimg=6)
+def test_resume_with_the_switches_of_the_loss_is_the_same_run(small, tmp_path):
+    """Those that draw, or hand something from phase to phase, in micro-batches."""
+    options = {'adversarial': 'relativistic', 'diversity_weight': 1.0, 'reuse_fakes': True, 'image_frames': 1}
+    loss = dataclasses.replace(small.loss, **options)
+    config = dataclasses.replace(small, loss=loss, batch_gpu=1, total_nimg=6)
     whole = everything(train(config, tmp_path / 'whole'))
     train(config, tmp_path / 'parts', until=2)
     assert_same(everything(train(config, tmp_path / 'parts')), whole)
