@@ -21,6 +21,8 @@ _MAX_NAMED = 6  # tensors of a kind named in a line
 def start_from(path: str, modules: dict[str, nn.Module]) -> int:
     """Fills the networks of a new run with the weights of a file; prints what was done.
 
+    A discriminator that is built otherwise here, or is missing in the file, starts from new weights.
+
     Args:
         path: snapshot of ours, or a foreign checkpoint.
         modules: those of the run, by their names in a snapshot; changed in place.
@@ -37,7 +39,10 @@ def start_from(path: str, modules: dict[str, nn.Module]) -> int:
         dist.print0('\n'.join(warm_start(snapshot, modules)))
     else:
         for name, module in modules.items():
-            load_weights(snapshot, name, module)
+            if name.startswith('D_') and not _fits(module, snapshot.networks.get(name, {}).get('state', {})):
+                dist.print0(f'warning: {name} differs from that of {path} and starts from new weights')
+            else:
+                load_weights(snapshot, name, module)
     trained = NETWORKS['G'].read(snapshot.networks['G']['config'])  # with defaults for fields that are newer
     then, now = flatten(to_dict(trained)), flatten(to_dict(modules['G'].config))
     for name in sorted(n for n in now if now[n] != then.get(n, now[n])):
@@ -81,6 +86,10 @@ def warm_start(snapshot: Snapshot, modules: Mapping[str, nn.Module]) -> list[str
         for gain in gains:
             gain.zero_()
     return lines
+
+
+def _fits(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    return {n: t.shape for n, t in module.state_dict().items()} == {n: t.shape for n, t in state.items()}
 
 
 def _copy(module: nn.Module, origin: str, source: Mapping[str, Tensor]) -> str:

@@ -93,7 +93,7 @@ def test_many_corrupted_images_stop_the_run(clip_files, tmp_path):
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        ('--set loss.nothing=1', 'unknown option loss.nothing; known here: blur_fade_nimg, '),
+        ('--set loss.nothing=1', 'unknown option loss.nothing; known here: adversarial, '),
         ('--set loss', '--set loss must be PATH=VALUE'),
         ('--set batch=4 --batch 8', '--set batch=4: given twice, also by --batch'),
         ('--set dataset.span=4', 'generator.span'),

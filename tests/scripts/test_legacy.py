@@ -238,6 +238,20 @@ def test_older_snapshots_move_along_a_line(train, tmp_path):
     assert 'warning: trained with generator.motion.path=line, this run has waves' in done.out
 
 
+def test_a_discriminator_built_otherwise_starts_from_new_weights(train, tmp_path):
+    _, first = train('--kimg', 0)
+    change = 'd_video.pair=difference'
+    done, _ = train('--resume', *first.values(), '--kimg', 0, '--seed', 1, '--set', change)
+    assert 'warning: D_video differs' in done.out and 'D_image differs' not in done.out, done.err
+    runs = sorted(tmp_path.glob('runs/*/*.pkl'))
+    before, after = ({n: x['state'] for n, x in checkpoint.read_snapshot(p).networks.items()} for p in runs)
+    assert {n for n in before if all(torch.equal(t, after[n][k]) for k, t in before[n].items())} == {
+        'G',
+        'G_ema',
+        'D_image',
+    }
+
+
 def test_waves_have_no_released_layout(tmp_path):
     base = tiny_config('x')
     waves = dataclasses.replace(base.generator.motion, path='waves')
