@@ -16,8 +16,8 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from dnnlib.util import ConfigError
 from training.camera import pack_label, unpack_label
+from training.loss_contract import Shown
 
-CONTROL_INTERVAL = 4  # iterations between changes of an adaptive probability [ADA]
 _MOST = 0.8  # adaptive probabilities end here: beyond, changes leak into fakes [ADA]
 _BRIGHTNESS, _CONTRAST, _SATURATION = 0.2, 0.4, 0.6  # std: of an offset in [-1, 1], of factors in octaves
 _SCALE = 0.15  # std of the size, octaves
@@ -69,6 +69,15 @@ def draw_changes(n: int, probability: float, generator: torch.Generator) -> Chan
         turn_rad=on[4] * even[0] * _TURN_RAD,
         shift=(on[5] * even[1:] * _SHIFT).T,
     )
+
+
+def augmented(shown: Shown, probability: float, generator: torch.Generator | None) -> Shown:
+    """Returns what discriminators judge with changes drawn for each clip; None as generator draws none."""
+    if probability == 0 or generator is None:
+        return shown
+    changes, clips = draw_changes(len(shown.t), probability, generator), shown.t.shape
+    image, raw = (augment_images(x.unflatten(0, clips), changes).flatten(0, 1) for x in shown[:2])
+    return shown._replace(image=image, image_raw=raw, c=augment_labels(shown.c, changes))
 
 
 def augment_images(images: Tensor, changes: Changes) -> Tensor:

@@ -19,7 +19,9 @@ from training.loss_contract import FakeBatch, Loss, Networks, Phase, RealBatch
 from training.networks.contract import VideoGenerator
 
 PHASES: tuple[Phase, ...] = ('Gmain', 'Greg', 'Dmain', 'Dreg')
-_LATENTS, _TIMES, _NOISE, _OTHER = 10, 11, 12, 13  # purposes of random draws; each has a stream of its own
+_LATENTS, _TIMES, _NOISE, _OTHER, _HELDOUT = range(
+    10, 15
+)  # purposes of random draws; each has its own stream
 
 
 @dataclasses.dataclass
@@ -33,6 +35,7 @@ class Progress:
     nonfinite: int = 0  # iterations with a nan or infinity so far
     nonfinite_in_a_row: int = 0  # the latest of them
     seen_before: int = 0  # clips that the snapshot this run started from had seen
+    augment: float = 0.0  # probability of each change of what the discriminators see
 
     @property
     def schedule_nimg(self) -> int:
@@ -114,6 +117,11 @@ def noise_generator(
 ) -> torch.Generator:
     """Returns the generator of noise, jitter and density points of the micro-batch that begins at `first`."""
     return seeded_generator(device, config.seed, _NOISE, PHASES.index(phase), nimg, first)
+
+
+def heldout_generator(config: TrainConfig, nimg: int, first: int, device: torch.device) -> torch.Generator:
+    """Returns the generator of what is drawn for the held-out micro-batch that begins at `first`."""
+    return seeded_generator(device, config.seed, _HELDOUT, nimg, first)
 
 
 def micro_batches(batch: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:

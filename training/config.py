@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from dnnlib.config import BaseConfig, Kinds
 from dnnlib.util import ConfigError
+from training.augment import AugmentConfig
 from training.data.dataset import VideoDataset
 from training.loss import LOSSES, PV3DLoss
 from training.loss_contract import Networks
@@ -85,6 +86,7 @@ class TrainConfig:
     d_video: Annotated[BaseConfig, NETWORKS['D_video']] = VideoDiscriminator.Config()
     loss: Annotated[BaseConfig, Kinds(LOSSES, 'pv3d')] = PV3DLoss.Config()
     sampling: SamplingConfig = SamplingConfig()
+    augment: AugmentConfig = AugmentConfig()
     g_opt: AdamConfig = AdamConfig(lr=0.0025)  # [EG3D]
     d_opt: AdamConfig = AdamConfig(lr=0.002)  # [EG3D]
     ema: EmaConfig = EmaConfig()
@@ -109,6 +111,9 @@ class TrainConfig:
         sizes = {self.generator.resolution, self.d_image.resolution, self.d_video.resolution}
         if len(sizes) > 1:
             raise ConfigError(f'generator, d_image and d_video differ in resolution: {sorted(sizes)}')
+
+        if self.augment.target is not None and self.dataset.heldout_clips == 0:
+            raise ConfigError('augment.target is measured on clips held out: set dataset.heldout_clips, too')
 
     def split_batch(self, world_size: int) -> tuple[int, int]:
         """Returns (clips per backward on a process, backwards per phase).

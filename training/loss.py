@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dnnlib.config import BaseConfig, Configurable
 from dnnlib.util import ConfigError
+from training.augment import augmented
 from training.loss_contract import FakeBatch, Loss, Networks, Phase, RealBatch, Shown, Term
 from training.networks.contract import RadianceGenerator
 from training.volumetric_rendering.renderer import RendererConfig
@@ -132,18 +133,26 @@ class PV3DLoss(Loss, Configurable):
         fake: FakeBatch | Shown,
         nimg: int,
         generator: torch.Generator | None,
+        augment: float = 0.0,
     ) -> Iterator[Term]:
         """See Loss."""
         if phase == 'Gmain':
-            yield self._g_main(networks, real, fake, nimg, generator)
+            yield self._g_main(networks, real, fake, nimg, generator, augment)
             if self.config.diversity_weight > 0:
                 yield self._diversity(networks.G, fake, nimg)
         elif phase == 'Greg':
             yield self._density(networks.G, fake, nimg, generator)
         elif phase == 'Dmain':
-            yield from self._d_main(networks, real, fake, nimg, generator)
+            yield from self._d_main(networks, real, fake, nimg, generator, augment)
         else:
-            yield from self._d_reg(networks, real, fake, nimg, generator)
+            yield from self._d_reg(networks, real, fake, nimg, generator, augment)
+
+    def scores(
+        self, networks: Networks, real: RealBatch, nimg: int, generator: torch.Generator, augment: float
+    ) -> dict[str, Tensor]:
+        """See Loss."""
+        reals = self._reals(networks.G, real, nimg, generator, augment)
+        return {name: logits for name, _, logits in self._logits(networks, reals, generator)}
 
     def sigma(self, nimg: int) -> float:
         """Returns the blur of what discriminators see after nimg clips, in pixels."""
@@ -174,18 +183,32 @@ class PV3DLoss(Loss, Configurable):
         return G.scene(codes, ws, t, 'const' if generator is None else 'random', generator), c, ws
 
     def _fakes(
-        self, G: RadianceGenerator, fake: FakeBatch, nimg: int, generator: torch.Generator | None
+        self,
+        G: RadianceGenerator,
+        fake: FakeBatch,
+        nimg: int,
+        generator: torch.Generator | None,
+        augment: float = 0.0,
     ) -> Shown:
+        """Returns fakes, the image blurred, as they are judged."""
         scene, c, ws = self._scene(G, fake, nimg, generator)
         out = G.render(scene, ws, c.flatten(0, 1), self.renderer(G, nimg), generator)
-        return Shown(blur(out.image, self.sigma(nimg)), out.image_raw, fake.t, c, ws[:, 0].mean(dim=0))
+        shown = Shown(blur(out.image, self.sigma(nimg)), out.image_raw, fake.t, c, ws[:, 0].mean(dim=0))
+        return augmented(shown, augment, generator)
 
-    def _reals(self, G: RadianceGenerator, real: RealBatch, nimg: int) -> Shown:
-        """Returns the frames with their counterpart of image_raw, both blurred."""
+    def _reals(
+        self,
+        G: RadianceGenerator,
+        real: RealBatch,
+        nimg: int,
+        generator: torch.Generator | None,
+        augment: float,
+    ) -> Shown:
+        """Returns the frames with their counterpart of image_raw, both blurred, as they are judged."""
         frames, sigma = real.frames.flatten(0, 1), self.sigma(nimg)
         size = (self.renderer(G, nimg).resolution,) * 2
         raw = nn.functional.interpolate(frames, size=size, mode='bilinear', antialias=True)
-        return Shown(blur(frames, sigma), blur(raw, sigma), real.t, real.c)
+        return augmented(Shown(blur(frames, sigma), blur(raw, sigma), real.t, real.c), augment, generator)
 
     def _g_main(
         self,
@@ -194,15 +217,17 @@ class PV3DLoss(Loss, Configurable):
         fake: FakeBatch,
         nimg: int,
         generator: torch.Generator | None,
+        augment: float,
     ) -> Term:
-        shown = self._fakes(networks.G, fake, nimg, generator)
+        shown = self._fakes(networks.G, fake, nimg, generator, augment)
         images = shown[:2]
         leaves = [image.detach().requires_grad_() for image in images]
         loss, slopes, stats = 0, [torch.zeros_like(leaf) for leaf in leaves], {}
         opponents = {}
         if self._relativistic:
             with torch.no_grad():
-                found = self._logits(networks, self._reals(networks.G, real, nimg), generator)
+                reals = self._reals(networks.G, real, nimg, generator, augment)
+                found = self._logits(networks, reals, generator)
                 opponents = {name: logits for name, _, logits in found}
         for name, weight, logits in self._logits(networks, Shown(*leaves, *shown[2:]), generator):
             value = softplus(opponents.get(name, 0) - logits).mean()
@@ -257,11 +282,13 @@ class PV3DLoss(Loss, Configurable):
         fake: FakeBatch | Shown,
         nimg: int,
         generator: torch.Generator | None,
+        augment: float,
     ) -> Iterator[Term]:
+        made = isinstance(fake, Shown)
         with torch.no_grad():
-            fakes = fake if isinstance(fake, Shown) else self._fakes(networks.G, fake, nimg, generator)
+            fakes = fake if made else self._fakes(networks.G, fake, nimg, generator, augment)
         if self._relativistic:
-            reals = self._reals(networks.G, real, nimg)
+            reals = self._reals(networks.G, real, nimg, generator, augment)
             yield from self._d_relativistic(networks, reals, fakes, generator)
             return
         w_mean = fakes.w_mean
@@ -269,7 +296,7 @@ class PV3DLoss(Loss, Configurable):
             value = softplus(logits).mean()
             yield Term(weight * value, {f'Loss/D/{name}/fake': value}, w_mean)
             w_mean = None  # once
-        reals = self._reals(networks.G, real, nimg)
+        reals = self._reals(networks.G, real, nimg, generator, augment)
         for name, weight, logits in self._logits(networks, reals, generator):
             value = softplus(-logits).mean()
             stats = {f'Loss/D/{name}/real': value, f'Loss/scores/{name}/real': logits}
@@ -294,11 +321,13 @@ class PV3DLoss(Loss, Configurable):
         fake: FakeBatch,
         nimg: int,
         generator: torch.Generator | None,
+        augment: float,
     ) -> Iterator[Term]:
-        yield from self._penalties('r1', networks, self._reals(networks.G, real, nimg), generator)
+        reals = self._reals(networks.G, real, nimg, generator, augment)
+        yield from self._penalties('r1', networks, reals, generator)
         if self._relativistic:
             with torch.no_grad():
-                fakes = self._fakes(networks.G, fake, nimg, generator)
+                fakes = self._fakes(networks.G, fake, nimg, generator, augment)
             yield from self._penalties('r2', networks, fakes, generator)
 
     def _penalties(

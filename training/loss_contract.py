@@ -52,7 +52,7 @@ class Term(NamedTuple):
     loss: Tensor  # scalar
     stats: dict[str, Tensor]  # figures to report
     w_mean: Tensor | None = None  # mean w of the fakes [w_dim], for the running mean that truncation uses
-    made: Shown | None = None  # fakes without graph that Dmain is to judge, in place of new ones
+    made: Shown | None = None  # fakes without graph that Dmain is to judge as they are, in place of new ones
 
 
 class Networks(NamedTuple):
@@ -94,6 +94,7 @@ class Loss(abc.ABC):
         fake: FakeBatch | Shown,
         nimg: int,
         generator: torch.Generator | None,
+        augment: float = 0.0,
     ) -> Iterator[Term]:
         """Yields the terms of a phase, each with its own graph: free one before asking for the next.
 
@@ -103,5 +104,16 @@ class Loss(abc.ABC):
             real: frames of real clips.
             fake: what fake clips are made from; in Dmain what a term of Gmain has `made`, if it has.
             nimg: clips seen before this iteration, drives the schedules.
-            generator: draws noise, ray jitter and points; None = noise buffers and fixed rays.
+            generator: draws noise, ray jitter, points and changes; None = noise buffers and fixed rays.
+            augment: probability of each change of what the discriminators see; needs a generator.
         """
+
+    def scores(
+        self, networks: Networks, real: RealBatch, nimg: int, generator: torch.Generator, augment: float
+    ) -> dict[str, Tensor]:
+        """Returns the logits of each discriminator for real clips as in Dmain, by the names in its stats.
+
+        Adaptive augmentation compares them, for held-out clips, with Loss/scores/NAME/real of Dmain and
+        Loss/scores/NAME/fake of Gmain; a loss that has no such stats is not adapted.
+        """
+        return {}

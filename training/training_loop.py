@@ -20,6 +20,7 @@ from dnnlib.util import UserError, usable_cores
 from torch_utils import checkpoint, misc
 from torch_utils import distributed as dist
 from torch_utils.training_stats import Collector
+from training.adaptation import Adaptation
 from training.batching import (
     Progress,
     TrainingPhase,
@@ -81,12 +82,13 @@ class Trainer:
         self.loss = config.loss.build()
         self.networks, self.G_ema = self._build_networks()
         self.phases = make_phases(config, self.networks, self.loss)
-        self.progress = Progress()
+        self.progress = Progress(augment=config.augment.probability)
         self.stats = Collector()
         self._made: deque[Shown] = deque()  # fakes of Gmain that Dmain judges, one for each micro-batch
         self.reporter: Reporter | None = None  # made when training starts, on the leader
         self._saved_nimg: int | None = None  # of the newest checkpoint
         self._resume()
+        self._adaptation = Adaptation(config, self.dataset.heldout(), self.progress.batch_idx)
         for module in self.modules().values():
             dist.broadcast_module(module)  # different processors may initialise a little differently
         for warning in self.loss.warnings(config.batch):
@@ -143,7 +145,10 @@ class Trainer:
         real = real_batch(next(self._data), self.device)
         self._made.clear()  # where D is frozen, nothing has judged them
         due = [phase for phase in self.phases if self.progress.batch_idx % phase.interval == 0]
+        self._adaptation.begin(self.loss, self.networks, self.progress, self.device)
         self._count_nonfinite(all([self.run_phase(phase, real) for phase in due]))  # runs all
+        for name, value in self._adaptation.end(self.progress):
+            self.stats.report(name, value)
         misc.update_ema(self.G_ema, self.networks.G, self.ema_beta())
         self.progress.cur_nimg += self.config.batch
         self.progress.batch_idx += 1
@@ -172,11 +177,13 @@ class Trainer:
             if phase.name == 'Dmain' and self._made:
                 fake_part = self._made.popleft()
             noise = noise_generator(config, phase.name, nimg, first + i * self.batch_gpu, self.device)
-            for term in self.loss.terms(phase.name, self.networks, real_part, fake_part, seen, noise):
+            inputs = real_part, fake_part, seen, noise, self.progress.augment
+            for term in self.loss.terms(phase.name, self.networks, *inputs):
                 if term.loss.requires_grad:  # not if it depends on frozen parts only
                     (term.loss * (phase.interval / rounds)).backward()
                 for name, value in term.stats.items():
                     self.stats.report(name, value)
+                    self._adaptation.note(name, value)
                 if term.w_mean is not None:
                     w_means.append(term.w_mean)
                 if term.made is not None:

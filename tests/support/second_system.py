@@ -99,7 +99,7 @@ class HingeLoss(Loss, Configurable):
     def has(self, phase):
         return phase in ('Gmain', 'Dmain')
 
-    def terms(self, phase, networks, real, fake, nimg, generator):
+    def terms(self, phase, networks, real, fake, nimg, generator, augment=0.0):
         G, D = networks.G, networks.D_video
         codes, times = fake.frame_codes(), fake.t.flatten()
         ws = G.condition(codes, fake.c.flatten(0, 1), times)

@@ -37,6 +37,7 @@ ABLATIONS = [  # options of --set
     'loss.resolution_final=12 loss.resolution_fade_nimg=4',
     'loss.blur_sigma=0',
     'loss.swap_start=0 loss.swap_end=0',
+    'augment.probability=0.5',
     'sampling.fake_times=continuous',
     'sampling.tie_time=true',
     *(f'dataset.{which}=false' for which in ('distinct', 'mirror', 'mirror_fakes')),

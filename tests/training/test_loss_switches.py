@@ -17,6 +17,8 @@ from support.tiny import (
     seeded,
     train_mode,
 )
+from training import augment
+from training.augment import Changes, augment_images, augment_labels, draw_changes
 from training.loss import PV3DLoss
 
 softplus = torch.nn.functional.softplus
@@ -248,3 +250,62 @@ def test_relativistic_dreg_is_r1_and_r2():
     weights = [1.5 * 0.8, 1.5 * 0.5] * 2
     for term, weight, value in zip(terms, weights, expected.values(), strict=True):
         same(term.loss, weight * value)
+
+
+@pytest.fixture
+def changes(monkeypatch):
+    """Fixes the changes of augmentation, so that a test can make them, too."""
+    drawn = Changes(*(x.double() for x in draw_changes(2, 1.0, seeded(5))))
+    monkeypatch.setattr(augment, 'draw_changes', lambda n, probability, generator: drawn)
+    return drawn
+
+
+def in_clips(images, changes):
+    """Changes images [2N, 3, R, R] clip by clip."""
+    return augment_images(images.unflatten(0, (-1, 2)), changes).flatten(0, 1)
+
+
+def test_discriminators_see_changed_reals_with_their_cameras(changes):
+    nets, real, fake = double(networks()), double(real_batch()), double(fake_batch())
+    loss = PV3DLoss.Config(r1_gamma=3.0).build()
+    terms = list(loss.terms('Dmain', train_mode(nets, 'Dmain'), real, fake, LATE, seeded(0), 0.4))
+    raw = torch.nn.functional.interpolate(real.frames.flatten(0, 1), size=8, mode='bilinear', antialias=True)
+    image, raw = (in_clips(x, changes) for x in (real.frames.flatten(0, 1), raw))
+    c = augment_labels(real.c, changes)
+    logits = nets.D_image(image, raw, c.flatten(0, 1))
+    pairs = nets.D_video(nets.D_video.pair_input(image.unflatten(0, (-1, 2)), real.t), c)
+    scores = loss.scores(nets, real, LATE, seeded(0), 0.4)
+    for name, expected, term in zip(('image', 'video'), (logits, pairs), terms[2:], strict=True):
+        same(scores[name], expected, 1e-6)
+        same(term.stats[f'Loss/scores/{name}/real'], expected, 1e-6)
+    leaves = [x.detach().requires_grad_() for x in (image, raw)]
+    grads = torch.autograd.grad(nets.D_image(*leaves, c.flatten(0, 1)).sum(), leaves)
+    penalty = sum(g.square().sum(dim=(1, 2, 3)) for g in grads).mean()
+    term, _ = loss.terms('Dreg', nets, real, fake, LATE, seeded(0), 0.4)
+    same(term.stats['Loss/r1/image'], penalty, 1e-6)  # at what is seen
+
+
+def test_gradients_reach_the_generator_through_the_changes(changes):
+    nets, fake = train_mode(double(networks()), 'Gmain'), double(fake_batch())
+    loss = PV3DLoss.Config(video_weight=0.5, reuse_fakes=True).build()
+    (term,) = loss.terms('Gmain', nets, double(real_batch()), fake, LATE, seeded(0), 0.4)
+    plain = loss._fakes(nets.G, fake, LATE, seeded(0))
+    image, raw = (in_clips(x, changes) for x in plain[:2])
+    c = augment_labels(fake.c, changes)
+    pairs = nets.D_video(nets.D_video.pair_input(image.unflatten(0, (-1, 2)), fake.t), c)
+    value = softplus(-nets.D_image(image, raw, c.flatten(0, 1))).mean() + 0.5 * softplus(-pairs).mean()
+    same(term.loss, value, 1e-9)
+    same(term.made.image, image, 1e-9)  # Dmain does not change them again
+    weights = [nets.G.synthesis.b4.const, nets.G.decoder.out.weight]
+    for ours, expected in zip(*(torch.autograd.grad(x, weights) for x in (term.loss, value)), strict=True):
+        same(ours, expected, 1e-9)
+
+
+def test_nothing_changes_without_a_probability_or_a_generator():
+    nets, real, fake = networks(), real_batch(), fake_batch()
+
+    def values(*draws):
+        return [t.loss for t in PV3DLoss.Config().build().terms('Dmain', nets, real, fake, LATE, *draws)]
+
+    assert values(seeded(0)) == values(seeded(0), 0.0) != values(seeded(0), 1.0)
+    assert values(None) == values(None, 1.0)

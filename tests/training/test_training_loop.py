@@ -44,8 +44,8 @@ def spied_terms(monkeypatch):
     terms = PV3DLoss.terms
 
     def install(change):
-        def spy(self, phase, networks, real, fake, nimg, generator):
-            return change(phase, networks, nimg, terms(self, phase, networks, real, fake, nimg, generator))
+        def spy(self, phase, networks, real, fake, nimg, *draws):
+            return change(phase, networks, nimg, terms(self, phase, networks, real, fake, nimg, *draws))
 
         monkeypatch.setattr(PV3DLoss, 'terms', spy)
 
@@ -279,10 +279,10 @@ def test_reused_fakes_go_from_gmain_to_dmain(small, tmp_path, monkeypatch):
     seen = {'Gmain': [], 'Dmain': []}
     terms = PV3DLoss.terms
 
-    def spy(self, phase, networks, real, fake, nimg, generator):
+    def spy(self, phase, networks, real, fake, nimg, *draws):
         if phase in seen:
             seen[phase].append(fake)
-        return terms(self, phase, networks, real, fake, nimg, generator)
+        return terms(self, phase, networks, real, fake, nimg, *draws)
 
     monkeypatch.setattr(PV3DLoss, 'terms', spy)
     config = dataclasses.replace(override(small, 'loss.reuse_fakes', 'true'), batch=4, batch_gpu=2)
