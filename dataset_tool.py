@@ -12,6 +12,7 @@ from dnnlib.cli import ARGUMENT, SETTINGS, OnlyWith, Range, command
 
 import click
 
+from dnnlib.scene import FOCAL
 from dnnlib.util import UserError, atomic_write, usable_cores
 from preprocessing.from_videos.options import Options as StageOptions
 
@@ -27,26 +28,48 @@ Stage = Literal[
 class Synth:
     """Renders procedural talking heads with exact cameras, depth, normals and masks.
 
-    Every clip has its own person, speech, blinks and camera path. The same seed gives the same zip.
+    Every clip has its own speech, blinks and camera path. The same options give the same zip; the same seed
+    gives the same people, however many motions they have.
 
-    Example:
-      python dataset_tool.py synth --dest data/heads.zip --clips 200 --frames 32 --resolution 64
+    Examples:
+      python dataset_tool.py synth --dest data/heads.zip --people 50 --motions 4 --frames 32 --resolution 64
+      python dataset_tool.py synth --dest data/faces.zip --people 8 --motions 24 --focal 7 --resolution 32
     """
 
     dest: Zip  # the zip to write
-    clips: Annotated[int, Range(1)] = 200  # number of clips
+    people: Annotated[int, Range(1)] | None = None  # number of people [default: 50]
+    # clips of each person, each with its own motion and camera path [default: 4]
+    motions: Annotated[int, Range(1)] | None = None
+    clips: Annotated[int, Range(1)] | None = None  # N is short for --people N --motions 1
     frames: Annotated[int, Range(2)] = 32  # frames per clip
     resolution: Annotated[int, Range(8, 2048)] = 64  # pixels of a side
     seed: Annotated[int, Range(0)] = 0  # another seed gives other people
+    # focal length in image widths; at 7 the face fills the image
+    focal: Annotated[float, Range(1.1, 17)] = FOCAL
+    blink_rate: Annotated[float, Range(0.1, 5)] = 1.0  # factor on the number of blinks per second
+    # factor on how far and fast the camera moves within a clip; 0 = it stands still
+    camera_speed: Annotated[float, Range(0, 10)] = 1.0
     workers: Cores = field(default_factory=usable_cores)  # parallel processes [default: all cores]
 
 
 def synth(options: Synth) -> None:
     """Renders a data set."""
-    from heads.dataset import write_dataset
+    from heads.dataset import HeadSet, write_dataset
 
     o = options
-    write_dataset(o.dest, o.clips, o.frames, o.resolution, o.seed, workers=o.workers, progress=True)
+    if o.clips and (o.people or o.motions):
+        raise UserError('--clips N is short for --people N --motions 1; give either that or the two others')
+    heads = HeadSet(
+        people=o.clips or o.people or 50,
+        motions=1 if o.clips else o.motions or 4,
+        frames=o.frames,
+        resolution=o.resolution,
+        seed=o.seed,
+        focal=o.focal,
+        blink_rate=o.blink_rate,
+        camera_speed=o.camera_speed,
+    )
+    write_dataset(o.dest, heads, workers=o.workers, progress=True)
     _report_written(o.dest)
 
 
@@ -178,8 +201,8 @@ class Check:
 
     Labels must be 25 finite numbers with an orthonormal rotation (determinant +1, upright), a plausible focal
     length, a camera about 2.7 units from the origin, and a view that meets the box of the head; every image
-    must have a label and every label an image. Prints a table, draws where the cameras stand, and ends with
-    an error that names the bad clips if there are any.
+    must have a label and every label an image. Prints a table, and how many clips and camera paths people
+    have, draws where the cameras stand, and ends with an error that names the bad clips if there are any.
 
     Example:
       python dataset_tool.py check data/my.zip
@@ -203,6 +226,8 @@ def check(options: Check) -> None:
     click.echo(
         f'{len(index.clips):,} clips, {len(index.files):,} labelled frames, {size}: {len(bad)} bad clips'
     )
+    for line in check.people_lines(index):
+        click.echo(line)
     plot = sheets.camera_plot(index, set(bad), Path(path).name)
     _save_image(plot, options.plot or _beside(path, '-cameras.png'))
     if bad:
@@ -269,7 +294,7 @@ def main() -> None:
 
     \b
     Examples:
-      python dataset_tool.py synth --dest data/heads.zip --clips 200 --frames 32 --resolution 64
+      python dataset_tool.py synth --dest data/heads.zip --people 50 --motions 4 --resolution 64
       python dataset_tool.py from-videos --source videos --dest data/my.zip --resolution 512
       python dataset_tool.py pack --source clips --cameras cameras.json --dest data/my.zip --resolution 512
       python dataset_tool.py check data/my.zip

@@ -5,6 +5,7 @@ processes, which import no torch and so start quickly. World, cameras and labels
 outside source: all shapes and colours are made here.
 """
 
+import dataclasses
 import functools
 import io
 import os
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from dnnlib.progress import follow
+from dnnlib.scene import FOCAL
 from dnnlib.util import UserError, atomic_write, explain_os_error, usable_cores
 from heads.identity import sample_identity
 from heads.model import Frame, HeadModel
@@ -29,13 +31,28 @@ DEPTH_SCALE = 10000  # 16-bit depth files contain distance x 10000, in scene uni
 FPS = 25.0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadSet:
+    """What a data set shows; equal sets are equal to the byte."""
+
+    people: int
+    motions: int = 1  # clips of each person, each with its own motion and camera path
+    frames: int  # per clip
+    resolution: int  # pixels per side
+    seed: int = 0  # selects people, motions and cameras
+    focal: float = FOCAL  # focal length, image widths
+    blink_rate: float = 1.0  # factor on the number of blinks per second
+    camera_speed: float = 1.0  # factor on how far and fast cameras move within a clip
+
+
 class Job(NamedTuple):
     """A clip to render."""
 
     index: int  # of the clip in the data set
-    seed: int  # of identity, motion and camera
+    person: int  # seed of the identity
+    motion: int  # seed of the motion
     labels: np.ndarray  # one camera per frame, float32 [T, 25]
-    resolution: int
+    heads: HeadSet
 
 
 class Clip(NamedTuple):
@@ -47,36 +64,38 @@ class Clip(NamedTuple):
     info: dict[str, str | int]
 
 
-def sample_camera_path(seed: int, num_frames: int) -> np.ndarray:
-    """Samples a smooth, mostly frontal camera path: labels [T, 25], yaw to 45 and pitch to 20 degrees."""
+def clip_seed(seed: int, person: int, motion: int) -> int:
+    """Returns the seed of a clip's motion and camera; that of motion 0 is also the seed of the person."""
+    return int(np.random.SeedSequence([seed, person, motion]).generate_state(1)[0])
+
+
+def sample_camera_path(seed: int, num_frames: int, focal: float = FOCAL, speed: float = 1.0) -> np.ndarray:
+    """Samples a smooth, mostly frontal camera path: labels [T, 25], yaw to 45 and pitch to 20 degrees.
+
+    `focal` is in image widths, `speed` a factor on how far and fast the camera moves.
+    """
     import torch  # here: render processes do without it
 
     from training import camera
 
-    yaw, pitch = torch.from_numpy(sample_camera_angles(seed, num_frames)).unbind(dim=1)
-    return camera.orbit_label(yaw, pitch).numpy()
+    yaw, pitch = torch.from_numpy(sample_camera_angles(seed, num_frames, speed)).unbind(dim=1)
+    return camera.orbit_label(yaw, pitch, focal=focal).numpy()
 
 
 def render_clip(job: Job) -> Clip:
     """Renders a clip; equal jobs give equal bytes."""
-    model = HeadModel(sample_identity(job.seed))
+    model = HeadModel(sample_identity(job.person))
     name, files, labels = f'{job.index:06d}', [], []
-    motions = sample_motion_path(job.seed, len(job.labels), FPS)
+    motions = sample_motion_path(job.motion, len(job.labels), FPS, job.heads.blink_rate)
     for i, (motion, label) in enumerate(zip(motions, job.labels, strict=True)):
         stem = f'{name}/{i:05d}'
-        files += _encode(stem, model.render(motion, label, job.resolution))
+        files += _encode(stem, model.render(motion, label, job.heads.resolution))
         labels.append((f'{stem}.png', [float(v) for v in label]))
-    return Clip(name, files, labels, {'source': 'synthetic', 'identity': job.seed})
+    return Clip(name, files, labels, {'source': 'synthetic', 'identity': job.person})
 
 
 def write_dataset(
-    dest: str | os.PathLike[str],
-    num_clips: int,
-    num_frames: int,
-    resolution: int,
-    seed: int,
-    workers: int | None = None,
-    progress: bool = True,
+    dest: str | os.PathLike[str], heads: HeadSet, workers: int | None = None, progress: bool = True
 ) -> None:
     """Renders clips of random people into a data set: a zip when `dest` ends with .zip, else a new folder.
 
@@ -84,10 +103,7 @@ def write_dataset(
 
     Args:
         dest: file or folder to write.
-        num_clips: number of people, one clip each.
-        num_frames: frames per clip.
-        resolution: pixels per side.
-        seed: selects people, motions and cameras.
+        heads: what to render; the clips of a person follow each other.
         workers: processes, by default one per usable CPU core.
         progress: show a progress bar.
 
@@ -98,18 +114,21 @@ def write_dataset(
     write = _write_zip if dest.suffix == '.zip' else _write_folder
     if dest.is_dir() and (dest.suffix == '.zip' or any(dest.iterdir())):
         raise UserError(f'{dest} is a folder that exists already; give another name or remove it')
-    jobs = (_job(seed, index, num_frames, resolution) for index in range(num_clips))
+    num_clips = heads.people * heads.motions
+    jobs = (_job(heads, index) for index in range(num_clips))
     clips = parallel(render_clip, jobs, min(workers or usable_cores(), num_clips))
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        write(dest, follow(clips, num_clips, 'rendering', 'clip', progress), resolution)
+        write(dest, follow(clips, num_clips, 'rendering', 'clip', progress), heads.resolution)
     except OSError as err:
         raise UserError('cannot write ' + explain_os_error(err, dest)) from err
 
 
-def _job(seed: int, index: int, num_frames: int, resolution: int) -> Job:
-    clip_seed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-    return Job(index, clip_seed, sample_camera_path(clip_seed, num_frames), resolution)
+def _job(heads: HeadSet, index: int) -> Job:
+    person, motion = divmod(index, heads.motions)
+    seed = clip_seed(heads.seed, person, motion)
+    labels = sample_camera_path(seed, heads.frames, heads.focal, heads.camera_speed)
+    return Job(index, clip_seed(heads.seed, person, 0), seed, labels, heads)
 
 
 def _encode(stem: str, frame: Frame) -> list[tuple[str, bytes]]:

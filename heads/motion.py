@@ -35,13 +35,16 @@ class Motion:
     gaze_pitch_rad: float = 0.0  # positive = up
 
 
-def sample_motion_path(seed: int, num_frames: int, fps: float = 25.0) -> list[Motion]:
+def sample_motion_path(
+    seed: int, num_frames: int, fps: float = 25.0, blink_rate: float = 1.0
+) -> list[Motion]:
     """Samples the facial motion of a clip.
 
     Args:
         seed: any non-negative integer; equal seeds give equal paths.
         num_frames: frames T.
         fps: frames per second.
+        blink_rate: factor on the number of blinks per second; the rest of the path does not depend on it.
 
     Returns:
         T states, a smooth function of time.
@@ -58,7 +61,7 @@ def sample_motion_path(seed: int, num_frames: int, fps: float = 25.0) -> list[Mo
     lower = np.clip(envelope * (0.25 + 0.6 * _waves(rng, time_sec, 1.2, 2.8)), 0.0, 1.0)
     brow = rng.normal(0.05, 0.25) + 0.45 * _waves(rng, time_sec, 0.3, 1.3)
     furrow = np.clip(rng.normal(0.0, 0.3) + 0.3 * _waves(rng, time_sec, 0.2, 0.8), 0.0, 1.0)
-    blink = _blinks(np.random.default_rng([seed, 2]), time_sec)
+    blink = _blinks(np.random.default_rng([seed, 2]), time_sec, blink_rate)
     gaze = _gaze(np.random.default_rng([seed, 3]), time_sec)
     pucker = np.clip(pucker - 0.4 * np.clip(smile, 0, 1), 0.0, 1.0)
     smile, brow = np.clip(smile, -0.4, 1.0), np.clip(brow, -0.5, 1.0)
@@ -66,14 +69,18 @@ def sample_motion_path(seed: int, num_frames: int, fps: float = 25.0) -> list[Mo
     return [Motion(*state) for state in states.tolist()]
 
 
-def sample_camera_angles(seed: int, num_frames: int) -> np.ndarray:
-    """Samples a smooth, mostly frontal camera path: yaw and pitch [T, 2], within 45 and 20 degrees."""
+def sample_camera_angles(seed: int, num_frames: int, speed: float = 1.0) -> np.ndarray:
+    """Samples a smooth, mostly frontal camera path: yaw and pitch [T, 2], within 45 and 20 degrees.
+
+    `speed` is a factor on how far and fast the camera leaves its view, which does not depend on it; 0 is
+    a still camera.
+    """
     rng = np.random.default_rng([seed, 4])
     time_sec = np.arange(num_frames) / _CAMERA_FPS
-    yaw = np.radians(np.clip(rng.normal(0.0, 18.0), -40, 40)) + rng.normal(0.0, 0.25) * time_sec
-    pitch = np.radians(np.clip(rng.normal(1.0, 6.5), -17, 17)) + rng.normal(0.0, 0.06) * time_sec
-    yaw = yaw + np.radians(4.0) * _waves(rng, time_sec, 0.2, 0.8)
-    pitch = pitch + np.radians(2.0) * _waves(rng, time_sec, 0.2, 0.8)
+    yaw = np.radians(np.clip(rng.normal(0.0, 18.0), -40, 40)) + speed * rng.normal(0.0, 0.25) * time_sec
+    pitch = np.radians(np.clip(rng.normal(1.0, 6.5), -17, 17)) + speed * rng.normal(0.0, 0.06) * time_sec
+    yaw = yaw + speed * np.radians(4.0) * _waves(rng, time_sec, 0.2, 0.8)
+    pitch = pitch + speed * np.radians(2.0) * _waves(rng, time_sec, 0.2, 0.8)
     return np.stack([_fold(yaw, MAX_YAW_RAD), _fold(pitch, MAX_PITCH_RAD)], axis=1)
 
 
@@ -89,13 +96,13 @@ def _fold(x: np.ndarray, limit: float) -> np.ndarray:
     return limit - np.abs((x + limit) % (4 * limit) - 2 * limit)
 
 
-def _blinks(rng: np.random.Generator, time_sec: np.ndarray) -> np.ndarray:
-    """Returns eyelid closure [T]: events of 0.26 s, about every two seconds, closing faster than opening."""
-    closure, start = np.zeros_like(time_sec), rng.uniform(-0.5, 1.5)
+def _blinks(rng: np.random.Generator, time_sec: np.ndarray, rate: float) -> np.ndarray:
+    """Returns eyelid closure [T]: events of 0.26 s about every 2 / rate s, closing faster than opening."""
+    closure, start = np.zeros_like(time_sec), rng.uniform(-0.5, 1.5) / rate
     while start < time_sec[-1]:
         phase = np.clip((time_sec - start) / _BLINK_SEC, 0.0, 1.0)
         closure = np.maximum(closure, np.sin(math.pi * phase**0.75) ** 2)
-        start += rng.uniform(0.9, 3.5)
+        start += rng.uniform(0.9, 3.5) / rate
     return closure
 
 

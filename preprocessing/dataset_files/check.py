@@ -4,11 +4,12 @@ Cameras must stand where the renderer looks (a radius of about 2.7 scene units a
 the box [-0.5, 0.5]^3 in which the planes lie; otherwise training sees empty space and fails without an error.
 """
 
+import collections
 import dataclasses
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -117,6 +118,32 @@ def format_table(reports: Sequence[ClipReport], limit: int) -> str:
     if len(reports) > limit:
         lines.append(f'... {len(reports)} clips, only the first {limit} and the bad ones are listed')
     return '\n'.join(lines)
+
+
+def people_lines(index: FrameIndex) -> list[str]:
+    """Says how many clips and camera paths people have, and warns of one; nothing if people are unknown."""
+    clips, paths = collections.Counter(), collections.defaultdict(set)
+    for who, start, stop in zip(index.people, index.starts[:-1], index.starts[1:], strict=True):
+        if who.startswith('identity '):
+            clips[who] += 1
+            paths[who].add(index.cameras[start:stop].tobytes())
+    if not clips:
+        return []
+    views = [len(path) for path in paths.values()]
+    counts = f'{_counted(clips.values(), "clip")} and {_counted(views, "camera path")}'
+    single = sum(count == 1 for count in views)
+    lines = [f'people: {len(clips):,}, each with {counts}']
+    if single:
+        lines.append(
+            f'warning: {single:,} of them have one clip or one camera path, which then tells who it is, '
+            'so that no motion code is needed; give each several (synth --motions, from-videos --per-person)'
+        )
+    return lines
+
+
+def _counted(numbers: Collection[int], what: str) -> str:
+    low, high = min(numbers), max(numbers)
+    return f'{low} {what}{"s" * (low > 1)}' if low == high else f'{low} to {high} {what}s'
 
 
 def _corrupted_images(

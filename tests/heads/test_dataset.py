@@ -15,10 +15,10 @@ from scipy.spatial.distance import cdist
 
 from dnnlib.util import UserError
 from heads import rasterizer
-from heads.dataset import DEPTH_SCALE, sample_camera_path, write_dataset
+from heads.dataset import DEPTH_SCALE, HeadSet, clip_seed, sample_camera_path, write_dataset
 from heads.identity import Identity, sample_identity
 from heads.model import HeadModel
-from heads.motion import Motion, sample_motion_path
+from heads.motion import Motion, sample_camera_angles, sample_motion_path
 from support.paths import ROOT
 from training import camera
 
@@ -195,10 +195,53 @@ def test_camera_paths_stay_in_range_and_look_at_the_pivot():
     assert np.abs(np.diff(yaw.reshape(40, 64), axis=1)).max() < 4
 
 
+def test_blink_rate_changes_only_the_number_of_blinks():
+    def blinks(rate):
+        paths = np.array(
+            [[dataclasses.astuple(m) for m in sample_motion_path(s, 500, 25, rate)] for s in range(8)]
+        )
+        rising = (paths[:, 1:, 7] > 0.5) & (paths[:, :-1, 7] <= 0.5)
+        return np.delete(paths, (7, 8), axis=2), rising.sum()
+
+    (others, few), (same, many) = blinks(0.5), blinks(2.0)
+    np.testing.assert_array_equal(others, same)
+    assert 3 < many / few < 5
+
+
+def test_camera_speed_keeps_the_view_and_scales_what_leaves_it():
+    for seed in range(20):
+        still, slow, normal = (sample_camera_angles(seed, 32, speed) for speed in (0.0, 0.5, 1.0))
+        assert np.ptp(still, axis=0).max() == 0
+        np.testing.assert_allclose(slow - still, (normal - still) / 2, atol=1e-12)
+
+
+def test_labels_carry_the_focal_length():
+    wide, near = sample_camera_path(2, 4), sample_camera_path(2, 4, focal=7.0)
+    np.testing.assert_array_equal(wide[:, :16], near[:, :16])
+    np.testing.assert_array_equal(near[:, [16, 20]], 7.0)
+
+
+def test_motions_of_a_person_share_the_identity_and_nothing_else(tmp_path):
+    """More motions or people leave what was there: person p, motion m is the same clip."""
+    heads = HeadSet(people=2, motions=2, frames=2, resolution=16, seed=4)
+    write_dataset(tmp_path / 'four', heads, 1, progress=False)
+    write_dataset(tmp_path / 'three', HeadSet(people=3, frames=2, resolution=16, seed=4), 1, progress=False)
+    four, three = (json.loads((tmp_path / n / 'dataset.json').read_text()) for n in ('four', 'three'))
+    identities = [info['identity'] for info in four['clips'].values()]
+    assert identities == [1490961094, 1490961094, 2570931004, 2570931004]  # the people of earlier versions
+    assert [info['identity'] for info in three['clips'].values()][:2] == identities[::2]
+    for mine, other in (('000000', '000000'), ('000002', '000001')):
+        for file in (tmp_path / 'four' / mine).iterdir():
+            assert file.read_bytes() == (tmp_path / 'three' / other / file.name).read_bytes()
+    labels = np.array([label for _, label in four['labels']]).reshape(4, 2, 25)
+    assert len(np.unique(labels[:, 0], axis=0)) == 4
+    assert len({clip_seed(4, person, motion) for person in range(20) for motion in range(20)}) == 400
+
+
 def test_data_set_has_the_fixed_format_as_zip_and_folder_and_with_any_workers(tmp_path):
     one, two = tmp_path / 'one.zip', tmp_path / 'two.zip'
     for path, workers in ((one, 1), (two, 2), (tmp_path / 'folder', 1)):
-        write_dataset(path, 2, 2, 16, 3, workers, progress=False)
+        write_dataset(path, HeadSet(people=2, frames=2, resolution=16, seed=3), workers, progress=False)
     assert one.read_bytes() == two.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ['folder', 'one.zip', 'two.zip']
     with zipfile.ZipFile(one) as archive:
@@ -234,5 +277,5 @@ def test_invalid_places_are_explained_and_keep_what_they_hold(tmp_path):
     (tmp_path / 'full' / 'note').write_text('mine')
     for dest, message in (('full', 'exists already'), ('full/note/x.zip', 'cannot write')):
         with pytest.raises(UserError, match=message):
-            write_dataset(tmp_path / dest, 1, 1, 16, seed=0, workers=1, progress=False)
+            write_dataset(tmp_path / dest, HeadSet(people=1, frames=1, resolution=16), 1, progress=False)
     assert [p.name for p in tmp_path.rglob('*')] == ['full', 'note']

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from PIL import Image
 
 from dataset_tool import main
 from dnnlib.util import UserError
+from preprocessing.dataset_files import check, sheets
 from preprocessing.dataset_files import pack as packing
-from preprocessing.dataset_files import sheets
 from preprocessing.dataset_files.check import camera_problems, check_dataset
 from support.small_data import CLIPS, FRAMES, SIZE, write_zip
 from support.videos import ramps as images
@@ -231,6 +232,21 @@ def test_good_data_passes_and_the_cameras_are_drawn(data, tmp_path):
         assert len({color for _, color in plot.convert('RGB').getcolors(1 << 20)}) > 20
 
 
+def test_check_counts_the_clips_and_camera_paths_of_known_people(data):
+    index, _ = check_dataset(data, 1)
+    assert check.people_lines(index) == []  # nothing says who they are
+    counts = check.people_lines(
+        replace(index, people=['identity a'] * 3 + ['identity b'] * 2 + ['clip 000005'])
+    )
+    assert counts == ['people: 2, each with 2 to 3 clips and 2 to 3 camera paths']
+    cameras = index.cameras.copy()
+    cameras[index.starts[1] : index.starts[2]] = cameras[: index.starts[1]]
+    shared = replace(index, people=['identity a'] * 2 + ['identity b'] * 4, cameras=cameras)
+    counts, warning = check.people_lines(shared)
+    assert counts == 'people: 2, each with 2 to 4 clips and 1 to 4 camera paths'
+    assert warning.startswith('warning: 1 of them')
+
+
 def test_bad_clips_are_drawn_red(data):
     index, _ = check_dataset(data, 1)
 
@@ -323,7 +339,17 @@ def test_contact_sheet_shows_the_frames(data, tmp_path):
 
 
 def test_synth_makes_a_data_set_that_passes(tmp_path):
-    args = ['--clips', 1, '--frames', 2, '--resolution', 32, '--workers', 1]
-    code, output = run('synth', '--dest', tmp_path / 's.zip', *args)
-    assert code == 0, output
-    assert run('check', tmp_path / 's.zip', '--workers', 1)[0] == 0
+    args = ['--frames', 2, '--resolution', 32, '--workers', 1, '--focal', 7]
+    for given, clips in ((['--people', 1, '--motions', 2], 2), (['--clips', 1], 1)):
+        code, output = run('synth', '--dest', tmp_path / 's.zip', *args, *given)
+        assert code == 0, output
+        code, output = run('check', tmp_path / 's.zip', '--workers', 1)
+        assert code == 0 and f'{clips} clips' in output
+        assert output.count('7.00 to 7.00') == clips
+        assert ('people: 1, each with 1 clip and 1 camera path\nwarning: 1 of them' in output) == (clips == 1)
+        assert ('people: 1, each with 2 clips and 2 camera paths' in output) == (clips == 2)
+
+
+def test_synth_refuses_two_ways_to_say_how_many(tmp_path):
+    code, output = run('synth', '--dest', tmp_path / 's.zip', '--clips', 2, '--motions', 2)
+    assert code == 1 and output.startswith('Error: --clips N is short for --people N --motions 1')

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dnnlib.util import Skip, UserError
-from heads.dataset import DEPTH_SCALE, write_dataset
+from heads.dataset import DEPTH_SCALE, HeadSet, write_dataset
 from metrics.measures import geometry, geometry_truth
 from metrics.measures import geometry_estimator as learned
 from metrics.measures.geometry import Estimate, compare
@@ -31,7 +31,8 @@ LONG = EstimatorTraining(steps=220)
 @pytest.fixture(scope='module')
 def path(tmp_path_factory):
     path = tmp_path_factory.mktemp('heads') / 'heads.zip'
-    write_dataset(path, CLIPS, FRAMES, SIZE, seed=3, workers=1, progress=False)
+    heads = HeadSet(people=CLIPS, frames=FRAMES, resolution=SIZE, seed=3)
+    write_dataset(path, heads, workers=1, progress=False)
     return path
 
 
