@@ -66,14 +66,14 @@ def data(clip_files, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def small(data):
-    """A run that shows every phase within four steps and draws no images."""
+    """A run that shows every phase within four steps, draws no images and probes nothing."""
     return dataclasses.replace(
         tiny(data),
         batch=2,
         g_reg_interval=2,
         d_reg_interval=3,
         total_nimg=12,
-        output=OutputConfig(tick_nimg=4, snapshot_ticks=0, image_ticks=0, sheet_seeds=2),
+        output=OutputConfig(tick_nimg=4, snapshot_ticks=0, image_ticks=0, sheet_seeds=2, probe_ticks=0),
     )
 
 

@@ -66,13 +66,14 @@ class OutputConfig:
     tick_nimg: int = 4000  # clips between progress lines [EG3D]
     snapshot_ticks: int = 50  # ticks between checkpoints; 0 = at the end only [EG3D]
     image_ticks: int = 50  # ticks between sample sheets; 0 = none [EG3D]
+    probe_ticks: int = 1  # ticks between probes of what is learned; 0 = none [ours]
     keep_states: int = 2  # training states kept; snapshots all stay
     sheet_seeds: int = 16  # heads on a sample sheet
     metrics: tuple[str, ...] = ()  # measured at every checkpoint, names as for calc_metrics.py
 
     def __post_init__(self) -> None:
         check_least(self, 'output.', 1, 'tick_nimg', 'keep_states', 'sheet_seeds')
-        check_least(self, 'output.', 0, 'snapshot_ticks', 'image_ticks')
+        check_least(self, 'output.', 0, 'snapshot_ticks', 'image_ticks', 'probe_ticks')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -154,6 +154,14 @@ class PV3DLoss(Loss, Configurable):
         reals = self._reals(networks.G, real, nimg, generator, augment)
         return {name: logits for name, _, logits in self._logits(networks, reals, generator)}
 
+    def shown(
+        self, G: RadianceGenerator, clips: RealBatch | FakeBatch, nimg: int, generator: torch.Generator
+    ) -> Shown:
+        """See Loss."""
+        if isinstance(clips, RealBatch):
+            return self._reals(G, clips, nimg, generator, augment=0)
+        return self._fakes(G, clips, nimg, generator)
+
     def sigma(self, nimg: int) -> float:
         """Returns the blur of what discriminators see after nimg clips, in pixels."""
         return fade(nimg, self.config.blur_sigma, 0.0, self.config.blur_fade_nimg)

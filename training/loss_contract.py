@@ -85,6 +85,19 @@ class Loss(abc.ABC):
         """Returns what to warn about when training with so many clips per iteration."""
         return []
 
+    def shown(
+        self, G: VideoGenerator, clips: RealBatch | FakeBatch, nimg: int, generator: torch.Generator
+    ) -> Shown | None:
+        """Returns pairs as the discriminators see them but for augmentation, for probes; None = no pairs.
+
+        Args:
+            G: in training.
+            clips: N pairs of real frames, or what N fake pairs are made from.
+            nimg: as in `terms`.
+            generator: draws noise and ray jitter.
+        """
+        return None
+
     @abc.abstractmethod
     def terms(
         self,

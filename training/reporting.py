@@ -33,6 +33,7 @@ _LINE = (  # statistic -> its name in the progress line
     ('Loss/signs/video/real', 'sign_vid'),
     ('Loss/r1/image', 'r1_img'),
     ('Progress/augment', 'augment'),  # where it is in use
+    ('Probe/video/see_motion', 'see_motion'),
 )
 
 

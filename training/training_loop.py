@@ -19,7 +19,7 @@ from dnnlib.config import to_dict
 from dnnlib.util import UserError, usable_cores
 from torch_utils import checkpoint, misc
 from torch_utils import distributed as dist
-from torch_utils.training_stats import Collector
+from torch_utils.training_stats import Collector, Moments
 from training.adaptation import Adaptation
 from training.batching import (
     Progress,
@@ -32,6 +32,7 @@ from training.batching import (
 )
 from training.config import TrainConfig, build_networks
 from training.data.dataset import VideoDataset, batches
+from training.diagnostics import Probes
 from training.loss_contract import Networks, RealBatch, Shown
 from training.networks.registry import NETWORKS
 from training.reporting import DrawSheets, Reporter
@@ -86,6 +87,7 @@ class Trainer:
         self.stats = Collector()
         self._made: deque[Shown] = deque()  # fakes of Gmain that Dmain judges, one for each micro-batch
         self.reporter: Reporter | None = None  # made when training starts, on the leader
+        self.probes = Probes(config, self.dataset, self.loss, self.networks, self.G_ema, device)
         self._saved_nimg: int | None = None  # of the newest checkpoint
         self._resume()
         self._adaptation = Adaptation(config, self.dataset.heldout(), self.progress.batch_idx)
@@ -208,7 +210,11 @@ class Trainer:
         stats = self.stats.collect()
         elapsed = time.time() - self._tick_start
         progress.tick = nimg // output.tick_nimg
+        probe = _crosses(since, nimg, output.probe_ticks * output.tick_nimg)
         if self.reporter is not None:
+            if probe or (stop and output.probe_ticks):
+                found = self.probes.measure(progress)
+                stats |= {name: Moments(value, 0.0, 1) for name, value in found.items()}
             self.reporter.report(progress, stats, nimg - since, elapsed)
         save = _crosses(since, nimg, output.snapshot_ticks * output.tick_nimg)
         draw = _crosses(since, nimg, output.image_ticks * output.tick_nimg)

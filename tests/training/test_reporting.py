@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from torch_utils.training_stats import Moments
 from training.batching import Progress
 from training.presets import PRESETS
 from training.reporting import Reporter
@@ -27,5 +28,6 @@ from training.reporting import Reporter
 def test_time_left_ends_with_the_clips_or_the_minutes(tmp_path, capsys, tick_nimg, minutes, speed, left):
     config = dataclasses.replace(PRESETS['tiny']('d.zip'), total_nimg=40)
     reporter = Reporter(tmp_path, config, 25.0, torch.device('cpu'), 0, time.time() + 60 * minutes)
-    reporter.report(Progress(cur_nimg=8), {}, tick_nimg, 1.0)
-    assert re.search(rf' s/kimg {speed} +left {left} +mem ', capsys.readouterr().out)
+    reporter.report(Progress(cur_nimg=8), {'Probe/video/see_motion': Moments(0.25, 0.0, 1)}, tick_nimg, 1.0)
+    out = capsys.readouterr().out
+    assert re.search(rf' s/kimg {speed} +see_motion 0.250 +left {left} +mem ', out)
