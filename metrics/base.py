@@ -64,19 +64,21 @@ class Sample(NamedTuple):
 
     records: Sequence[Mapping[str, np.ndarray]] = ()  # of the items that were measured
     groups: Sequence[int] = ()  # real clip that each item is a piece of; of generated ones each is its own
+    people: Sequence[int] = ()  # who is in each item
     failures: Mapping[str, list[str]] = {}  # reason -> names of the items that were skipped
 
     @classmethod
-    def of(cls, found: Iterable[Record], groups: Iterable[int]) -> 'Sample':
+    def of(cls, found: Iterable[Record], groups: Iterable[int], people: Iterable[int]) -> 'Sample':
         """Sorts records and failures `NAME: reason` apart."""
         good, failures = [], {}
-        for record, group in zip(found, groups, strict=True):
+        for record, *item in zip(found, groups, people, strict=True):
             if isinstance(record, str):
                 name, _, reason = record.partition(': ')
                 failures.setdefault(reason, []).append(name)
             else:
-                good.append((record, group))
-        return cls([record for record, _ in good], [group for _, group in good], failures)
+                good.append((record, *item))
+        columns = map(list, zip(*good, strict=True)) if good else ([], [], [])
+        return cls(*columns, failures)
 
     def stack(self, name: str) -> np.ndarray:
         """Stacks one array of all records, [N, ...]."""
@@ -129,7 +131,8 @@ class Metric:
     compares: bool = False  # with real videos; the name says how many
     names_frames: bool = False  # the name must say how many frames a video has
     needs_truth: bool = False  # data with true depth and normals, from which the estimator learns
-    held: bool = False  # measures generated videos whose camera does not move
+    # which generated videos: before moving cameras, before one that stands still, or several of a person so
+    films: Literal['fakes', 'held', 'motions'] = 'fakes'
     least_videos: int = 2  # that give a value
     least_frames: int = 1  # of a video
     measure: Callable[[Any, Context], Mapping[str, Any]] | None = None  # the decorated function

@@ -188,7 +188,7 @@ class Metrics:
             problem = 'needs depth and several views: give --network, or --views DIR'
         elif metric.stage == 'clips' and subject.fakes is None:
             problem = 'needs videos: give --network, or --fake DIR'
-        elif metric.held and subject.held is None:
+        elif metric.films != 'fakes' and subject.held is None:
             problem = 'needs generated videos whose camera stands still: give --network'
         elif metric.compares and subject.reals is None:
             problem = 'compares with real videos: give --data, or --real DIR'
@@ -216,10 +216,10 @@ class Metrics:
         for context in contexts:
             request, metric = context.request, METRICS[context.request.metric]
             sides = ['', *(c for c in self.settings.controls if _applies(c, metric))]
-            if metric.stage == 'clips' and subject.reals is not None and not metric.held:
+            if metric.stage == 'clips' and subject.reals is not None and metric.films != 'held':
                 sides.append('real')
             for side in sides:
-                base = side or ('views' if metric.stage == 'views' else 'held' if metric.held else 'fakes')
+                base = side or ('views' if metric.stage == 'views' else metric.films)
                 items = source(base, request.frames, most)
                 label = 'real' if side == 'real' else 'generated'
                 total = _available(request, len(items), label)
@@ -241,7 +241,8 @@ class Metrics:
                 compute = functools.partial(_compute, members)
                 records = collect(self.settings.cache / 'records', tasks, compute, count)
             for job, found in zip(members, records, strict=True):
-                sample = Sample.of(found, map(job.source.group, range(len(found))))
+                items = range(len(found))
+                sample = Sample.of(found, map(job.source.group, items), map(job.source.person, items))
                 samples[job.side, job.context.request.name] = sample
         return samples
 
@@ -280,19 +281,18 @@ def _reduce(context: Context, fakes: Sample, reals: Sample) -> Outcome:
 
 
 def _source(subject: Subject, seed: int, side: str, frames: int, count: int) -> Source:
-    """Returns the items of a side: `fakes`, `held`, `views`, `real`, or a control."""
+    """Returns the items of a side: `fakes`, `held`, `motions`, `views`, `real`, or a control."""
     if side == 'views':
         return subject.views(count)
     if side in CONTROLS and side != 'frozen':
         base = subject.views(count) if CONTROLS[side] == 'views' else subject.fakes(frames, count)
         return control(base, side, seed)
-    make = {'fakes': subject.fakes, 'held': subject.held, 'frozen': subject.frozen, 'real': subject.reals}
-    return make[side](frames, count)
+    return (subject.reals if side == 'real' else getattr(subject, side))(frames, count)
 
 
 def _applies(name: str, metric: Metric) -> bool:
     """Returns whether a control has an effect on a metric; those of videos move the camera."""
-    return CONTROLS[name] == metric.stage and not metric.held
+    return CONTROLS[name] == metric.stage and metric.films == 'fakes'
 
 
 def _available(request: Request, length: int, label: str) -> int:

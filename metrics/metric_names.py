@@ -8,7 +8,14 @@ import re
 
 from dnnlib.util import UserError
 from metrics.base import METRICS, Request, Settings
-from metrics.measures import consistency, frechet, geometry, motion  # noqa: F401 - they fill METRICS
+from metrics.measures import (  # noqa: F401 - they fill METRICS
+    consistency,
+    coverage,
+    differences,
+    frechet,
+    geometry,
+    motion,
+)
 
 FRAMES = 16  # of a video, unless the name says otherwise [PV3D A.4]
 VIDEOS = 1000  # measured by metrics without a comparison, at most, unless the name says [PV3D A.4]

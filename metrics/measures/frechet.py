@@ -97,6 +97,7 @@ def bootstrap_frechet(
     rounds: int,
     seed: int,
     groups_a: Sequence[int] | None = None,
+    groups_b: Sequence[int] | None = None,
 ) -> float:
     """Returns the standard error of the Frechet distance of two sets of features [N, D], [M, D].
 
@@ -110,9 +111,10 @@ def bootstrap_frechet(
         seed: selects the sets.
         groups_a: which features of the first set belong together (pieces of one video) and are drawn
             together, [N]; by default each is drawn by itself.
+        groups_b: likewise of the second set [M].
     """
     sets = np.asarray(features_a, np.float64), np.asarray(features_b, np.float64)
-    members = [_members(groups_a, len(sets[0])), _members(None, len(sets[1]))]
+    members = [_members(groups_a, len(sets[0])), _members(groups_b, len(sets[1]))]
     rng = np.random.default_rng(seed)
     distances = []
     for _ in range(rounds):

@@ -31,7 +31,7 @@ _MIN_RAYS = 64  # opaque rays, with fewer a plane says nothing about a shape
     title='optical flow before a camera that stands still, percent of the width per frame',
     goal='0 = a frozen face',
     least_frames=2,
-    held=True,
+    films='held',
 )
 @Metric(
     name='motion',
@@ -88,7 +88,7 @@ def motion_magnitude(frames: Clip) -> MotionMagnitude:
     Args:
         frames: at least two square frames, uint8 [T, H, W, 3].
     """
-    full, reduced = _luma(frames)
+    full, reduced = luma(frames)
     flows = [_flow(a, b) for a, b in zip(reduced[:-1], reduced[1:], strict=True)]
     weights = [_gradient_energy(a) for a in reduced[:-1]]
     total = float(np.sum(weights))
@@ -111,7 +111,7 @@ def flicker(frames: Clip) -> float:
     Raises:
         Skip: if no place is seen in three frames.
     """
-    _, reduced = _luma(frames)
+    _, reduced = luma(frames)
     values = []
     for before, now, after in zip(reduced[:-2], reduced[1:-1], reduced[2:], strict=True):
         moved = _along(before, _flow(now, before)) - 2 * now + _along(after, _flow(now, after))
@@ -153,14 +153,13 @@ def depth_variance(depth: Tensor, opacity: Tensor, label: Tensor | None = None) 
     return float(((z - design @ solution) ** 2).mean())
 
 
-def _luma(frames: Clip) -> tuple[np.ndarray, np.ndarray]:
-    """Returns luma float32 [T, H, W], and at FLOW_RESOLUTION."""
-    luma = frames.astype(np.float32) @ np.float32(_LUMA)
-    size = (FLOW_RESOLUTION, FLOW_RESOLUTION)
+def luma(frames: Clip, size: int = FLOW_RESOLUTION) -> tuple[np.ndarray, np.ndarray]:
+    """Returns luma float32 [T, H, W] in gray levels (0-255), and reduced to [T, size, size]."""
+    full = frames.astype(np.float32) @ np.float32(_LUMA)
     reduced = torch.nn.functional.interpolate(
-        torch.from_numpy(luma)[:, None], size=size, mode='bilinear', antialias=True
+        torch.from_numpy(full)[:, None], size=(size, size), mode='bilinear', antialias=True
     )
-    return luma, reduced[:, 0].numpy()
+    return full, reduced[:, 0].numpy()
 
 
 def _standardised(image: np.ndarray) -> np.ndarray:

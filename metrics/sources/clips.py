@@ -26,8 +26,9 @@ from metrics.sources.items import (
     window_start,
 )
 from training.data.dataset import VideoDataset
-from training.networks.contract import VideoGenerator
+from training.networks.contract import Codes, VideoGenerator
 
+MOTIONS = 4  # of each person, in videos that show several
 _CAMERAS = 103  # second word of the seeds, keeps streams apart
 
 
@@ -64,6 +65,10 @@ class DatasetClips(Source):
         """See Source."""
         return nth_clip(self.seed, len(self.dataset), i)[0]
 
+    def person(self, i: int) -> int:
+        """See Source; the number of the first clip of the person."""
+        return self.dataset.people.index(self.dataset.people[self.group(i)])
+
     def item(self, i: int) -> np.ndarray:
         """See Source."""
         index, repeat = nth_clip(self.seed, len(self.dataset), i)
@@ -88,7 +93,7 @@ class GeneratedClips(shooting.Generated):
         seed: int,
         count: int,
         protocol: str = 'paper',
-        still: Literal['', 'camera', 'head'] = '',
+        still: Literal['', 'camera', 'head', 'person'] = '',
     ) -> None:
         """Prepares `count` clips.
 
@@ -100,7 +105,7 @@ class GeneratedClips(shooting.Generated):
             count: number of items.
             protocol: 'paper' or 'released'.
             still: what stays as in frame 0 of the same clips: the camera, so that only the head moves, or (a
-                control) the head.
+                control) the head; or the camera, and who it is, in MOTIONS clips in a row.
 
         Raises:
             UserError: when no real clip is long enough.
@@ -118,15 +123,23 @@ class GeneratedClips(shooting.Generated):
 
     def item(self, i: int) -> np.ndarray:
         """See Source."""
-        rng = np.random.default_rng((self.seed, _CAMERAS, i))
+        rng = np.random.default_rng((self.seed, _CAMERAS, self.person(i)))
         labels = self.cameras[rng.integers(len(self.cameras))]
         start = rng.integers(len(labels) - self.frames + 1)
         cameras, times = labels[start : start + self.frames], torch.linspace(0, 1, self.frames)
-        if self.still == 'camera':
+        if self.still in ('camera', 'person'):
             cameras = cameras[:1].expand(len(cameras), -1)
         elif self.still == 'head':
             times = times[:1].expand(len(times))
         return self.shoot(i, cameras, times)[0]
+
+    def person(self, i: int) -> int:
+        """See Source; the number of the first item that shows the person."""
+        return i - i % MOTIONS if self.still == 'person' else i
+
+    def codes(self, i: int) -> Codes:
+        """See Generated."""
+        return super().codes(i)._replace(z_a=super().codes(self.person(i)).z_a)
 
 
 def encoded(source: Source, crf: int, fps: float) -> Source:

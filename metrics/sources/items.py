@@ -37,6 +37,10 @@ class Source(abc.ABC):
         """Returns the number of the video that item i is a part of; those of one are not independent."""
         return i
 
+    def person(self, i: int) -> int:
+        """Returns the number of the person in item i; where nobody knows, each video shows its own."""
+        return self.group(i)
+
     @abc.abstractmethod
     def name(self, i: int) -> str:
         """Returns what item i is called in reports of failures."""
@@ -75,6 +79,10 @@ class Changed(Source):
     def group(self, i: int) -> int:
         """See Source."""
         return self.source.group(i)
+
+    def person(self, i: int) -> int:
+        """See Source."""
+        return self.source.person(i)
 
     def item(self, i: int) -> Any:
         """See Source."""

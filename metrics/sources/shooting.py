@@ -44,6 +44,10 @@ class Generated(Source):
         """See Source."""
         return f'seed {self.seed}, item {i}'
 
+    def codes(self, i: int) -> Codes:
+        """Returns the codes of item i."""
+        return item_codes(self.G, self.seed, i)
+
     def shoot(self, i: int, cameras: Tensor, times: Tensor) -> tuple[np.ndarray, rollout.Frames]:
         """Renders item i from cameras [T, 25] at times [T]; equal arguments give equal bits on a device.
 
@@ -56,7 +60,7 @@ class Generated(Source):
         Raises:
             Skip: when a frame is black or something is not finite.
         """
-        codes, mapping = item_codes(self.G, self.seed, i), self.G.mapping_cameras(cameras, cameras[:1])
+        codes, mapping = self.codes(i), self.G.mapping_cameras(cameras, cameras[:1])
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             ws = rollout.map_codes(self.G, codes, mapping, times)
             batches = list(rollout.render_frames(self.G, codes, ws, cameras, times, self.options))

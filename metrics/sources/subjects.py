@@ -27,6 +27,7 @@ class Subject:
     fakes: Clips | None = None  # generated videos
     reals: Clips | None = None  # real videos
     held: Clips | None = None  # the generated videos with a camera that stands still: only the head moves
+    motions: Clips | None = None  # such videos, several in a row of one person
     frozen: Clips | None = None  # control: with heads that stand still: only the camera moves
     views: Callable[[int], Source] | None = None  # count -> views of generated clips
     real_clips: int = 0  # different real videos
@@ -68,6 +69,7 @@ def network_subject(
         fakes=generated(still=''),
         reals=_dataset_clips(data, settings),
         held=generated(still='camera'),
+        motions=generated(still='person'),
         frozen=generated(still='head'),
         views=(lambda count: GeneratedViews(G, seed, count, protocol)) if renderer else None,
         real_clips=len(data),

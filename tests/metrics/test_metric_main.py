@@ -13,6 +13,7 @@ from metrics import base
 from metrics.base import Settings
 from metrics.detectors.registry import load_detector
 from metrics.measures.consistency import chamfer_distance, warping_error
+from metrics.measures.differences import differences
 from metrics.measures.frechet import frechet_distance, halves_floor
 from metrics.measures.motion import depth_variance, motion_magnitude
 from metrics.metric_main import Metrics
@@ -151,6 +152,20 @@ def test_a_frozen_face_is_noticed(G, clips, tmp_path):
     values = [motion_magnitude(source.held(5, 4).item(i)).flow_percent for i in range(4)]
     assert expression.outcome.value == pytest.approx(np.mean(values), rel=1e-12)
     assert expression.real_count == 0 and motion.real_count == 4
+
+
+def test_motions_of_a_person_are_compared(G, clips, tmp_path):
+    clips.people = ['identity 0', 'identity 1'] * (len(clips) // 2)
+    options = settings(tmp_path, controls=('static',))
+    diversity, fmd = measure('diversity8_5f,fmd6_5f', G, clips, options)
+    assert diversity.outcome.value > 0 and diversity.outcome.details['real'] > 0
+    assert diversity.count == 8 and diversity.controls == {}
+    # four motions each of two people
+    source = network_subject(G, clips, options, 'x', 0.0).motions(5, 8)
+    x = np.array([differences(source.item(i), None)['x'] for i in range(8)]).reshape(2, 4, -1)
+    expected = np.sqrt(2 * x.astype(float).var(axis=1, ddof=1).mean(axis=1)).mean()
+    assert diversity.outcome.value == pytest.approx(expected, rel=1e-9)
+    assert fmd.outcome.value > 0 and 0.9 < fmd.controls['static'].value < 1.5
 
 
 def test_failures_are_counted_and_named(G, clips, tmp_path, monkeypatch):

@@ -117,6 +117,7 @@ class VideoDataset(Configurable):
             more = f'({len(index.problems)} bad clips); `dataset_tool.py check` lists all'
             raise DataError(f'{config.path}: {"; ".join(named)} {more}')
         self.names = index.clips[: config.max_clips]
+        self.people = index.people[: len(self)]  # who is in each clip
         self.fps = index.fps
         starts = index.starts[: len(self.names) + 1]
         self._starts, self._counts = starts[:-1], np.diff(starts)
@@ -129,14 +130,14 @@ class VideoDataset(Configurable):
                 f'{config.path}: dataset.heldout_clips={config.heldout_clips} must be below the {len(self)} '
                 'clips that there are'
             )
-        held = choose_heldout(index.people[: len(self)], config.heldout_clips)
+        held = choose_heldout(self.people, config.heldout_clips)
         self._heldout = copy.copy(self)
         self._heldout._keep(held)
         self._keep(np.setdiff1d(np.arange(len(self)), held))
 
     def _keep(self, clips: np.ndarray) -> None:
         """Keeps only the clips of these indices."""
-        self.names = [self.names[i] for i in clips]
+        self.names, self.people = ([x[i] for i in clips] for x in (self.names, self.people))
         self._starts, self._counts = self._starts[clips], self._counts[clips]
 
     def heldout(self) -> 'VideoDataset':

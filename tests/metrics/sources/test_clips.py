@@ -189,6 +189,30 @@ def test_camera_or_head_stands_still(G, cameras):
     assert len({digest(s) for s in sources}) == 3
 
 
+def test_motions_of_one_person(G, cameras):
+    """Items in a row share the appearance and one still camera; the first is as among other videos."""
+    source = generated(G, cameras, still='person')
+    codes, labels = [source.codes(i) for i in range(5)], [shots(source, i)[1] for i in range(5)]
+    assert [source.person(i) for i in range(5)] == [0, 0, 0, 0, 4]
+    assert all(
+        torch.equal(c.z_a, codes[0].z_a) and torch.equal(v, labels[0])
+        for c, v in zip(codes[:4], labels[:4], strict=True)
+    )
+    assert len(torch.cat([c.z_m for c in codes]).unique(dim=0)) == 5
+    assert not torch.equal(codes[4].z_a, codes[0].z_a)
+    held = generated(G, cameras, still='camera')
+    assert same(source.item(4), held.item(4)) and not same(source.item(1), held.item(1))
+    assert [held.person(i) for i in range(3)] == [0, 1, 2]
+
+
+def test_people_of_a_data_set(dataset):
+    source = clips.DatasetClips(dataset, T, 0)
+    clip = source.group(0)
+    assert source.person(0) == clip  # nobody knows: each clip has its own
+    dataset.people = ['identity 7'] * len(dataset)
+    assert {source.person(i) for i in range(len(source))} == {0}
+
+
 def test_failures(cameras):
     net = tiny.generator().eval().requires_grad_(False)
     source, bias = generated(net, cameras), net.superresolution.block1.torgb.bias
