@@ -11,39 +11,42 @@ import numpy as np
 from heads import features, parts
 from heads.features import bump, eye_local, smoothstep
 from heads.hair import LONG_STYLES
-from heads.identity import HAIR_STYLES, Identity
+from heads.identity import HAIR_STYLES, Color, Identity
 from heads.motion import Motion
+from heads.vectors import dot, unit
 
-_SHADOW_TINT = np.array([0.85, 1, 1], np.float32)  # skin in shadow keeps more red
+_SHADOW_TINT = np.array([[0.85], [1], [1]], np.float32)  # skin in shadow keeps more red
 
 
 class Samples(NamedTuple):
-    """Visible surface points; N of them, all arrays float32 but `kind`."""
+    """Visible surface points; N of them, all arrays float32 but `kind`; vectors have components first."""
 
     kind: np.ndarray  # parts.FACE, ..., [N]
-    position: np.ndarray  # world, [N, 3]
-    normal: np.ndarray  # world, unit, [N, 3]
-    canonical: np.ndarray  # [N, 3]
+    position: np.ndarray  # world, [3, N]
+    normal: np.ndarray  # world, unit, [3, N]
+    canonical: np.ndarray  # [3, N]
     bag: np.ndarray  # 0 on the skin, 0..1 inside the mouth, [N]
-    view: np.ndarray  # unit vector to the camera, [N, 3]
+    view: np.ndarray  # unit vector to the camera, [3, N]
     lit: np.ndarray  # fraction of the key light that arrives, [N]
 
 
 class Material(NamedTuple):
     """Surface colour and how it shines."""
 
-    albedo: np.ndarray  # [N, 3]
+    albedo: np.ndarray  # [3, N]
     shine: np.ndarray  # strength of the highlight, [N]
     gloss: np.ndarray  # exponent of the highlight, [N]
-    normal: np.ndarray  # [N, 3]
+    normal: np.ndarray  # [3, N]
 
 
 def shade(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples) -> np.ndarray:
-    """Returns the colours [N, 3] of surface samples; `eyes` are the eyeball centres [2, 3]."""
-    color = np.empty((len(samples.kind), 3), np.float32)
-    for kind in np.unique(samples.kind):
+    """Returns the colours [3, N] of surface samples; `eyes` are the eyeball centres [2, 3]."""
+    color = np.empty_like(samples.normal)
+    for kind in range(parts.GLASSES + 1):
         at = np.flatnonzero(samples.kind == kind)
-        part = Samples(*(field[at] for field in samples))
+        if not len(at):
+            continue
+        part = Samples(*(field.take(at, axis=-1) for field in samples))
         if kind == parts.FACE:
             material = _face(identity, motion, eyes, part)
         elif kind == parts.HAIR:
@@ -51,21 +54,20 @@ def shade(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples
         elif kind == parts.BODY:
             material = _body(identity, part)
         else:
-            material = _small(identity, int(kind), part)
+            material = _small(identity, kind, part)
         if kind == parts.TEETH:
             part = part._replace(lit=np.maximum(part.lit, 0.75))  # they scatter light that lips let through
-        color[at] = _light(identity, material, part)
+        color[:, at] = _light(identity, material, part)
     bright = np.maximum(color - 0.75, 0.0)
     return np.clip(np.minimum(color, 0.75) + 0.25 * np.tanh(bright / 0.25), 0.0, 1.0)  # no hard clipping
 
 
 def backdrop(identity: Identity, directions: np.ndarray) -> np.ndarray:
-    """Returns the background colours [..., 3] along unit directions [..., 3]: a gradient on a far dome."""
+    """Returns the background colours [3, N] along unit directions [3, N]: a gradient on a far dome."""
     turn = identity.backdrop_turn_rad
-    across = directions[..., 1] * np.cos(turn) + directions[..., 0] * np.sin(turn)
-    t = (0.5 + 0.5 * np.tanh(4.0 * across))[..., None]
-    low, high = np.array(identity.backdrop_low), np.array(identity.backdrop_high)
-    return np.clip(low + (high - low) * t, 0, 1).astype(np.float32)
+    across = (directions[1] * np.cos(turn) + directions[0] * np.sin(turn)).astype(np.float32)
+    t = 0.5 + 0.5 * np.tanh(4.0 * across)
+    return np.clip(_mix(_rgb(identity.backdrop_low), _rgb(identity.backdrop_high), t), 0, 1)
 
 
 def light_direction(identity: Identity) -> np.ndarray:
@@ -78,22 +80,26 @@ def _light(identity: Identity, material: Material, samples: Samples) -> np.ndarr
     """Wrapped diffuse key light, soft fill from the other side, sky and ground, a highlight and a rim."""
     normal, view = material.normal, samples.view
     key = light_direction(identity)
-    wrap = np.array([0.34, 0.22, 0.18], np.float32)  # light creeps further around in red, as in skin
-    facing = normal @ key
-    lit = samples.lit[:, None] * np.clip((facing[:, None] + wrap) / (1 + wrap), 0, 1)
-    fill = np.clip(normal @ (key * np.array([-1, 0.2, 0.7], np.float32)) + 0.2, 0, 1.2)[:, None]
-    warm = identity.light_warmth * np.array([0.05, 0.0, -0.06], np.float32)
-    sky = (0.80 + 0.20 * normal[:, 1:2]) * np.array([0.98, 1.0, 1.03], np.float32)
+    wrap = _rgb((0.34, 0.22, 0.18))  # light creeps further around in red, as in skin
+    lit = samples.lit * np.clip((key @ normal + wrap) / (1 + wrap), 0, 1)
+    fill = np.clip(key * np.array([-1, 0.2, 0.7], np.float32) @ normal + 0.2, 0, 1.2)
+    warm = identity.light_warmth * _rgb((0.05, 0.0, -0.06))
+    sky = (0.80 + 0.20 * normal[1]) * _rgb((0.98, 1.0, 1.03))
     light = identity.light_key * (1.0 + warm) * lit + identity.light_ambient * sky + 0.12 * fill
-    half = key + view
-    half /= np.linalg.norm(half, axis=1, keepdims=True)
-    shine = material.shine * np.clip((normal * half).sum(axis=1), 0, 1) ** material.gloss * samples.lit
-    rim = 0.10 * (1 - np.clip((normal * view).sum(axis=1), 0, 1)) ** 3
-    return material.albedo * (light + rim[:, None]) + shine[:, None] * identity.light_key
+    half = unit(key[:, None] + view)
+    shine = material.shine * np.clip(dot(normal, half), 0, 1) ** material.gloss * samples.lit
+    rim = 0.10 * (1 - np.clip(dot(normal, view), 0, 1)) ** 3
+    return material.albedo * (light + rim) + shine * identity.light_key
+
+
+def _rgb(color: Color) -> np.ndarray:
+    """Returns a colour [3, 1]."""
+    return np.array(color, np.float32)[:, None]
 
 
 def _mix(low: np.ndarray, high: np.ndarray, t: np.ndarray) -> np.ndarray:
-    return low + (np.asarray(high, np.float32) - low) * t[:, None]
+    """Returns colours [3, N] between two, [3, N] or [3, 1], at t [N] in 0..1."""
+    return low + (high - low) * t
 
 
 def _noise(u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:
@@ -104,21 +110,21 @@ def _noise(u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:
 
 
 def _face(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples) -> Material:
-    x, y, z = samples.canonical.T
+    x, y, z = samples.canonical
     albedo = _skin(identity, x, y, z)
     albedo = _facial_hair(identity, albedo, x, y, z)
     shine = np.full(len(x), 0.10, np.float32) + 0.10 * bump(x, y, (0, -0.03), (0.012, 0.03))
     gloss = np.full(len(x), 14.0, np.float32)
     strands = 0.85 + 0.3 * _noise(900 * x, 260 * y, identity.texture_phase)
     brow = features.brow_mask(identity, x, y) * (z > 0) * np.clip(strands, 0, 1)
-    albedo = _mix(albedo, identity.brow_color, 0.92 * brow)
+    albedo = _mix(albedo, _rgb(identity.brow_color), 0.92 * brow)
     lip = _lip_mask(identity, x, y, samples.bag) * (z > 0)
     streak = 1 + 0.02 * np.sin(900 * x + 3 * np.sin(300 * y))
-    albedo = _mix(albedo, np.array(identity.lip_color, np.float32) * streak[:, None], lip)
+    albedo = _mix(albedo, _rgb(identity.lip_color) * streak, lip)
     crease = np.exp(-(((y - identity.mouth_y) / 0.0016) ** 2)) * (np.abs(x) < identity.mouth_width * 1.04)
-    albedo = albedo * (1 - 0.5 * (crease * (z > 0)) * (samples.bag == 0))[:, None]
+    albedo = albedo * (1 - 0.5 * (crease * (z > 0)) * (samples.bag == 0))
     inner = smoothstep(0.08, 0.30, np.minimum(samples.bag, 1 - samples.bag))
-    albedo = _mix(albedo, (0.16, 0.035, 0.04), inner)
+    albedo = _mix(albedo, _rgb((0.16, 0.035, 0.04)), inner)
     shine = (shine + 0.16 * lip) * (1 - inner)
     return _eyes(identity, motion, eyes, samples, Material(albedo, shine, gloss + 20 * lip, samples.normal))
 
@@ -126,15 +132,14 @@ def _face(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples
 def _skin(identity: Identity, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """Skin tone with blush, freckles, stubble and soft occlusion in the hollows of the face."""
     ax, front, phase = np.abs(x), smoothstep(0.0, 0.06, z), identity.texture_phase
-    base = np.array(identity.skin_color, np.float32)
-    albedo = base * (1 + 0.025 * _noise(30 * x, 30 * y, phase))[:, None]
+    albedo = _rgb(identity.skin_color) * (1 + 0.025 * _noise(30 * x, 30 * y, phase))
     red = bump(ax, y, (0.075, -0.035), (0.026, 0.022)) + 0.6 * bump(x, y, (0, -0.04), (0.02, 0.014))
     red = identity.blush * front * (red + 0.3 * bump(x, y, (0, -0.165), (0.03, 0.02)))
-    albedo = albedo * (1 - red[:, None] * np.array([-0.01, 0.13, 0.11], np.float32))
+    albedo = albedo * (1 - red * _rgb((-0.01, 0.13, 0.11)))
     if identity.freckles:
         spots = smoothstep(0.45, 0.75, _noise(420 * x, 420 * y, phase) * 1.3)
         where = bump(ax, y, (0.05, -0.02), (0.045, 0.025)) * front * identity.freckles
-        albedo = albedo * (1 - 0.28 * (spots * where)[:, None] * np.array([0.6, 1, 1.1], np.float32))
+        albedo = albedo * (1 - 0.28 * (spots * where) * _rgb((0.6, 1, 1.1)))
     a, b = eye_local(identity, x, y)
     bag = (0.05 + 0.1 * identity.age) * bump(a, b, (0, -0.017), (0.022, 0.006))
     hollow = 0.10 * bump(a, b, (-0.006, 0.004), (0.026, 0.016)) + bag
@@ -148,7 +153,7 @@ def _skin(identity: Identity, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np
     nostril = bump(ax, y, (0.0105 * nose, tip - 0.0185), (0.0052 * nose, 0.0028))
     hollow = hollow + 0.78 * smoothstep(0.35, 0.9, nostril)
     dark = np.minimum(hollow, 0.85) * front + smoothstep(-0.185, -0.205, y) * 0.25  # under the chin too
-    return albedo * (1 - dark[:, None] * _SHADOW_TINT)
+    return albedo * (1 - dark * _SHADOW_TINT)
 
 
 def _beard_mask(
@@ -171,8 +176,8 @@ def _facial_hair(
     if not (identity.stubble or identity.beard or identity.moustache):
         return albedo
     beard, moustache = _beard_mask(identity, x, y, z)
-    strands = (0.8 + 0.35 * _noise(700 * x, 260 * y, identity.texture_phase))[:, None]
-    color = (0.6 * np.array(identity.hair_color) + 0.4 * np.array(identity.brow_color)).astype(np.float32)
+    strands = 0.8 + 0.35 * _noise(700 * x, 260 * y, identity.texture_phase)
+    color = 0.6 * _rgb(identity.hair_color) + 0.4 * _rgb(identity.brow_color)
     albedo = _mix(albedo, color, 0.28 * identity.stubble * np.maximum(beard, moustache))
     albedo = _mix(albedo, color * strands, 0.94 * beard * (identity.beard > 0))
     return _mix(albedo, color * strands, 0.94 * moustache * (identity.moustache > 0))
@@ -188,7 +193,7 @@ def _lip_mask(identity: Identity, x: np.ndarray, y: np.ndarray, bag: np.ndarray)
 
 def _eyes(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples, skin: Material) -> Material:
     """Paints lashes and lid creases on the skin, and sclera, iris, pupil and highlight between the lids."""
-    x, y, z = samples.canonical.T
+    x, y, z = samples.canonical
     a, b = eye_local(identity, x, y)
     at = np.flatnonzero((np.hypot(a, b) < 0.04) & (z > 0))
     a, b, right = a[at], b[at], (x[at] > 0).astype(int)
@@ -201,102 +206,94 @@ def _eyes(identity: Identity, motion: Motion, eyes: np.ndarray, samples: Samples
     lash += 0.35 * identity.lashes * smoothstep(0.0016, 0.0, np.abs(b - lower)) * wide
     over_lid = b - features.UPPER_LID * identity.eye_open * (1 - (a / 0.034) ** 2) - 0.0065
     fold = np.exp(-((over_lid / 0.0016) ** 2)) * (np.abs(a) < 0.03)
-    local = albedo[at] * (1 - 0.20 * fold * (1 - blink))[:, None]
-    local = _mix(local, (0.07, 0.05, 0.05), np.clip(lash, 0, 0.92))
-    direction = samples.position[at] - eyes[right].astype(np.float32)
-    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    local = albedo[:, at] * (1 - 0.20 * fold * (1 - blink))
+    local = _mix(local, _rgb((0.07, 0.05, 0.05)), np.clip(lash, 0, 0.92))
+    direction = unit(samples.position[:, at] - eyes.T[:, right].astype(np.float32))
     margin = np.minimum(upper - b, b - lower)
     inside = smoothstep(-0.0004, 0.0008, margin) * wide
-    ball = _eyeball(identity, motion, direction) * (1 - 0.42 * smoothstep(0.0065, 0.0, upper - b))[:, None]
-    ball *= (1 - 0.22 * smoothstep(0.016, 0.030, np.abs(a)))[:, None]
-    albedo[at] = local + (ball - local) * inside[:, None]
+    ball = _eyeball(identity, motion, direction) * (1 - 0.42 * smoothstep(0.0065, 0.0, upper - b))
+    ball *= 1 - 0.22 * smoothstep(0.016, 0.030, np.abs(a))
+    albedo[:, at] = local + (ball - local) * inside
     shine[at] = shine[at] * (1 - inside) + 0.75 * inside
     gloss[at] = np.where(inside > 0.5, 160.0, gloss[at])
-    normal[at] = np.where(inside[:, None] > 0.5, direction, normal[at])
+    normal[:, at] = np.where(inside > 0.5, direction, normal[:, at])
     return Material(albedo, shine, gloss, normal)
 
 
 def _eyeball(identity: Identity, motion: Motion, direction: np.ndarray) -> np.ndarray:
-    """Returns the colours of the eyeball at unit directions [N, 3] from its centre."""
+    """Returns the colours of the eyeball at unit directions [3, N] from its centre."""
     yaw, pitch = motion.gaze_yaw_rad, motion.gaze_pitch_rad
     gaze = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
     across = np.array([np.cos(yaw), 0.0, -np.sin(yaw)])
     up = np.cross(gaze, across)
-    u, v = direction @ across, direction @ up
-    angle = np.arctan2(np.hypot(u, v), direction @ gaze)
-    iris = np.array(identity.eye_color, np.float32)
+    u, v, ahead = np.stack([across, up, gaze]).astype(np.float32) @ direction
+    angle = np.arctan2(np.hypot(u, v), ahead)
     spokes = 1 + 0.16 * np.sin(17 * np.arctan2(v, u) + 3 * np.sin(40 * angle))
     tone = spokes * (1.05 - 0.45 * smoothstep(0.26, 0.37, angle)) * (1.0 - 0.5 * v / 0.36)
-    sclera = np.full((len(u), 3), 0.93, np.float32) * np.array([1, 0.975, 0.96], np.float32)
-    color = _mix(sclera, iris * tone[:, None], smoothstep(0.385, 0.355, angle))
-    return _mix(color, (0.03, 0.025, 0.03), smoothstep(0.175, 0.150, angle))
+    sclera = 0.93 * _rgb((1, 0.975, 0.96))
+    color = _mix(sclera, _rgb(identity.eye_color) * tone, smoothstep(0.385, 0.355, angle))
+    return _mix(color, _rgb((0.03, 0.025, 0.03)), smoothstep(0.175, 0.150, angle))
 
 
 def _hair(identity: Identity, samples: Samples) -> Material:
     """Strands run down from the crown: streaks across, a highlight along a ring (Kajiya and Kay 1989)."""
-    phi, y, inside = samples.canonical.T
+    phi, y, inside = samples.canonical
     phase, wave = identity.texture_phase, identity.hair_wave
     bend = phi + 0.06 * wave * np.sin(45 * y + phase) + 0.03 * np.sin(13 * y)
     fine = 0.5 * np.sin(149 * bend + 2 * np.sin(30 * y))
     streak = 0.5 * np.sin(61 * bend + phase) * np.sin(23 * bend + 3 * y) + fine
     streak *= smoothstep(0.236, 0.20, y)
     root = smoothstep(0.0, 0.03, inside)
-    color = np.array(identity.hair_color, np.float32)
-    albedo = color * ((0.82 + 0.18 * root) * (1 + 0.16 * streak))[:, None]
+    color = _rgb(identity.hair_color)
+    albedo = color * ((0.82 + 0.18 * root) * (1 + 0.16 * streak))
     style = HAIR_STYLES[identity.hair_style]
     buzz = style == 'buzz'
     dense = smoothstep(-0.003, 0.007, inside + 0.003 * streak)  # single hairs at the edge
     dense = dense * (0.72 if buzz else 1.0)
     if style in LONG_STYLES:
         dense = np.maximum(dense, smoothstep(0.10, 0.06, y))  # what hangs has no skin below it
-    skin = np.broadcast_to(np.array(identity.skin_color, np.float32) * 0.9, albedo.shape)
-    albedo, normal = _mix(skin, albedo, dense), samples.normal
-    down = np.array([0.0, -1.0, 0.0], np.float32)
-    tangent = down - normal * (normal @ down)[:, None]
-    tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-3)
-    half = light_direction(identity) + samples.view
-    half /= np.linalg.norm(half, axis=1, keepdims=True)
-    along = (tangent * half).sum(axis=1) + 0.05 * streak
-    ring = np.maximum(1 - along**2, 0) ** 22 * np.clip(normal @ light_direction(identity) + 0.2, 0, 1)
+    albedo, normal = _mix(_rgb(identity.skin_color) * 0.9, albedo, dense), samples.normal
+    tangent = unit(normal * normal[1] - _rgb((0.0, 1.0, 0.0)), 1e-3)
+    key = light_direction(identity)
+    along = dot(tangent, unit(key[:, None] + samples.view)) + 0.05 * streak
+    ring = np.maximum(1 - along**2, 0) ** 22 * np.clip(key @ normal + 0.2, 0, 1)
     ring *= samples.lit * dense * (0.25 if buzz else 1.0)
-    albedo = albedo + ring[:, None] * (0.05 + 0.20 * color)
+    albedo = albedo + ring * (0.05 + 0.20 * color)
     dull = np.zeros(len(phi), np.float32)
     return Material(albedo, dull, dull + 8, normal)
 
 
 def _body(identity: Identity, samples: Samples) -> Material:
-    x, y, cos = samples.canonical.T
+    x, y, cos = samples.canonical
     inside = parts.neckline(identity, cos, x, y)
     shadow = smoothstep(-0.262, -0.17, y) * (0.45 + 0.25 * cos)
-    skin = np.array(identity.skin_color, np.float32) * (1 - 0.55 * shadow[:, None] * _SHADOW_TINT)
-    cloth = np.broadcast_to(np.array(identity.cloth_color, np.float32), skin.shape)
+    skin = _rgb(identity.skin_color) * (1 - 0.55 * shadow * _SHADOW_TINT)
     bands = smoothstep(-0.25, 0.25, np.sin(y * 170)) * identity.stripes
-    cloth = _mix(cloth, identity.trim_color, bands)
-    cloth = _mix(cloth, identity.trim_color, smoothstep(0.0125, 0.011, inside))
-    cloth = cloth * (1 + 0.03 * _noise(25 * x, 60 * y, identity.texture_phase))[:, None]
-    cloth = cloth * (1 - 0.25 * np.exp(-(((inside - 0.0118) / 0.0015) ** 2)))[:, None]
+    cloth = _mix(_rgb(identity.cloth_color), _rgb(identity.trim_color), bands)
+    cloth = _mix(cloth, _rgb(identity.trim_color), smoothstep(0.0125, 0.011, inside))
+    cloth = cloth * (1 + 0.03 * _noise(25 * x, 60 * y, identity.texture_phase))
+    cloth = cloth * (1 - 0.25 * np.exp(-(((inside - 0.0118) / 0.0015) ** 2)))
     covered = smoothstep(-0.0008, 0.0008, inside)
-    albedo = skin + (cloth - skin) * covered[:, None]
+    albedo = _mix(skin, cloth, covered)
     shine, gloss = (0.06 * (1 - covered)).astype(np.float32), np.full(len(x), 12.0, np.float32)
     return Material(albedo, shine, gloss, samples.normal)
 
 
 def _small(identity: Identity, kind: int, samples: Samples) -> Material:
     """Ears, teeth, tongue and glasses."""
-    first, second, third = samples.canonical.T
+    first, second, third = samples.canonical
     ones = np.ones(len(first), np.float32)
     if kind == parts.EAR:
         tone = 1 + 0.9 * np.minimum(first, 0) + 0.08 * np.maximum(first, 0)
-        albedo = np.array(identity.skin_color, np.float32) * tone[:, None]
-        albedo, shine, gloss = albedo * np.array([1.0, 0.93, 0.92], np.float32), 0.08, 12
+        albedo, shine, gloss = _rgb(identity.skin_color) * tone * _rgb((1.0, 0.93, 0.92)), 0.08, 12
     elif kind == parts.TEETH:
         u = first / identity.mouth_width * 5.2
         gap = np.exp(-(((u - np.round(u)) / 0.07) ** 2))
         light = (1 - 0.25 * gap) * (0.55 + 0.45 * smoothstep(0.0, 0.6, second))
         light = light * (1 - 0.45 * (u / 4.6) ** 2) * (1 - 0.25 * third)
-        albedo, shine, gloss = np.array([0.95, 0.93, 0.88], np.float32) * light[:, None], 0.25, 40
+        albedo, shine, gloss = _rgb((0.95, 0.93, 0.88)) * light, 0.25, 40
     elif kind == parts.TONGUE:
-        albedo, shine, gloss = np.array([0.60, 0.25, 0.25], np.float32), 0.15, 20
+        albedo, shine, gloss = _rgb((0.60, 0.25, 0.25)), 0.15, 20
     else:
-        albedo, shine, gloss = np.array(identity.glasses_color, np.float32), 0.5, 50
-    return Material(albedo * ones[:, None], shine * ones, gloss * ones, samples.normal)
+        albedo, shine, gloss = _rgb(identity.glasses_color), 0.5, 50
+    return Material(albedo * ones, shine * ones, gloss * ones, samples.normal)

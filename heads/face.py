@@ -14,6 +14,7 @@ from heads import features
 from heads.features import bump, eye_local, smoothstep
 from heads.identity import Identity
 from heads.motion import Motion
+from heads.vectors import components_first
 
 TOP, BOTTOM = 0.235, -0.205  # heights of crown and chin of the average loft
 BAG_ROWS = 12  # rows of the mouth cavity between the lips
@@ -44,16 +45,34 @@ _PROFILE = np.array(
 )
 
 
-class FaceRest(NamedTuple):
-    """Face at rest, and how it moves; all grids [H, W, ...] with the mouth rows inserted."""
+class Lids(NamedTuple):
+    """The N vertices around the eyes, which follow lids and eyeballs."""
 
-    position: np.ndarray  # [H, W, 3]
-    canonical: np.ndarray  # [H, W, 3]
+    index: np.ndarray  # in the grid, row by row, [N]
+    a: np.ndarray  # outwards from the middle of the eye, in eye sizes, [N]
+    b: np.ndarray  # upwards, [N]
+    right: np.ndarray  # 1 at the eye at positive x, else 0, [N]
+
+
+class FaceRest(NamedTuple):
+    """Face at rest, and how it moves; all grids [..., H, W] with the mouth rows inserted."""
+
+    position: np.ndarray  # [3, H, W]
+    canonical: np.ndarray  # [3, H, W]
     bag: np.ndarray  # 0 on the skin, 0..1 from upper to lower lip inside the mouth, [H, W]
-    shapes: dict[str, np.ndarray]  # displacement at motion amount 1, each [H, W, 3]
+    shapes: dict[str, np.ndarray]  # displacement at motion amount 1, each [3, H, W]
     jaw_weight: np.ndarray  # fraction of the jaw rotation, [H, W]
+    lids: Lids
     eyes: np.ndarray  # centres of the two eyeballs, left (negative x) first, [2, 3]
     mouth_row: int  # index of the last row above the mouth
+
+    def moving(self) -> np.ndarray:
+        """Returns which vertices [H, W] are not at the same place whatever the motion."""
+        moving = (self.jaw_weight != 0) | (self.bag > 0)
+        for shape in self.shapes.values():
+            moving |= (shape != 0).any(axis=0)
+        moving.ravel()[self.lids.index] = True
+        return moving
 
 
 def loft_radii(identity: Identity, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -103,29 +122,34 @@ def build_face(identity: Identity) -> FaceRest:
     rows = np.r_[: mouth_row + 1, [mouth_row] * BAG_ROWS, mouth_row + 1 : len(heights)]  # opens the mouth
     bag = np.zeros((len(rows), len(phi)))
     bag[mouth_row + 1 : mouth_row + 1 + BAG_ROWS] = _BAG
-    shapes = {name: (facing * s)[rows] for name, s in features.motion_shapes(identity, x, y, side).items()}
-    return FaceRest(position[rows], canonical[rows], bag, shapes, weight[rows], eyes, mouth_row)
+    shapes = features.motion_shapes(identity, x, y, side).items()
+    shapes = {name: components_first((facing * shape)[rows]) for name, shape in shapes}
+    canonical = components_first(canonical[rows])
+    lids = _find_lids(identity, canonical)
+    return FaceRest(
+        components_first(position[rows]), canonical, bag, shapes, weight[rows], lids, eyes, mouth_row
+    )
 
 
 def pose_jaw(points: np.ndarray, amount: np.ndarray | float) -> np.ndarray:
-    """Rotates points [..., 3] about the hinge of the jaw by `amount` [...] (1 = wide open)."""
+    """Rotates points [3, ...] about the hinge of the jaw by `amount` [...] (1 = wide open)."""
     angle = _JAW_RAD * np.asarray(amount)
-    offset = points - _JAW_HINGE
     cos, sin = np.cos(angle), np.sin(angle)
-    y = cos * offset[..., 1] - sin * offset[..., 2]
-    z = sin * offset[..., 1] + cos * offset[..., 2]
-    return np.stack([offset[..., 0], y, z], axis=-1) + _JAW_HINGE
+    _, hinge_y, hinge_z = _JAW_HINGE
+    up, ahead = points[1] - hinge_y, points[2] - hinge_z
+    return np.stack([points[0], cos * up - sin * ahead + hinge_y, sin * up + cos * ahead + hinge_z])
 
 
 def pose_face(identity: Identity, rest: FaceRest, motion: Motion) -> np.ndarray:
-    """Returns the vertices [H, W, 3] of the moving face."""
+    """Returns the vertices [3, H, W] of the moving face."""
     position = rest.position.copy()
     for name, shape in rest.shapes.items():
         if amount := getattr(motion, name):
             position += amount * shape
     position = pose_jaw(position, motion.jaw * rest.jaw_weight)
-    position = _pose_lids(identity, rest, motion, position)
-    return _fold_mouth(identity, rest, position)
+    _pose_lids(identity, rest, motion, position)
+    _fold_mouth(identity, rest, position)
+    return position
 
 
 def _rows(identity: Identity) -> tuple[np.ndarray, int]:
@@ -166,26 +190,28 @@ def _place_eyes(identity: Identity, position: np.ndarray, x: np.ndarray, y: np.n
     return np.array([[s * identity.eye_spacing, identity.eye_height, depth] for s in (-1, 1)])
 
 
-def _pose_lids(identity: Identity, rest: FaceRest, motion: Motion, position: np.ndarray) -> np.ndarray:
-    """Lays the skin around the eyes over the eyeballs; between the lids the surface is the eyeball itself."""
-    x, y = rest.canonical[..., 0], rest.canonical[..., 1]
+def _find_lids(identity: Identity, canonical: np.ndarray) -> Lids:
+    x, y, z = canonical.reshape(3, -1)
     a, b = eye_local(identity, x, y)
-    near = np.flatnonzero(((np.hypot(a, b) < 0.05) & (rest.canonical[..., 2] > 0)).ravel())
-    a, b, x = a.ravel()[near], b.ravel()[near], x.ravel()[near]
-    points = position.reshape(-1, 3)[near]
-    blink = np.where(x < 0, motion.blink_left, motion.blink_right)
+    index = np.flatnonzero((np.hypot(a, b) < 0.05) & (z > 0))
+    return Lids(index, a[index], b[index], (x[index] > 0).astype(int))
+
+
+def _pose_lids(identity: Identity, rest: FaceRest, motion: Motion, position: np.ndarray) -> None:
+    """Lays the skin around the eyes over the eyeballs; between the lids the surface is the eyeball itself."""
+    index, a, b, right = rest.lids
+    blink = np.array([motion.blink_left, motion.blink_right])[right]
     upper, lower = features.lid_curves(identity, a, blink, max(motion.smile, 0.0))
     margin = np.minimum(upper - b, b - lower) - np.maximum(np.abs(a - 0.001) - features.LID_HALF_WIDTH, 0.0)
     lid = LID_THICKNESS * smoothstep(0.0012, -0.0012, margin)
-    centre = rest.eyes[(x > 0).astype(int)]
+    centre_x, centre_y, centre_z = rest.eyes.T[:, right]
+    points = position.reshape(3, -1)
+    x, y, z = points[:, index]
     radius = EYE_RADIUS * identity.eye_size + lid
-    ball = centre[:, 2] + radius * _ball_height(np.hypot(*(points[:, :2] - centre[:, :2]).T) / radius)
+    ball = centre_z + radius * _ball_height(np.hypot(x - centre_x, y - centre_y) / radius)
     soft = 0.006 * smoothstep(0.0, 0.012, -margin) + 1e-4
-    h = np.clip(0.5 + 0.5 * (ball - points[:, 2]) / soft, 0.0, 1.0)  # polynomial smooth maximum
-    points[:, 2] = points[:, 2] + (ball - points[:, 2]) * h + soft * h * (1 - h)
-    out = position.reshape(-1, 3).copy()
-    out[near] = points
-    return out.reshape(position.shape)
+    h = np.clip(0.5 + 0.5 * (ball - z) / soft, 0.0, 1.0)  # polynomial smooth maximum
+    points[2, index] = z + (ball - z) * h + soft * h * (1 - h)
 
 
 def _ball_height(s: np.ndarray) -> np.ndarray:
@@ -194,15 +220,13 @@ def _ball_height(s: np.ndarray) -> np.ndarray:
     return np.sqrt(1 - np.minimum(s, 0.84) ** 2) - 1.55 * slope - 0.8 * smoothstep(0.95, 1.4, s)
 
 
-def _fold_mouth(identity: Identity, rest: FaceRest, position: np.ndarray) -> np.ndarray:
+def _fold_mouth(identity: Identity, rest: FaceRest, position: np.ndarray) -> None:
     """Places the inserted rows: from the upper lip back into the head and out to the lower lip."""
     above, below = rest.mouth_row, rest.mouth_row + BAG_ROWS + 1
-    x, _, z = rest.canonical[above].T
+    x, _, z = rest.canonical[:, above]
     parted = np.sqrt(np.clip(1 - (x / identity.mouth_width) ** 2, 0, 1)) * (z > 0)
-    upper, lower, t = position[above], position[below], _BAG
-    rows = upper + (lower - upper) * (t**1.5 / (t**1.5 + (1 - t) ** 1.5))[..., None]
-    rows[..., 2] -= 0.055 * np.sin(np.pi * t) ** 0.8 * parted
-    rows[..., 1] += 0.016 * np.sin(2 * np.pi * t) * parted
-    out = position.copy()
-    out[above + 1 : below] = rows
-    return out
+    upper, lower, t = position[:, above, None], position[:, below, None], _BAG
+    rows = position[:, above + 1 : below]
+    rows[:] = upper + (lower - upper) * (t**1.5 / (t**1.5 + (1 - t) ** 1.5))
+    rows[2] -= 0.055 * np.sin(np.pi * t) ** 0.8 * parted
+    rows[1] += 0.016 * np.sin(2 * np.pi * t) * parted

@@ -102,11 +102,11 @@ def neckline(identity: Identity, cos: np.ndarray, x: np.ndarray, y: np.ndarray) 
 
 
 def _mouth(identity: Identity, rest: FaceRest) -> list[Part]:
-    row = rest.position[rest.mouth_row]
-    canonical_x, _, canonical_z = rest.canonical[rest.mouth_row].T
+    row_x, _, row_z = rest.position[:, rest.mouth_row]
+    canonical_x, _, canonical_z = rest.canonical[:, rest.mouth_row]
     order = np.argsort(canonical_x + 10 * (canonical_z < 0))
     x = np.linspace(-0.86, 0.86, 40) * identity.mouth_width
-    z = np.interp(x, row[order, 0], row[order, 2]) - 0.30 * x**2 / identity.mouth_width
+    z = np.interp(x, row_x[order], row_z[order]) - 0.30 * x**2 / identity.mouth_width
     my = identity.mouth_y
     upper = _teeth(x, z - 0.010, np.linspace(my + 0.016, my - 0.0055, 10), 0.0)
     lower = _teeth(x * 0.92, z - 0.014, np.linspace(my - 0.0045, my - 0.022, 10), 1.0)

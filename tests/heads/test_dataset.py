@@ -29,9 +29,15 @@ def label_at(yaw_deg, pitch_deg):
     return camera.orbit_label(np.radians(yaw_deg), np.radians(pitch_deg)).numpy()
 
 
+def rays_of(label, size):
+    """Returns the origin [3] and the directions [size, size, 3] of the rays through pixel centres."""
+    origin, directions = rasterizer.camera_rays(label, size)
+    return origin, np.moveaxis(directions, 0, -1)
+
+
 def world_points(frame, label):
-    rays = rasterizer.camera_rays(label, len(frame.depth))
-    return rays.origin + rays.directions * frame.depth[..., None]
+    origin, directions = rays_of(label, len(frame.depth))
+    return origin + directions * frame.depth[..., None]
 
 
 def image_coordinates(points, label):
@@ -49,8 +55,8 @@ def views():
 @pytest.mark.parametrize('yaw_deg, pitch_deg', [(0, 0), (40, -15), (-25, 18)])
 def test_rays_pass_through_the_pixels_that_the_camera_projects_to(yaw_deg, pitch_deg):
     label = label_at(yaw_deg, pitch_deg)
-    rays = rasterizer.camera_rays(label, 7)
-    points = rays.origin + 2.3 * rays.directions
+    origin, directions = rays_of(label, 7)
+    points = origin + 2.3 * directions
     centre = (np.arange(7) + 0.5) / 7
     expected = np.stack(np.meshgrid(centre, centre), axis=-1)
     np.testing.assert_allclose(image_coordinates(points, label), expected, atol=1e-6)
@@ -61,22 +67,28 @@ def test_rasteriser_agrees_with_every_ray_tried_against_every_triangle():
     vertices = rng.uniform(-0.2, 0.2, (60, 3))
     triangles = rng.integers(0, 60, (40, 3))
     label, size = label_at(20, 5), 24
-    winner = rasterizer.visible_triangles(vertices, triangles, label, size)
-    rays = rasterizer.camera_rays(label, size)
+    seen = rasterizer.visible_triangles(vertices.T, triangles.T, label, size)
+    origin, directions = rays_of(label, size)
     a, b, c = (vertices[triangles[:, k]] for k in range(3))
     normal = np.cross(b - a, c - a)
     best, expected = np.full((size, size), np.inf), np.full((size, size), -1)
     for k in range(40):
-        slope = rays.directions @ normal[k]
+        slope = directions @ normal[k]
         with np.errstate(divide='ignore', invalid='ignore'):
-            distance = ((a[k] - rays.origin) @ normal[k]) / slope
-            point = rays.origin + distance[..., None] * rays.directions
+            distance = ((a[k] - origin) @ normal[k]) / slope
+            point = origin + distance[..., None] * directions
         edges = ((a[k], b[k]), (b[k], c[k]), (c[k], a[k]))
         inside = np.all([np.cross(q - p, point - p) @ normal[k] > 0 for p, q in edges], axis=0)
         hit = inside & (slope < 0) & (distance < best)  # only the front side is seen
         best[hit], expected[hit] = distance[hit], k
     assert (expected >= 0).mean() > 0.1
-    np.testing.assert_array_equal(winner, expected)
+    np.testing.assert_array_equal(seen.triangle, expected.ravel())
+    first, rest = triangles.T[:, :25], triangles.T[:, 25:]  # in two parts, the second before what is there
+    behind = rasterizer.visible_triangles(vertices.T, first, label, size)
+    before = rasterizer.visible_triangles(vertices.T, rest, label, size, behind)
+    both = np.where(before.triangle == -2, behind.triangle, before.triangle + 25 * (before.triangle >= 0))
+    np.testing.assert_array_equal(both, expected.ravel())
+    np.testing.assert_array_equal(before.inverse, seen.inverse)
 
 
 def test_depth_of_one_view_predicts_the_other(views):
@@ -108,8 +120,8 @@ def test_normals_agree_with_differences_of_depth(views):
     assert np.mean(angle < 20) > 0.85
     np.testing.assert_allclose(np.linalg.norm(frame.normal, axis=-1)[mask], 1, atol=1e-5)
     assert not frame.normal[~mask].any() and not frame.depth[~mask].any()
-    rays = rasterizer.camera_rays(label, 128)
-    assert np.mean((frame.normal * rays.directions).sum(-1)[mask] < 0.05) > 0.99  # to the camera
+    directions = rays_of(label, 128)[1]
+    assert np.mean((frame.normal * directions).sum(-1)[mask] < 0.05) > 0.99  # to the camera
 
 
 def test_face_without_hair_is_mirror_symmetric():
