@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # functions import what they need: --help and errors in optio
     from training.training_loop import Callbacks
 
 Paper = Literal['pv3d-voxceleb', 'pv3d-celebvhq', 'pv3d-talkinghead', 'pv3d-released']
-Preset = Literal[Paper, 'pv3d-256', 'pv3d-128', 'demo', 'tiny']  # as training.presets.PRESETS
+Preset = Literal[Paper, 'pv3d-256', 'pv3d-128', 'demo', 'study', 'tiny']  # as training.presets.PRESETS
 Count = Annotated[int, Range(0)] | None
 Number = Annotated[float, Range(0)] | None
 
@@ -226,14 +226,11 @@ def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfi
     A dry run can do without the data.
     """
     from torch_utils import distributed as dist
-    from training.config import with_resolution
+    from training.config import with_followers
 
-    expected = config.generator.resolution
-    facts = {'resolution': expected, 'span': config.generator.span, 'frames': config.loss.build().frames}
-    dataset = dataclasses.replace(config.dataset, **facts)
-    config = with_resolution(dataclasses.replace(config, dataset=dataset), expected)
+    config = with_followers(config)
     try:
-        data = dataset.build()
+        data = config.dataset.build()
         dist.print0(f'data: {data.describe()}')
         generator = dataclasses.replace(config.generator, focal=data.focal())
         return dataclasses.replace(config, generator=generator)

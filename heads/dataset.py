@@ -62,7 +62,7 @@ class Clip(NamedTuple):
     name: str
     files: list[tuple[str, bytes]]  # name, content
     labels: list[tuple[str, list[float]]]  # frame name, 25 numbers
-    info: dict[str, str | int]
+    info: dict[str, str | float]
 
 
 def clip_seed(seed: int, person: int, motion: int) -> int:
@@ -92,7 +92,8 @@ def render_clip(job: Job) -> Clip:
         stem = f'{name}/{i:05d}'
         files += _encode(stem, model.render(motion, label, job.heads.resolution))
         labels.append((f'{stem}.png', [float(v) for v in label]))
-    return Clip(name, files, labels, {'source': 'synthetic', 'identity': job.person})
+    info = {'identity': job.person, 'motion': job.motion, 'blink_rate': job.heads.blink_rate}
+    return Clip(name, files, labels, {'source': 'synthetic', **info})
 
 
 def write_dataset(

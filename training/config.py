@@ -148,6 +148,14 @@ def build_networks(config: TrainConfig) -> Networks:
     return networks
 
 
+def with_followers(config: TrainConfig) -> TrainConfig:
+    """Returns the config with what follows from the generator and the loss set: sizes, frames of a draw."""
+    G = config.generator
+    facts = {'resolution': G.resolution, 'span': G.span, 'frames': config.loss.build().frames}
+    dataset = dataclasses.replace(config.dataset, **facts)
+    return with_resolution(dataclasses.replace(config, dataset=dataset), G.resolution)
+
+
 def with_resolution(config: TrainConfig, resolution: int) -> TrainConfig:
     """Returns the config with the image size of all three networks set."""
     names = ('generator', 'd_image', 'd_video')

@@ -1,0 +1,4 @@
+"""Measuring what a network has learned of procedural people, and comparing changes at equal cost.
+
+`python -m studies.table` prints the figures of a network, `python -m studies.ab` compares several.
+"""

@@ -1,0 +1,89 @@
+"""Trains a base and changes of it at equal cost; `python -m studies.ab --help` explains."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated
+
+from dnnlib.cli import Range, command
+
+import click
+
+from dnnlib.util import UserError, usable_cores
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Reads whole numbers separated by commas."""
+    try:
+        seeds = tuple(int(part) for part in text.split(','))
+    except ValueError:
+        seeds = (-1,)
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError(f'{text!r} must be different whole numbers from 0 on, separated by commas')
+    return seeds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compares changes of a training run, each trained at equal cost from several seeds.
+
+    Every run has one thread and the same time of the processor (on a GPU: of the clock), whatever else the
+    machine does. The same command given again continues, and a new --change is added to what is there.
+
+    Example:
+      python -m studies.ab --base study --data faces.zip --outdir ab --change loss.r1_gamma=1
+        --change d_video.pair=difference+loss.video_weight=1 --minutes 15 --seeds 0,1
+    """
+
+    base: Annotated[str, 'CFG|PRESET']  # preset, or training_options.json of a run
+    data: Annotated[str, 'ZIP|DIR']  # data of `dataset_tool.py synth`
+    outdir: Annotated[Path, 'DIR']  # folder of all runs, and of results.json and results.md
+    # options that one run sets, joined by +; may be given several times
+    change: Annotated[tuple[str, ...], 'PATH=VALUE'] = ()
+    minutes: Annotated[float, Range(above=0)] = 15.0  # of training, for each run
+    seeds: Annotated[tuple[int, ...], parse_seeds, 'LIST'] = (0, 1)  # of training
+    resume: Annotated[str, 'PKL'] | None = None  # all runs start from the weights of this snapshot
+    parallel: Annotated[int, Range(1)] = 1  # runs at a time
+    full: bool = False  # measure with all codes: four times longer, half the errors
+    cache: Annotated[Path, 'DIR'] | None = (
+        None  # folder that keeps renderings of the data [default: beside them]
+    )
+    device: str = 'cpu'  # where to compute: cpu, cuda, cuda:1, ...; auto = cuda if available
+
+
+def run(options: Options) -> None:
+    """Trains what is not trained yet, then reports."""
+    os.environ['OMP_NUM_THREADS'] = '1'  # of the processes
+    from studies.arms import Task, base_config, make_arms, run_arm
+    from studies.comparison import compare, write_comparison
+    from studies.measure import FULL, QUICK, Settings, prepare
+    from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+    from training.data.archive import parallel
+
+    set_float32_precision()
+    keep_freed_memory()
+    settings = Settings(
+        sizes=FULL if options.full else QUICK,
+        cache=options.cache,
+        workers=usable_cores(),
+        device=pick_device(options.device),
+    )
+    base = base_config(options.base, options.data, options.resume)
+    arms = make_arms(base, options.change, options.seeds, options.outdir)
+    prepare(options.data, base.generator, settings)
+    tasks = [Task(arm, 60 * options.minutes, settings, options.full) for arm in arms]
+    failures = []
+    for task, failure in zip(tasks, parallel(run_arm, tasks, options.parallel), strict=True):
+        failures += [failure] if failure else []
+        click.echo(failure or f'{task.arm.folder}: done')
+    comparison = compare(arms)
+    write_comparison(options.outdir, comparison)
+    click.echo(comparison.text)
+    if failures:
+        raise UserError(f'{len(failures)} runs failed: {"; ".join(failures)}')
+
+
+main = command(Options, run, 'use --parallel 1')
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,195 @@
+"""The runs of a comparison: a base and its changes, each from several seeds, at equal cost.
+
+Each run has a folder of its own, named by its options, with the files of a training run, `cost.json` (what
+training has cost up to the newest checkpoint) and, when it is done, `table.json`.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from dnnlib.config import from_dict, override, to_dict
+from dnnlib.util import UserError, atomic_write, explain_os_error
+from interop.warm_start import start_from
+from metrics.records.digests import json_digest
+from studies.measure import Settings, measure
+from studies.report import TABLE, write_result
+from torch_utils.checkpoint import snapshot_path
+from training.config import OutputConfig, TrainConfig, build_networks, with_followers
+from training.presets import PRESETS
+from training.run_folder import exclusive, write_options
+from training.training_loop import Callbacks, Trainer
+
+COST = 'cost.json'
+_CHECKPOINTS = 4  # ticks between them
+_ENDLESS = 10**9  # clips; time ends a run
+
+
+class Arm(NamedTuple):
+    """One run."""
+
+    name: str  # changes, as they were given; base without
+    seed: int
+    config: TrainConfig
+    folder: Path
+
+
+class Task(NamedTuple):
+    """What is done with an arm."""
+
+    arm: Arm
+    budget_sec: float  # of the processor, or of the clock on a GPU
+    settings: Settings
+    full: bool  # whether the settings have all codes
+
+
+class Cost(NamedTuple):
+    """What training has cost."""
+
+    seconds: float = 0.0  # of the processor, or of the clock on a GPU
+    clips: int = 0
+
+
+def split_changes(text: str) -> dict[str, str]:
+    """Splits PATH=VALUE+PATH=VALUE, or with commas between them, into {path: value}."""
+    parts = [part.partition('=') for part in re.split(r'[+,](?=\s*[a-z_][\w.]*\s*=)', text)]
+    if not all(path and equals for path, equals, _ in parts):
+        raise UserError(f'--change {text} must be PATH=VALUE, several of them joined by +')
+    return {path.strip(): value.strip() for path, _, value in parts}
+
+
+def base_config(base: str, data: str, resume: str | None) -> TrainConfig:
+    """Returns the config of a preset, or of a file training_options.json, on other data."""
+    if base in PRESETS:
+        config = PRESETS[base](data)
+    else:
+        try:
+            config = from_dict(TrainConfig, json.loads(Path(base).read_bytes()))
+        except (OSError, ValueError) as err:
+            names = ', '.join(PRESETS)
+            raise UserError(
+                f'--base {base} must be a training_options.json or one of {names}: {err}'
+            ) from err
+        config = dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, path=data))
+    output = OutputConfig(
+        tick_nimg=config.output.tick_nimg,
+        snapshot_ticks=_CHECKPOINTS,
+        probe_ticks=_CHECKPOINTS,  # they cost as much as some steps
+        image_ticks=0,
+        keep_states=1,
+    )
+    return dataclasses.replace(config, output=output, total_nimg=_ENDLESS, workers=0, resume=resume)
+
+
+def make_arms(base: TrainConfig, changes: Sequence[str], seeds: Sequence[int], outdir: Path) -> list[Arm]:
+    """Makes the folders of all runs, seed by seed; the first of each seed is the base itself.
+
+    Raises:
+        ConfigError: if a change is not allowed.
+        DataError: if the data cannot be used.
+    """
+    configs = {'base': base}
+    for text in changes:
+        config = base
+        for path, value in split_changes(text).items():
+            config = override(config, path, value)
+        configs[text] = config
+    arms = []
+    for name, config in configs.items():
+        config = with_followers(config)
+        focal = config.dataset.build().focal()
+        config = dataclasses.replace(config, generator=dataclasses.replace(config.generator, focal=focal))
+        with torch.device('meta'):  # what networks refuse is reported before anything is trained
+            build_networks(config)
+        for seed in seeds:
+            arms.append(_make_arm(name, seed, dataclasses.replace(config, seed=seed), outdir))
+    return sorted(arms, key=lambda arm: seeds.index(arm.seed))
+
+
+def run_arm(task: Task) -> str:
+    """Trains an arm until its budget is used, then measures it, unless that was done; '' or why it failed.
+
+    What it prints goes to process.txt in its folder. Given again, it continues.
+    """
+    torch.set_num_threads(1)  # equal cost needs equal conditions
+    folder = task.arm.folder
+    with open(folder / 'process.txt', 'a') as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            with exclusive(folder):
+                cost = train_arm(task)
+                wanted = {'clips': cost.clips, 'full': task.full}
+                if not wanted.items() <= read_table(folder).items():
+                    measure_arm(task, cost)
+        except UserError as err:  # such as a run that diverges; the others go on
+            return f'{folder}: {err}'
+    return ''
+
+
+def train_arm(task: Task) -> Cost:
+    """Trains from the newest checkpoint of the folder until the run has cost its budget."""
+    folder, config, before = task.arm.folder, task.arm.config, read_cost(task.arm.folder)
+    if before.seconds >= task.budget_sec:
+        return before
+    tick = time.process_time if task.settings.device.type == 'cpu' else time.perf_counter
+    begin = tick()
+
+    def spent() -> float:
+        return before.seconds + tick() - begin
+
+    def note(_network: object, kimg: float) -> dict[str, float]:
+        write_cost(folder, Cost(spent(), round(1000 * kimg)))
+        return {}
+
+    callbacks = Callbacks(
+        should_stop=lambda: spent() >= task.budget_sec,
+        start=functools.partial(start_from, config.resume) if config.resume else None,
+        evaluate=note,  # at every checkpoint
+    )
+    trainer = Trainer(config, folder, task.settings.device, callbacks)
+    trainer.train()
+    note(None, trainer.progress.cur_nimg / 1000)
+    return read_cost(folder)
+
+
+def measure_arm(task: Task, cost: Cost) -> None:
+    """Measures the newest snapshot of an arm and writes figures and images."""
+    folder, config = task.arm.folder, task.arm.config
+    result = measure(snapshot_path(folder, cost.clips), config.dataset.path, task.settings)
+    write_result(folder, result, {**cost._asdict(), 'full': task.full})
+
+
+def read_table(folder: Path) -> dict[str, Any]:
+    """Returns what was measured in a folder, {} if nothing."""
+    path = folder / TABLE
+    return json.loads(path.read_bytes()) if path.exists() else {}
+
+
+def read_cost(folder: Path) -> Cost:
+    """Returns what the run in a folder has cost up to its newest checkpoint."""
+    path = folder / COST
+    return Cost(**json.loads(path.read_bytes())) if path.exists() else Cost()
+
+
+def write_cost(folder: Path, cost: Cost) -> None:
+    """Notes what the run in a folder has cost."""
+    with atomic_write(folder / COST, 'w') as file:
+        json.dump(cost._asdict(), file)
+
+
+def _make_arm(name: str, seed: int, config: TrainConfig, outdir: Path) -> Arm:
+    slug = re.sub(r'[^\w.=+-]+', '_', name)[:60]
+    folder = outdir / f'{slug}-seed{seed}-{json_digest(to_dict(config))[:8]}'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise UserError('cannot write ' + explain_os_error(err, folder)) from err
+    write_options(folder, config)
+    return Arm(name, seed, config, folder)
