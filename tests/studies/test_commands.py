@@ -1,0 +1,31 @@
+"""Command lines of studies: help texts, and that the examples in help and docs are understood."""
+
+import re
+import shlex
+
+import click
+import pytest
+
+from studies import ab, table
+from support.paths import ROOT
+
+COMMANDS = {'ab': ab.main, 'table': table.main}
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_options_have_texts(name):
+    assert all(len(param.help) > 5 for param in COMMANDS[name].params)
+
+
+def test_examples_are_understood():
+    texts = [f'{command.epilog}\n' for command in COMMANDS.values()]
+    texts.append((ROOT / 'docs' / 'studies.md').read_text().replace('\\\n', ' '))
+    found = []
+    for text in texts:
+        joined = re.sub(r'\n +--', ' --', text)
+        for name, args in re.findall(r'python -m studies\.(\w+) (--.*)', joined):
+            COMMANDS[name].make_context(name, shlex.split(args))
+            found.append(name)
+    assert sorted(found) == ['ab', 'ab', 'table', 'table']
+    with pytest.raises(click.ClickException):
+        COMMANDS['ab'].make_context('ab', ['--base', 'study'])
