@@ -122,6 +122,7 @@ class VideoDataset(Configurable):
         starts = index.starts[: len(self.names) + 1]
         self._starts, self._counts = starts[:-1], np.diff(starts)
         self._cameras = torch.from_numpy(index.cameras[: starts[-1]])
+        self.unreadable: dict[str, str] = {}  # clips that loaders have met, with reasons
         self._files = FileStore(config.path, index.files[: starts[-1]])
         self.resolution = index.resolution
         self._check_resolution()
@@ -311,7 +312,7 @@ def batches(
 
 def _watch(loader: Iterator[tuple[Draw | None, dict[str, str]]], dataset: VideoDataset) -> Iterator[Draw]:
     """Counts the clips that could not be read, over all workers, and stops when there are too many."""
-    known: dict[str, str] = {}
+    known = dataset.unreadable
     for pair, bad in loader:
         for name, reason in bad.items():
             if name not in known:
