@@ -226,14 +226,13 @@ def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfi
     A dry run can do without the data.
     """
     from torch_utils import distributed as dist
-    from training.config import with_followers
+    from training.config import with_focal, with_followers
 
     config = with_followers(config)
     try:
         data = config.dataset.build()
         dist.print0(f'data: {data.describe()}')
-        generator = dataclasses.replace(config.generator, focal=data.focal())
-        return dataclasses.replace(config, generator=generator)
+        return with_focal(config, data.focal())
     except DataError as err:
         if not dry_run:
             raise

@@ -45,9 +45,8 @@ class Options:
     resume: Annotated[str, 'PKL'] | None = None  # all runs start from the weights of this snapshot
     parallel: Annotated[int, Range(1)] = 1  # runs at a time
     full: bool = False  # measure with all codes: four times longer, half the errors
-    cache: Annotated[Path, 'DIR'] | None = (
-        None  # folder that keeps renderings of the data [default: beside them]
-    )
+    # folder that keeps renderings of the data [default: beside them]
+    cache: Annotated[Path, 'DIR'] | None = None
     device: str = 'cpu'  # where to compute: cpu, cuda, cuda:1, ...; auto = cuda if available
 
 

@@ -23,7 +23,7 @@ from metrics.records.digests import json_digest
 from studies.measure import Settings, measure
 from studies.report import TABLE, write_result
 from torch_utils.checkpoint import snapshot_path
-from training.config import OutputConfig, TrainConfig, build_networks, with_followers
+from training.config import OutputConfig, TrainConfig, build_networks, with_focal, with_followers
 from training.presets import PRESETS
 from training.run_folder import exclusive, write_options
 from training.training_loop import Callbacks, Trainer
@@ -105,8 +105,7 @@ def make_arms(base: TrainConfig, changes: Sequence[str], seeds: Sequence[int], o
     arms = []
     for name, config in configs.items():
         config = with_followers(config)
-        focal = config.dataset.build().focal()
-        config = dataclasses.replace(config, generator=dataclasses.replace(config.generator, focal=focal))
+        config = with_focal(config, config.dataset.build().focal())
         with torch.device('meta'):  # what networks refuse is reported before anything is trained
             build_networks(config)
         for seed in seeds:

@@ -19,9 +19,8 @@ from training.loss_contract import FakeBatch, Loss, Networks, Phase, RealBatch
 from training.networks.contract import VideoGenerator
 
 PHASES: tuple[Phase, ...] = ('Gmain', 'Greg', 'Dmain', 'Dreg')
-_LATENTS, _TIMES, _NOISE, _OTHER, _HELDOUT = range(
-    10, 15
-)  # purposes of random draws; each has its own stream
+# purposes of random draws; each has a stream of its own
+_LATENTS, _TIMES, _NOISE, _OTHER, _HELDOUT = range(10, 15)
 
 
 @dataclasses.dataclass

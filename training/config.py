@@ -156,6 +156,11 @@ def with_followers(config: TrainConfig) -> TrainConfig:
     return with_resolution(dataclasses.replace(config, dataset=dataset), G.resolution)
 
 
+def with_focal(config: TrainConfig, focal: float) -> TrainConfig:
+    """Returns the config with the focal length of the data, in image widths."""
+    return dataclasses.replace(config, generator=dataclasses.replace(config.generator, focal=focal))
+
+
 def with_resolution(config: TrainConfig, resolution: int) -> TrainConfig:
     """Returns the config with the image size of all three networks set."""
     names = ('generator', 'd_image', 'd_video')

@@ -63,9 +63,8 @@ class PV3DLoss(Loss, Configurable):
 
         kind = 'pv3d'
         image_weight: float = 1.0  # of D_image; 0 = the network is not built [PV3D A.1, table 3a]
-        image_frames: Literal[2, 1] = (
-            2  # of each clip that D_image judges; 1 = one of the two at random [ours]
-        )
+        # frames of each clip that D_image judges; 1 = one of the two at random [ours]
+        image_frames: Literal[2, 1] = 2
         video_weight: float = 0.65  # of D_video; 0 = the network is not built [PV3D A.1, table 3a]
         # logistic: each score alone, R1 [PV3D] | relativistic: fake against real, R1 and R2 [R3GAN]
         adversarial: Literal['logistic', 'relativistic'] = 'logistic'
@@ -73,9 +72,8 @@ class PV3DLoss(Loss, Configurable):
         r1_gamma_video: float | None = None  # another one for D_video; none = r1_gamma [ours]
         diversity_weight: float = 0.0  # of two motion codes that give the same clip; 1 is much [ours]
         r1_delta_t: bool = True  # R1 of D_video counts the time plane too, if it sees frames [released]
-        reuse_fakes: bool = (
-            False  # Dmain judges the fakes of Gmain, one pass of G less; keeps the images [ours]
-        )
+        # Dmain judges the fakes of Gmain, one pass of G less; keeps the images [ours]
+        reuse_fakes: bool = False
         density_weight: float = 0.6  # smoothness of the density [PV3D A.1]
         density_points: int = 1000  # points per frame [EG3D]
         density_distance: float = 0.004  # std of the perturbation, scene units [EG3D]

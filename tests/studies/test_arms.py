@@ -79,7 +79,7 @@ def test_arm_trains_to_its_budget_and_continues(small, tmp_path, monkeypatch):
     first = arms.read_cost(arm.folder)
     assert 12 <= first.seconds <= 16 and first.clips > 0 and len(measured) == 1
     assert arms.run_arm(task) == '' and arms.read_cost(arm.folder) == first and len(measured) == 1
-    assert arms.run_arm(task._replace(budget_sec=20.0)) == ''  # more time: the same run goes on
+    assert arms.run_arm(task._replace(budget_sec=20.0)) == ''  # more time: the same run continues
     second = arms.read_cost(arm.folder)
     assert second.clips > first.clips and 20 <= second.seconds <= 24
     assert measured == [arm.folder / f'network-snapshot-{cost.clips:09d}.pkl' for cost in (first, second)]
