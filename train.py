@@ -212,12 +212,10 @@ def build_config(options: Options) -> TrainConfig:
             raise UserError(f'--set {text}: given twice, also by --{flags[path]}; leave one out')
         flags[path] = 'set'
         changes[path] = value
-    for path, value in changes.items():
-        if path == 'generator.resolution':
-            config = with_resolution(config, override(config.generator, 'resolution', value).resolution)
-        else:
-            config = override(config, path, value)
-    return config
+    if 'generator.resolution' in changes:
+        size = {'resolution': changes.pop('generator.resolution')}
+        config = with_resolution(config, override(config.generator, size).resolution)
+    return override(config, changes)
 
 
 def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfig:

@@ -113,30 +113,44 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = '') -> T:
     return cls(**{name: _coerce(hints[name], value, path + name) for name, value in values.items()})
 
 
-def override(config: T, path: str, text: str) -> T:
-    """Returns a copy of a config tree with one field set from text, read by its annotation.
+def override(config: T, changes: dict[str, str]) -> T:
+    """Returns a copy of a config tree with fields set from text, all at once: their order does not matter.
 
     Args:
         config: root of the tree.
-        path: for example `generator.renderer.depth_samples`.
-        text: the value as typed by a user; `none` clears an optional field, lists are `[a,b]` or `a,b`.
+        changes: path, for example `generator.renderer.depth_samples` -> the value as typed by a user, read by
+            the annotation of the field; `none` clears an optional field, lists are `[a,b]` or `a,b`.
 
     Raises:
-        ConfigError: for an unknown path (lists what is known) or a value of another type.
+        ConfigError: for an unknown path (lists what is known), a value of another type or one that does not
+            go with the others.
     """
-    names, nodes, value = path.split('.'), [], config
+    tree: dict[str, Any] = {}
+    for path, text in changes.items():
+        *parents, name = path.split('.')
+        branch = tree
+        hint = _field_type(config, path)
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[name] = _coerce(hint, _read(hint, text), path)
+    return _replaced(config, tree)
+
+
+def _field_type(config: Any, path: str) -> Any:
+    root, names = config, path.split('.')
     for i, name in enumerate(names):
-        hints = _field_types(type(value)) if dataclasses.is_dataclass(value) else {}
+        hints = _field_types(type(config)) if dataclasses.is_dataclass(config) else {}
         if name not in hints:
-            known = ', '.join(sorted(hints)) or f'none, it is a single value ({value!r})'
+            known = ', '.join(sorted(hints)) or f'none, it is a single value ({config!r})'
             wrong = '.'.join(names[: i + 1])
-            raise ConfigError(f'unknown option {wrong}; known here: {known}{_similar(config, path)}')
-        nodes.append(value)
-        value = getattr(value, name)
-    value = _coerce(hints[name], _read(hints[name], text), path)
-    for node, name in zip(reversed(nodes), reversed(names), strict=True):
-        value = dataclasses.replace(node, **{name: value})
-    return value
+            raise ConfigError(f'unknown option {wrong}; known here: {known}{_similar(root, path)}')
+        config = getattr(config, name)
+    return hints[name]
+
+
+def _replaced(node: Any, tree: dict[str, Any]) -> Any:
+    new = {k: _replaced(getattr(node, k), v) if isinstance(v, dict) else v for k, v in tree.items()}
+    return dataclasses.replace(node, **new)
 
 
 def _similar(config: Any, path: str) -> str:

@@ -212,8 +212,7 @@ def _network(
     else:
         given = dict(overrides).get('sr_resolution', '')
         config = CONFIGS[name](shapes, *([int(given)] if given.isdecimal() else []))
-    for option, value in overrides:
-        config = override(config, option, value)
+    config = override(config, dict(overrides))
     problem = mismatch(name, config, state)
     if problem:
         raise CheckpointError(f'{path}: {name} does not fit: {problem}')

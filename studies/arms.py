@@ -98,10 +98,7 @@ def make_arms(base: TrainConfig, changes: Sequence[str], seeds: Sequence[int], o
     """
     configs = {'base': base}
     for text in changes:
-        config = base
-        for path, value in split_changes(text).items():
-            config = override(config, path, value)
-        configs[text] = config
+        configs[text] = override(base, split_changes(text))
     arms = []
     for name, config in configs.items():
         config = with_followers(config)

@@ -83,7 +83,7 @@ TEXTS = {
 def test_override(path):
     before = flatten(to_dict(BASE))
     for text, expected in TEXTS[path].items():
-        config = override(BASE, path, text)
+        config = override(BASE, {path: text})
         value = operator.attrgetter(path)(config)
         assert value == expected and type(value) is type(expected)
         if isinstance(expected, tuple):
@@ -116,7 +116,7 @@ def test_override(path):
 )
 def test_override_refuses(path, text, message):
     with pytest.raises(UserError, match=message):
-        override(BASE, path, text)
+        override(BASE, {path: text})
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_links_and_names(page):
     config = PRESETS['tiny']('none.zip')
     for path, value in re.findall(rf'`(?:--set )?({FIELDS})(?:=(\w[\w.]*))?`', text):
         try:
-            override(config, path, value) if value else operator.attrgetter(path)(config)
+            override(config, {path: value}) if value else operator.attrgetter(path)(config)
         except (AttributeError, UserError) as err:
             missing.append(f'{path}={value}: {err}')
     assert not missing, '\n'.join(missing)

@@ -37,7 +37,7 @@ def probes_of(trainer, **networks):
 
 @pytest.fixture
 def trainer(small, tmp_path):
-    return new_trainer(override(small, 'dataset.heldout_clips', '2'), tmp_path)
+    return new_trainer(override(small, {'dataset.heldout_clips': '2'}), tmp_path)
 
 
 def measured(trainer, judge):

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from dnnlib.config import from_dict, to_dict
+from dnnlib.config import from_dict, override, to_dict
 from dnnlib.util import UserError
 from support.small_runs import config_of
 from train import with_facts_of_data
@@ -202,3 +202,13 @@ def test_run_folders(tmp_path):
     assert choose(config, desc='a/b c') == (3, True)
     options.write_text('{"half": ')  # a folder of unreadable options is nobody's
     assert choose(dataclasses.replace(config, seed=2)) == (4, True)
+
+
+@pytest.mark.parametrize('order', [1, -1])
+def test_override_sets_all_at_once(order):
+    """What is only allowed together may come in any order."""
+    changes = {'augment.target': '0.6', 'dataset.heldout_clips': '2', 'batch': '8'}
+    config = override(tiny('d.zip'), dict(list(changes.items())[::order]))
+    assert (config.augment.target, config.dataset.heldout_clips, config.batch) == (0.6, 2, 8)
+    with pytest.raises(UserError, match='set dataset.heldout_clips, too'):
+        override(tiny('d.zip'), {'augment.target': '0.6'})

@@ -193,7 +193,7 @@ def test_lazy_phases_weigh_more(small, tmp_path):
 
 
 def test_moving_average_beta(small, tmp_path):
-    trainer = Trainer(override(override(small, 'ema.half_life_nimg', '5000'), 'batch', '16'), tmp_path, CPU)
+    trainer = Trainer(override(small, {'ema.half_life_nimg': '5000', 'batch': '16'}), tmp_path, CPU)
     expected = {0: 0, 16: 0.5**20, 100_000: 0.5 ** (16 / 5000), 10**7: 0.5 ** (16 / 5000)}
     expected[50_000] = 0.5 ** (16 / 2500)  # ramp: half-life 5 % of the clips seen
     for nimg, beta in expected.items():
@@ -207,7 +207,7 @@ def test_moving_average_and_mean_w_of_a_run(small, tmp_path):
         return networks['G']['state'], networks['G_ema']['state']
 
     output = OutputConfig(tick_nimg=2, snapshot_ticks=1, image_ticks=0)
-    config = dataclasses.replace(override(small, 'ema.rampup', '1'), output=output, total_nimg=4)
+    config = dataclasses.replace(override(small, {'ema.rampup': '1'}), output=output, total_nimg=4)
     train(config, tmp_path)
     (first, first_ema), (second, second_ema) = state(2), state(4)
     for name, value in first.items():
@@ -285,7 +285,7 @@ def test_reused_fakes_go_from_gmain_to_dmain(small, tmp_path, monkeypatch):
         return terms(self, phase, networks, real, fake, nimg, *draws)
 
     monkeypatch.setattr(PV3DLoss, 'terms', spy)
-    config = dataclasses.replace(override(small, 'loss.reuse_fakes', 'true'), batch=4, batch_gpu=2)
+    config = dataclasses.replace(override(small, {'loss.reuse_fakes': 'true'}), batch=4, batch_gpu=2)
     trainer = Trainer(config, tmp_path, CPU)
     renders, render = [], trainer.networks.G.render
     monkeypatch.setattr(trainer.networks.G, 'render', lambda *a: (renders.append(1), render(*a))[1])
