@@ -6,10 +6,10 @@ import shlex
 import click
 import pytest
 
-from studies import ab, table
+from studies import ab, curves, table
 from support.paths import ROOT
 
-COMMANDS = {'ab': ab.main, 'table': table.main}
+COMMANDS = {'ab': ab.main, 'curves': curves.main, 'table': table.main}
 
 
 @pytest.mark.parametrize('name', COMMANDS)
@@ -26,6 +26,6 @@ def test_examples_are_understood():
         for name, args in re.findall(r'python -m studies\.(\w+) (--.*)', joined):
             COMMANDS[name].make_context(name, shlex.split(args))
             found.append(name)
-    assert sorted(found) == ['ab', 'ab', 'table', 'table']
+    assert sorted(found) == ['ab', 'ab', 'curves', 'curves', 'table', 'table']
     with pytest.raises(click.ClickException):
         COMMANDS['ab'].make_context('ab', ['--base', 'study'])

@@ -1,0 +1,91 @@
+"""Draws how the figures of a run changed while it was trained; `python -m studies.curves --help` explains."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from dnnlib.cli import Range, command
+
+import click
+import numpy as np
+
+from dnnlib.util import UserError, usable_cores
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measures every snapshot of a run on procedural people, and draws the curves of the figures.
+
+    What is measured is kept in the run folder, in figures/CLIPS: given again, only new snapshots cost time.
+    docs/studies.md explains the figures.
+
+    Example:
+      python -m studies.curves --run runs/00000-demo-heads --data heads.zip --dest curves.png
+    """
+
+    run: Annotated[Path, 'DIR']  # run folder with snapshots
+    data: Annotated[str, 'ZIP|DIR']  # data of `dataset_tool.py synth` that it was trained on
+    dest: Annotated[Path, 'X.png'] | None = None  # [default: curves.png in the run folder]
+    full: bool = False  # all codes: four times longer, half the errors
+    device: str = 'auto'  # where to compute: cpu, cuda, cuda:1, ...; auto = cuda if available
+    # processes that render the data [default: all cores]
+    workers: Annotated[int, Range(1)] = dataclasses.field(default_factory=usable_cores)
+
+
+def run(options: Options) -> None:
+    """Measures what was not measured, then draws."""
+    from metrics.plotting import draw_curves
+    from studies.measure import FULL, QUICK, Settings
+    from torch_utils.misc import pick_device
+    from viz.images import save_png
+
+    settings = Settings(
+        sizes=FULL if options.full else QUICK,
+        workers=options.workers,
+        device=pick_device(options.device),
+    )
+    snapshots = sorted(options.run.glob('network-snapshot-*.pkl'))
+    if not snapshots:
+        raise UserError(f'--run {options.run} holds no network-snapshot-*.pkl; give the folder of a run')
+    tables = {}
+    for path in snapshots:
+        clips = path.stem.rpartition('-')[2]
+        tables[int(clips)] = _table(path, options, settings, options.run / 'figures' / clips)
+        click.echo(f'{path.name}: measured')
+    dest = options.dest or options.run / 'curves.png'
+    save_png(dest, draw_curves(_curves(tables)))
+    click.echo(f'{dest}: {len(tables)} snapshots')
+
+
+def _table(snapshot: Path, options: Options, settings: Any, folder: Path) -> list[dict[str, Any]]:
+    from studies.measure import measure
+    from studies.report import TABLE, write_result
+
+    wanted = {'full': options.full, 'data': options.data}
+    kept = json.loads((folder / TABLE).read_bytes()) if (folder / TABLE).exists() else {}
+    if not wanted.items() <= kept.items():
+        write_result(folder, measure(snapshot, options.data, settings), wanted)
+        kept = json.loads((folder / TABLE).read_bytes())
+    return kept['rows']
+
+
+def _curves(tables: dict[int, list[dict[str, Any]]]) -> list[Any]:
+    """Returns the curves of the figures that have a goal."""
+    from metrics.plotting import Curve
+
+    first = next(iter(tables.values()))
+    kimg = [clips / 1000 for clips in tables]
+    curves = []
+    for number, row in enumerate(first):
+        rows = [table[number] for table in tables.values()]
+        if row['goal']:
+            values, errors = ([np.nan if r[k] is None else r[k] for r in rows] for k in ('value', 'error'))
+            curves.append(Curve(f'{row["name"]}\n(goal {row["goal"]})', kimg, values, errors, row['data']))
+    return curves
+
+
+main = command(Options, run, 'use --device cpu')
+
+if __name__ == '__main__':
+    main()
