@@ -70,7 +70,9 @@ class PV3DLoss(Loss, Configurable):
         adversarial: Literal['logistic', 'relativistic'] = 'logistic'
         r1_gamma: float = 2.0  # R1 weight of both discriminators; the term is gamma / 2 [PV3D A.1]
         r1_gamma_video: float | None = None  # another one for D_video; none = r1_gamma [ours]
-        diversity_weight: float = 0.0  # of two motion codes that give the same clip; 1 is much [ours]
+        # of two motion codes that give the same clip, at first; 1 is much [ours]
+        diversity_weight: float = 0.0
+        diversity_fade_nimg: int | None = None  # clips until it is 0; none = it stays [ours]
         r1_delta_t: bool = True  # R1 of D_video counts the time plane too, if it sees frames [released]
         # Dmain judges the fakes of Gmain, one pass of G less; keeps the images [ours]
         reuse_fakes: bool = False
@@ -136,7 +138,7 @@ class PV3DLoss(Loss, Configurable):
         """See Loss."""
         if phase == 'Gmain':
             yield self._g_main(networks, real, fake, nimg, generator, augment)
-            if self.config.diversity_weight > 0:
+            if self.diversity_weight(nimg) > 0:
                 yield self._diversity(networks.G, fake, nimg)
         elif phase == 'Greg':
             yield self._density(networks.G, fake, nimg, generator)
@@ -163,6 +165,11 @@ class PV3DLoss(Loss, Configurable):
     def sigma(self, nimg: int) -> float:
         """Returns the blur of what discriminators see after nimg clips, in pixels."""
         return fade(nimg, self.config.blur_sigma, 0.0, self.config.blur_fade_nimg)
+
+    def diversity_weight(self, nimg: int) -> float:
+        """Returns the weight of mode seeking after nimg clips."""
+        weight, end = self.config.diversity_weight, self.config.diversity_fade_nimg
+        return weight if end is None else fade(nimg, weight, 0.0, end)
 
     def renderer(self, G: RadianceGenerator, nimg: int) -> RendererConfig:
         """Returns how G renders after nimg clips."""
@@ -261,7 +268,7 @@ class PV3DLoss(Loss, Configurable):
         one, other = image.chunk(2)
         difference = (one - other).abs().mean()
         value = 0.02 / (2.9 * difference + 0.01)  # 1 / 2.9: sd of real frames; 2 if all is the same
-        return Term(self.config.diversity_weight * value, {'Loss/G/diversity': difference.detach()})
+        return Term(self.diversity_weight(nimg) * value, {'Loss/G/diversity': difference.detach()})
 
     def _density(
         self, G: RadianceGenerator, fake: FakeBatch, nimg: int, generator: torch.Generator | None

@@ -124,6 +124,17 @@ def test_diversity_uses_a_quarter_of_the_clips(monkeypatch):
     assert loss._diversity(G, alike, LATE).loss.item() == pytest.approx(2.0)
 
 
+def test_diversity_fades():
+    """It stays, or its weight falls to 0, after which nothing is rendered for it."""
+    assert PV3DLoss.Config(diversity_weight=0.4).build().diversity_weight(LATE) == 0.4
+    loss = PV3DLoss.Config(diversity_weight=0.4, diversity_fade_nimg=100).build()
+    assert [loss.diversity_weight(n) for n in (0, 50, 100, LATE)] == [0.4, 0.2, 0, 0]
+    batches = double(real_batch()), double(fake_batch())
+    terms = [list(loss.terms('Gmain', double(networks()), *batches, n, None)) for n in (0, 50, 100)]
+    first, second = (found[1].loss for found in terms[:2])
+    assert len(terms[2]) == 1 and second.item() == pytest.approx(first.item() / 2)
+
+
 def test_diversity_needs_no_rate():
     """Where clips begin alike (z_m t), the difference per time would move the weights the same way."""
     G, fake = double(networks()).G, double(fake_batch())
