@@ -241,7 +241,7 @@ struct RunForward {
         const auto to = static_cast<T*>(out);
         const int64_t total = o.n * o.channels * o.inner;
 #ifndef __CUDACC__
-        if (!device_body) return for_each(HostForward<T>{a, x, y, to}, o.last ? o.n * o.inner : o.n * o.channels, where);
+        if constexpr (sizeof(T) >= 4) if (!device_body) return for_each(HostForward<T>{a, x, y, to}, o.last ? o.n * o.inner : o.n * o.channels, where);
 #endif
         constexpr int V = 16 / sizeof(T);
         const bool aligned = (int64_t(x) | int64_t(y) | int64_t(to)) % 16 == 0;
@@ -269,7 +269,7 @@ struct RunBackward {
                              parts};
         const int64_t items = (o.last ? o.n : o.n * o.channels) * parts;
 #ifndef __CUDACC__
-        if (!device_body && !g.x) return for_each_row(HostBackward<T>{g}, items, where);
+        if constexpr (sizeof(T) >= 4) if (!device_body && !g.x) return for_each_row(HostBackward<T>{g}, items, where);
 #endif
         return for_each_row(Backward<T>{g}, items, where);
     }
