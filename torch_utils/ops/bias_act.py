@@ -13,8 +13,10 @@ from torch import Tensor
 
 from torch_utils.ops import kernels
 
-# pixels that a lane group of the kernel sums up at a time; with channels last pixels alone give groups
+# pixels that a thread of a CPU sums up at a time; with channels last of all channels
 _PART, _PART_LAST = 4096, 128
+# threads wanted on a GPU (twice what an H100 holds), and packs of elements that each sums up at least
+_THREADS, _PACKS = 2**19, 32
 _HALF = (torch.float16, torch.bfloat16)  # too coarse to find x again from the result
 
 
@@ -242,10 +244,20 @@ def _derivative_kernel(dy: Tensor, y: Tensor, *numbers: float) -> Tensor:
     return out
 
 
+def _part(y: Tensor, n: int, c: int, pixels: int, last: int) -> int:
+    """Returns how many pixels of a channel are summed up at a time."""
+    if not y.is_cuda:
+        return _PART_LAST if last else _PART
+    pack = 16 // y.element_size()
+    most = n * c * pixels // pack // _PACKS  # threads that have enough to do
+    parts = min(most, _THREADS) // max(1, n * c // pack if last else n * c)
+    return max(1, -(-pixels // max(1, parts)))
+
+
 def _backward_kernel(dy: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     (y, dy, x, *small), numbers = _pack(y, dy, *args[:3]), args[3:]  # small: scale, noise
     n, c, pixels, last = _layout(y)
-    part = _PART_LAST if last else _PART
+    part = _part(y, n, c, pixels, last)
     parts = -(-pixels // part)
     wide = torch.float64 if y.dtype == torch.float64 else torch.float32
     sums = y.new_empty((n, parts, c, 3) if last else (n, c, parts, 3), dtype=wide)

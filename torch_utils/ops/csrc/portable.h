@@ -6,6 +6,8 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -39,7 +41,7 @@ template <class T> constexpr int kPack = kPackBytes / sizeof(T);
 template <class T> bool aligned(const T* p) { return uintptr_t(p) % kPackBytes == 0; }
 
 // The elements of pack i, widened, or zeros. In one instruction: left alone nvcc loads the elements one by one.
-template <class T, int V> PV3D_FN void load(const Pack<T, V>* from, uint32_t i, bool inside, wide_t<T> (&to)[V]) {
+template <class T, int V, class I> PV3D_FN void load(const Pack<T, V>* from, I i, bool inside, wide_t<T>* to) {
     Pack<T, V> pack{};
 #ifdef __CUDA_ARCH__
     if constexpr (sizeof pack == kPackBytes) {
@@ -56,15 +58,28 @@ template <class T, int V> PV3D_FN void load(const Pack<T, V>* from, uint32_t i, 
 }
 
 // Rounds and stores the elements of a pack.
-template <class T, int V> PV3D_FN void store(const wide_t<T> (&from)[V], Pack<T, V>* to) {
+template <class T, int V> PV3D_FN void store(const wide_t<T>* from, Pack<T, V>* to) {
     Pack<T, V> pack;
 #pragma unroll
     for (int k = 0; k < V; ++k) pack.at[k] = T(from[k]);
     *to = pack;
 }
 
-// Divides numbers below 2^31 by one that is known before a kernel starts: three instructions in place of twenty.
-struct Divisor {
+// Divides by a number that is known before a kernel starts.
+template <class I> struct Divisor {
+    I by;
+
+    struct Result {
+        I quotient, rest;
+    };
+
+    explicit Divisor(int64_t d) : by(I(d)) {}
+
+    PV3D_FN Result split(I n) const { return {n / by, n % by}; }
+};
+
+// For numbers below 2^31: three instructions in place of twenty.
+template <> struct Divisor<uint32_t> {
     uint32_t by, shift = 0, factor;
 
     struct Result {
@@ -107,41 +122,6 @@ template <class F> int for_each(const F& body, int64_t n, const Launch& where) {
     for (int64_t i = 0; i < n; ++i) body(i);
     return 0;
 #endif
-}
-
-// Lanes that share the work of one item of for_each_row; on the host an item is done by one thread.
-#ifdef __CUDACC__
-constexpr int kLanes = 32;
-
-template <class F> __global__ void __launch_bounds__(256) pv3d_rows(F body, int64_t n) {
-    const int64_t step = int64_t(gridDim.x) * (blockDim.x / kLanes);
-    const int64_t first = int64_t(blockIdx.x) * (blockDim.x / kLanes) + threadIdx.x / kLanes;
-    for (int64_t i = first; i < n; i += step) body(i, int(threadIdx.x % kLanes));
-}
-#else
-constexpr int kLanes = 1;
-#endif
-
-// Runs body(i, lane) for all items and lanes; returns a CUDA error code, 0 = success.
-template <class F> int for_each_row(const F& body, int64_t n, const Launch& where) {
-    if (n == 0) return 0;
-#ifdef __CUDACC__
-    const int64_t blocks = (n + 7) / 8, most = int64_t(1) << 20;
-    pv3d_rows<<<unsigned(blocks < most ? blocks : most), 256, 0, cudaStream_t(where.stream)>>>(body, n);
-    return int(cudaGetLastError());
-#else
-#pragma omp parallel for num_threads(int(where.threads)) schedule(static) if (where.threads > 1)
-    for (int64_t i = 0; i < n; ++i) body(i, 0);
-    return 0;
-#endif
-}
-
-// Sum over the lanes of an item, the same in each.
-template <class A> PV3D_FN A lane_sum(A x) {
-#ifdef __CUDA_ARCH__
-    for (int step = kLanes / 2; step; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-#endif
-    return x;
 }
 
 // Calls action.template run<T>() for the element type with this code; -1 for a type that the target lacks.

@@ -52,7 +52,7 @@ template <class T, int UP, int DOWN, int ROWS, int COLS> struct Blocks {
     Shape s;
     // Pixels of the first block that lie before the output.
     int skip_y = int(s.top & (UP - 1)), skip_x = int(s.left & (UP - 1));
-    Divisor packs{s.c / V}, across{(s.out_w + skip_x + COLS - 1) / COLS}, along{(s.out_h + skip_y + ROWS - 1) / ROWS};
+    Divisor<uint32_t> packs{s.c / V}, across{(s.out_w + skip_x + COLS - 1) / COLS}, along{(s.out_h + skip_y + ROWS - 1) / ROWS};
 
     int64_t count() const { return s.n * along.by * across.by * packs.by; }
 
