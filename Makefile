@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DEMO := demo
 MINUTES ?= 3
 
-.PHONY: help install demo metrics test lint clean
+.PHONY: help install demo metrics test sanitize lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -60,6 +60,13 @@ metrics: $(STAMP)  ## measure the network of the demo (make demo first) with all
 
 test: $(STAMP)  ## run all tests
 	$(PY) -m pytest
+
+SANITIZED := CXX='g++ -fsanitize=address,undefined -fno-sanitize-recover=all'
+RUNTIMES = $$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)
+
+sanitize: $(STAMP)  ## run kernels, what GPUs run too, under the sanitizers of addresses and undefined behaviour
+	$(SANITIZED) $(PY) -c "from torch_utils.ops import build; build.build('cpu', build.toolchain('cpu'), build.cache_folder())"
+	$(SANITIZED) LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 $(PY) -m pytest tests/torch_utils/ops/test_device_code.py tests/torch_utils/ops/test_ops.py
 
 lint: $(STAMP)  ## ruff: rules and formatting
 	$(PY) -m ruff check .

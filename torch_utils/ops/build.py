@@ -87,10 +87,7 @@ def toolchain(target: Target) -> Toolchain:
 
 def cuda_toolchain(archs: list[str]) -> Toolchain:
     """Returns how nvcc compiles for architectures such as `90` (an H100)."""
-    homes = [os.environ[name] + '/bin' for name in ('CUDA_HOME', 'CUDA_PATH') if name in os.environ]
-    pip = [str(found) for folder in sys.path for found in sorted(Path(folder).glob('nvidia/*/bin'))]
-    places = [*homes, *os.get_exec_path(), '/usr/local/cuda/bin', *pip]
-    nvcc = shutil.which('nvcc', path=os.pathsep.join(places))
+    nvcc = cuda_program('nvcc')
     if nvcc is None:
         raise BuildError('cuda', 'nvcc was not found')
     version = _ask('cuda', nvcc, '--version')
@@ -104,6 +101,16 @@ def cuda_toolchain(archs: list[str]) -> Toolchain:
     codes = [flag for a in archs for flag in ('-gencode', f'arch=compute_{a},code=sm_{a}')]
     flags = ['-std=c++17', '-O3', '--extra-device-vectorization', *codes, '-Xcompiler', '-fPIC']
     return Toolchain((nvcc, *flags), version, ','.join(archs))
+
+
+def cuda_program(name: str) -> str | None:
+    """Returns the path of a program of the CUDA toolkit, or of the packages of pip that bring some."""
+    homes = [os.environ[home] + '/bin' for home in ('CUDA_HOME', 'CUDA_PATH') if home in os.environ]
+    folders = [Path(folder) for folder in sys.path]
+    pip = [str(found) for folder in folders for found in sorted(folder.glob('nvidia/*/bin'))]
+    pip += [str(folder / 'triton' / 'backends' / 'nvidia' / 'bin') for folder in folders]
+    places = [*homes, *os.get_exec_path(), '/usr/local/cuda/bin', *pip]
+    return shutil.which(name, path=os.pathsep.join(places))
 
 
 def _ask(target: Target, *command: str) -> str:

@@ -72,6 +72,7 @@ template <class T, int UP, int DOWN, int ROWS, int COLS> struct Blocks {
         const uint32_t h = uint32_t(s.h), w = uint32_t(s.w), step = packs.by;
         const Pack<T, V>* in = x + sample * s.h * s.w * step + pack;
         Pack<T, V>* out = y + sample * s.out_h * s.out_w * step + pack;
+        const uint32_t corner = (uint32_t(iy) * w + uint32_t(ix)) * step;
         A taps[kTaps][kTaps], sum[ROWS][COLS][V] = {};
         read(taps);
 #pragma unroll
@@ -80,7 +81,7 @@ template <class T, int UP, int DOWN, int ROWS, int COLS> struct Blocks {
             for (int c = 0; c < kInCols; ++c) {
                 const bool inside = uint32_t(iy + r) < h && uint32_t(ix + c) < w;
                 A pixel[V];
-                load(in, (uint32_t(iy + r) * w + uint32_t(ix + c)) * step, inside, pixel);
+                load(in, corner + (r * w + c) * step, inside, pixel);
                 add(r, c, pixel, taps, sum);
             }
 #pragma unroll
