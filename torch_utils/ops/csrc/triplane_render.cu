@@ -58,7 +58,7 @@ template <class T> int run_blocks(const Scene& a, const Launch& where) {
     return aligned ? run_kernel<T, V, false>(a, where) : run_kernel<T, 1, false>(a, where);
 }
 
-struct Run {
+struct RunRays {
     Scene a;
     bool device_body;  // host: run what the GPU would run
     Launch where;
@@ -108,5 +108,5 @@ PV3D_API int pv3d_triplane_render(const void* planes, const void* params, const 
     const Scene a{planes, params, origins, directions, depths, grad_features, grad_weights, features, weights,
                   grad_planes, grad_params, n, c, h, w, rays, samples, f, step_n, step_p, step_y, step_x, axes,
                   scale, margin, density_bias};
-    return dispatch(type, Run{a, kDevice || device_body, Launch{threads, stream}});
+    return dispatch(type, RunRays{a, kDevice || device_body, Launch{threads, stream}});
 }

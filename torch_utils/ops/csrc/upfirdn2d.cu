@@ -4,7 +4,7 @@
 #include "upfirdn2d_host.h"
 #endif
 
-struct Run {
+struct RunFilter {
     const void *x, *f;
     void* y;
     Shape s;
@@ -46,5 +46,5 @@ PV3D_API int pv3d_upfirdn2d(const void* x, const void* f, void* y, int64_t n, in
                             int64_t left, int64_t top, int64_t channels_last, int64_t flip, double gain,
                             int64_t type, int64_t device_body, int64_t threads, void* stream) {
     const Shape s{n, c, h, w, out_h, out_w, fh, fw, up, down, left, top, channels_last, flip, gain};
-    return dispatch(type, Run{x, f, y, s, kDevice || device_body, Launch{threads, stream}});
+    return dispatch(type, RunFilter{x, f, y, s, kDevice || device_body, Launch{threads, stream}});
 }
