@@ -1,7 +1,5 @@
 // y = clamp(lrelu(x scale + noise strength + bias) gain) and its derivative, in one pass over memory each.
 // See bias_act.py. Images are [N, C, inner], or [N, inner, C] when channels come last.
-#include <limits>
-
 #include "bias_act_device.h"
 #ifndef __CUDACC__
 #include "bias_act_host.h"
@@ -15,8 +13,7 @@ struct Operands {
     template <class T> Args<T> args() const {
         using A = wide_t<T>;
         // as results of this type are stored, so that clamped ones compare equal
-        const A bound = limit < 0 ? std::numeric_limits<A>::quiet_NaN() : A(T(limit));
-        const A s = A(slope), g = A(gain);
+        const A s = A(slope), g = A(gain), bound = A(T(limit));
         const auto pointer = [](const void* p) { return static_cast<const A*>(p); };
         return {pointer(scale), pointer(noise), pointer(strength), pointer(bias), n, channels, inner, last, noise_n,
                 s, g, bound, 1 / g, 1 / (g * s)};

@@ -7,7 +7,7 @@ template <class T> struct Args {
     using A = wide_t<T>;
     const A *scale, *noise, *strength, *bias;  // [N, C], [N or 1, inner], [1], [C]
     int64_t n, channels, inner, last, noise_n;  // last: channels come last, 1 or 0
-    A slope, gain, limit;        // limit: nan means none; nothing compares with it
+    A slope, gain, limit;        // a limit below 0 means none
     A inverse, inverse_below;    // 1 / gain, 1 / (gain slope)
 
     // Noise of the pixels of a sample, or null.
@@ -15,13 +15,13 @@ template <class T> struct Args {
 
     PV3D_FN A activate(A z) const {
         z = (z > 0 ? z : z * slope) * gain;
-        return z > limit ? limit : z < -limit ? -limit : z;
+        return limit < 0 ? z : z > limit ? limit : z < -limit ? -limit : z;
     }
 
     // Derivative of activate where its result was y.
     PV3D_FN A factor(A y) const {
         const A d = y > 0 ? gain : gain * slope;
-        return y >= limit || y <= -limit ? A(0) : d;
+        return limit < 0 || (y < limit && y > -limit) ? d : A(0);
     }
 
     // Input of activate where its result was y; wrong where it was clamped, but there the derivative is 0.
