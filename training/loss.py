@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dnnlib.config import BaseConfig, Configurable
 from dnnlib.util import ConfigError
+from torch_utils.ops.convolution import no_weight_gradients
 from training.augment import augmented
 from training.loss_contract import FakeBatch, Loss, Networks, Phase, RealBatch, Shown, Term
 from training.networks.contract import RadianceGenerator
@@ -56,7 +57,8 @@ def blur(images: Tensor, sigma: float) -> Tensor:
 
 def r1_penalty(logits: Tensor, inputs: list[Tensor]) -> Tensor:
     """Returns the squared norm of the gradient of the logits with respect to the inputs, per sample [N]."""
-    grads = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
+    with no_weight_gradients():  # those of this pass
+        grads = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
     return sum(g.square().sum(dim=tuple(range(1, g.ndim))) for g in grads)
 
 

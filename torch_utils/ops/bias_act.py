@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_utils.ops import kernels
+from torch_utils.ops.convolution import no_weight_gradients
 
 # pixels that a thread of a CPU sums up at a time; with channels last of all channels
 _PART, _PART_LAST = 4096, 128
@@ -148,7 +149,7 @@ class _BiasAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         y, x, scale, noise, strength, bias = ctx.saved_tensors
-        if scale is None and not any(ctx.needs_input_grad[1:]):
+        if scale is None and (no_weight_gradients.active or not any(ctx.needs_input_grad[1:])):
             return _Derivative.apply(dy, y, ctx.numbers), None, None, None, None, None
         dx, sums = _Backward.apply(dy, y, x, scale, noise, ctx.numbers)
         d, d_in, d_noise = sums.unbind(dim=2)  # [N, C]

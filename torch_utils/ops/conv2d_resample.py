@@ -1,12 +1,9 @@
 """Convolution with optional 2x up- or downsampling through the FIR low-pass filter."""
 
-import torch
 from torch import Tensor
 
+from torch_utils.ops.convolution import conv2d, conv_transpose2d
 from torch_utils.ops.upfirdn2d import upfirdn2d
-
-_conv2d = torch.nn.functional.conv2d
-_conv_transpose2d = torch.nn.functional.conv_transpose2d
 
 
 def conv2d_resample(
@@ -21,7 +18,7 @@ def conv2d_resample(
         f: low-pass filter [4, 4]; not used, and may be None, when the size stays.
         up: 1 or 2: transposed convolution of stride 2, then the filter.
         down: 1 or 2: the filter, then a convolution of stride 2.
-        impl: of the filter; see kernels.has_kernels.
+        impl: of filter and convolution; see kernels.has_kernels.
 
     Returns:
         images [N, C_out, H * up / down, W * up / down].
@@ -29,10 +26,10 @@ def conv2d_resample(
     k = weight.shape[-1]
     assert (up, down) in ((1, 1), (2, 1), (1, 2))
     if up == down:
-        return _conv2d(x, weight, padding=k // 2)
+        return conv2d(x, weight, padding=k // 2, impl=impl)
     taps = f.shape[-1]
     if up == 2:
-        x = _conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        x = conv_transpose2d(x, weight.transpose(0, 1), stride=2, impl=impl)
         # the full result has 2H + k - 2 pixels; the padding brings it to 2H after the filter
         left = k // 2 + (taps + 1) // 2 - (k - 1)
         right = k // 2 + (taps - 2) // 2 - (k - 2)
@@ -40,5 +37,5 @@ def conv2d_resample(
     left, right = k // 2 + (taps - 1) // 2, k // 2 + (taps - 2) // 2
     padding = (left, right, left, right)
     if k == 1:  # filter and skip first: a quarter of the work
-        return _conv2d(upfirdn2d(x, f, down=2, padding=padding, impl=impl), weight)
-    return _conv2d(upfirdn2d(x, f, padding=padding, impl=impl), weight, stride=2)
+        return conv2d(upfirdn2d(x, f, down=2, padding=padding, impl=impl), weight, impl=impl)
+    return conv2d(upfirdn2d(x, f, padding=padding, impl=impl), weight, stride=2, impl=impl)

@@ -38,6 +38,17 @@ def has_kernels(x: Tensor, impl: str) -> bool:
     return _decide(x.device.type, x.dtype, impl)
 
 
+def as_on_a_gpu(x: Tensor, impl: str) -> bool:
+    """Returns whether an op, called with impl as in has_kernels, does what suits a GPU; tests do on a CPU."""
+    return impl != 'ref' and _as_on_a_gpu(x.device.type)
+
+
+@torch.compiler.assume_constant_result
+def _as_on_a_gpu(target: str) -> bool:
+    environment = os.environ.get(ENVIRONMENT)
+    return environment == DEVICE_BODY or (target == 'cuda' and environment != 'ref')
+
+
 @torch.compiler.assume_constant_result  # torch.compile asks once, and does not look into the build
 def _decide(target: str, dtype: torch.dtype, impl: str) -> bool:
     environment = os.environ.get(ENVIRONMENT, 'auto')
