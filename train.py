@@ -132,9 +132,9 @@ def run(options: Options) -> None:
 
     device = pick_device(options.device)
     dist.init(device.type, device.index)
-    set_float32_precision()
-    keep_freed_memory()
     config = build_config(options)
+    set_float32_precision(config.float32_precision)
+    keep_freed_memory()
     config.split_batch(dist.world_size())
     with torch.device('meta'):  # no memory; what networks refuse is reported before a run folder is made
         build_networks(config)

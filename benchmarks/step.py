@@ -51,6 +51,7 @@ class Bench:
         data = str(Path(folder, 'data'))
         config = build_config(cfg, data, batch, precision)
         write_noise(data, config.generator.resolution)
+        misc.set_float32_precision(config.float32_precision)
         self.device = device
         self.trainer = Trainer(config, Path(folder, 'run'), torch.device(device))
         first = next(batches(self.trainer.dataset, seed=0, start=0, batch=batch))
@@ -153,7 +154,6 @@ def _show(found: dict[str, dict[str, dict[str, float]]]) -> None:
 @click.option('--json', 'file', type=click.Path(dir_okay=False), help='where to write the figures')
 def main(repeats: int, reference: bool, profiling: bool, file: str | None, **options: str | int) -> None:
     """Times a training iteration; OMP_NUM_THREADS=1 uses one thread, and so on."""
-    misc.set_float32_precision()
     misc.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(**options, folder=folder)

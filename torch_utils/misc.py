@@ -4,7 +4,7 @@ import ctypes
 import resource
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from dnnlib.util import UserError
 
+Float32Precision = Literal['exact', 'tf32']
 _SUMMARY_DEPTH = 3  # modules below this level are counted with their parents
 
 
@@ -51,12 +52,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def set_float32_precision() -> None:
-    """Keeps float32 exact on CUDA (no TF32) and lets cuDNN pick the fastest algorithm.
+def set_float32_precision(precision: Float32Precision = 'exact') -> None:
+    """Sets how CUDA multiplies float32 numbers, and lets cuDNN pick the fastest algorithm.
 
-    The rendering and the regularisers need it: TF32 keeps 10 bits of mantissa. [EG3D]
+    `tf32` rounds what convolutions multiply to 10 bits of mantissa, which tensor cores take; their sums stay
+    float32. Matrix products (rays, decoder, codes) are exact in any case. Nothing else may set these
+    switches of torch; its newer ones, `fp32_precision`, do not go with `torch.backends.cudnn.flags`.
     """
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = precision == 'tf32'
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cudnn.benchmark = True

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from dnnlib.config import BaseConfig, Kinds
 from dnnlib.util import ConfigError
+from torch_utils.misc import Float32Precision
 from training.augment import AugmentConfig
 from training.data.dataset import VideoDataset
 from training.loss import LOSSES, PV3DLoss
@@ -97,6 +98,8 @@ class TrainConfig:
     total_nimg: int = 4_800_000  # clips to train for: 300k iterations x 16 [PV3D A.1]
     g_reg_interval: int = 4  # iterations between density regularisations [EG3D]
     d_reg_interval: int = 16  # iterations between R1 regularisations [EG3D]
+    # of convolutions in float32 on CUDA: exact [EG3D] | tf32, 10 bits of mantissa [ours]
+    float32_precision: Float32Precision = 'exact'
     max_nonfinite: int = 4  # iterations in a row with a nan or infinity after which the run stops [ours]
     seed: int = 0  # of weights and every draw
     workers: int = 3  # processes that decode data, per rank

@@ -23,7 +23,7 @@ from dnnlib.config import BaseConfig, Configurable
 from dnnlib.util import ConfigError
 from torch_utils.ops.convolution import no_weight_gradients
 from training.augment import augmented
-from training.loss_contract import FakeBatch, Loss, Networks, Phase, RealBatch, Shown, Term
+from training.loss_contract import GRADIENT_SCALE, FakeBatch, Loss, Networks, Phase, RealBatch, Shown, Term
 from training.networks.contract import RadianceGenerator
 from training.volumetric_rendering.renderer import RendererConfig
 
@@ -255,8 +255,8 @@ class PV3DLoss(Loss, Configurable):
             stats |= {f'Loss/G/{name}': value.detach(), f'Loss/scores/{name}/fake': logits.detach()}
             loss = loss + weight * value.detach()
             # frees the graph of this discriminator before the next one needs memory
-            found = torch.autograd.grad(weight * value, leaves, allow_unused=True)
-            slopes = [s if g is None else s + g for s, g in zip(slopes, found, strict=True)]
+            found = torch.autograd.grad(GRADIENT_SCALE * weight * value, leaves, allow_unused=True)
+            slopes = [s if g is None else s + g / GRADIENT_SCALE for s, g in zip(slopes, found, strict=True)]
         linear = sum((s * p).sum() for s, p in zip(slopes, images, strict=True))
         made = Shown(*(x.detach() for x in shown)) if self.config.reuse_fakes else None
         # value of the loss, gradient of the images

@@ -9,6 +9,10 @@ from torch import Tensor, nn
 
 from training.networks.contract import Codes, VideoGenerator
 
+# Losses are multiplied by it while gradients are taken, which are then divided by it: those of fp16 would lie
+# near its smallest numbers, and a power of two changes no bit of float32. [ours]
+GRADIENT_SCALE = 2.0**8
+
 Phase = Literal['Gmain', 'Greg', 'Dmain', 'Dreg']
 
 

@@ -34,7 +34,7 @@ def _square(
 
 def pv3d_voxceleb(data: str) -> TrainConfig:
     """512x512, the paper's weights for VoxCeleb: 8 GPUs."""
-    return _square('pv3d-voxceleb', data, 512)
+    return dataclasses.replace(_square('pv3d-voxceleb', data, 512), float32_precision='tf32')
 
 
 def pv3d_celebvhq(data: str) -> TrainConfig:
@@ -62,7 +62,8 @@ def pv3d_released(data: str) -> TrainConfig:
 def pv3d_256(data: str) -> TrainConfig:
     """256x256 on one GPU."""
     config = _square('pv3d-256', data, 256, channel_base=16384, sr_channels=(128, 64))
-    return dataclasses.replace(config, loss=PV3DLoss.Config(r1_gamma=1.0, blur_sigma=5.0))
+    loss = PV3DLoss.Config(r1_gamma=1.0, blur_sigma=5.0)
+    return dataclasses.replace(config, loss=loss, float32_precision='tf32')
 
 
 def pv3d_128(data: str) -> TrainConfig:

@@ -33,7 +33,7 @@ from training.batching import (
 from training.config import TrainConfig, build_networks
 from training.data.dataset import VideoDataset, batches
 from training.diagnostics import Probes
-from training.loss_contract import Networks, RealBatch, Shown
+from training.loss_contract import GRADIENT_SCALE, Networks, RealBatch, Shown
 from training.networks.registry import NETWORKS
 from training.reporting import DrawSheets, Reporter
 
@@ -182,7 +182,7 @@ class Trainer:
             inputs = real_part, fake_part, seen, noise, self.progress.augment
             for term in self.loss.terms(phase.name, self.networks, *inputs):
                 if term.loss.requires_grad:  # not if it depends on frozen parts only
-                    (term.loss * (phase.interval / rounds)).backward()
+                    (term.loss * (GRADIENT_SCALE * phase.interval / rounds)).backward()
                 for name, value in term.stats.items():
                     self.stats.report(name, value)
                     self._adaptation.note(name, value)
@@ -271,6 +271,9 @@ class Trainer:
 
     def _apply(self, phase: TrainingPhase, w_means: list[torch.Tensor]) -> bool:
         """Averages gradients over the ranks, steps if they are finite, and moves the running mean of w."""
+        grads = [p.grad for p in phase.params.values() if p.grad is not None]
+        if grads:
+            torch._foreach_div_(grads, GRADIENT_SCALE)
         dist.all_reduce_gradients(phase.params.values())
         bad = misc.nonfinite_names((n, p.grad) for n, p in phase.params.items() if p.grad is not None)
         if bad:

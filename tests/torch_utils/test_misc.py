@@ -115,3 +115,25 @@ def test_pick_device():
     for name in ('gpu', 'cuda:99', 'meta:x'):
         with pytest.raises(UserError, match=f'--device {name}'):
             misc.pick_device(name)
+
+
+@pytest.fixture
+def switches():
+    """The switches of torch are afterwards as before."""
+    names = (torch.backends.cudnn, 'allow_tf32'), (torch.backends.cuda.matmul, 'allow_tf32')
+    names += ((torch.backends.cudnn, 'benchmark'),)
+    before = [getattr(*name) for name in names]
+    yield
+    for name, value in zip(names, before, strict=True):
+        setattr(*name, value)
+
+
+@pytest.mark.parametrize(('precision', 'rounded'), [('tf32', True), ('exact', False)])
+def test_float32_precision(precision, rounded, switches):
+    """Of convolutions alone, as torch's own context for cuDNN sees it and leaves it."""
+    misc.set_float32_precision(precision)
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    with cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        assert not cudnn.allow_tf32
+    assert cudnn.allow_tf32 == rounded and not matmul.allow_tf32
+    assert (cudnn.conv.fp32_precision == 'tf32') == rounded and matmul.fp32_precision != 'tf32'

@@ -2,19 +2,38 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from support.tiny import differs, same, seeded
 from torch_utils.ops import bias_act as bias_act_module
 from torch_utils.ops import kernels
 from torch_utils.ops import upfirdn2d as upfirdn2d_module
 from torch_utils.ops.modulated_conv2d import modulated_conv2d
-from training.networks.layers import Conv2d, FullyConnected, SynthesisLayer, ToRGB, normalize_2nd_moment
+from training.networks.layers import (
+    Conv2d,
+    FullyConnected,
+    SynthesisLayer,
+    ToRGB,
+    cast,
+    normalize_2nd_moment,
+)
 
 
 def test_normalize_2nd_moment():
     x = 3 * torch.randn((4, 32), generator=seeded(0))
     same(normalize_2nd_moment(x).square().mean(dim=1), torch.ones(4), 1e-5)
     assert normalize_2nd_moment(torch.zeros(1, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+@pytest.mark.parametrize('precision', ['fp32', 'fp16', 'bf16'])
+def test_channels_come_last(precision, device):
+    """In every type, on tensors without data; half precision on CUDA alone."""
+    half = {'fp16': torch.float16, 'bf16': torch.bfloat16}
+    with FakeTensorMode():
+        x = cast(torch.empty(2, 3, 4, 5, device=device), precision, torch.empty(1, device=device))
+    assert x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    assert x.dtype == (half.get(precision, torch.float32) if device == 'cuda' else torch.float32)
 
 
 @pytest.mark.parametrize('lr_mul', [1.0, 0.01])

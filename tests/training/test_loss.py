@@ -115,6 +115,23 @@ def judge(nets, image, raw, t, c):
     return nets.D_image(image.flatten(0, 1), raw.flatten(0, 1), c.flatten(0, 1)), nets.D_video(pair, c)
 
 
+def test_discriminators_see_scaled_gradients_in_gmain():
+    """Where their backward is in half precision; the term keeps its size, see the test of the formulas."""
+    nets, found = networks(video=False), []
+    forward = nets.D_image.forward
+
+    def watched(*inputs):
+        logits = forward(*inputs)
+        logits.register_hook(lambda grad: found.append((grad, logits.detach())))
+        return logits
+
+    nets.D_image.forward = watched
+    config = PV3DLoss.Config(video_weight=0, image_weight=0.8)
+    list(config.build().terms('Gmain', nets, real_batch(), fake_batch(), 0, None))
+    ((grad, logits),) = found
+    same(grad, -256 * 0.8 * torch.sigmoid(-logits) / len(logits), 1e-5)
+
+
 def test_gmain_and_dmain_are_their_formulas():
     """Frames in the order of clips, each with its own condition, the swapped one below the probability.
 

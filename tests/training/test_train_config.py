@@ -17,6 +17,11 @@ from training.presets import PRESETS, tiny
 from training.run_folder import choose_run_dir, run_name, write_options
 
 
+def test_presets_of_gpus_round_float32_but_not_the_released_one():
+    rounded = {name for name, preset in PRESETS.items() if preset('d.zip').float32_precision == 'tf32'}
+    assert rounded == {'pv3d-voxceleb', 'pv3d-celebvhq', 'pv3d-talkinghead', 'pv3d-256'}
+
+
 @pytest.mark.parametrize('name', PRESETS)
 def test_presets_build(name):
     config = PRESETS[name]('d.zip')

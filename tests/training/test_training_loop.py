@@ -15,6 +15,8 @@ from dnnlib.util import CheckpointError, UserError
 from support.small_runs import CPU, assert_same, batch_of, everything, new_trainer, train
 from torch_utils.checkpoint import read_snapshot, snapshot_path, training_state_path
 from torch_utils.misc import seeded_generator
+from training import loss as loss_module
+from training import training_loop as loop_module
 from training.batching import PHASES, fake_batch, make_phases
 from training.config import OutputConfig
 from training.estimate import Work, _Meter
@@ -346,3 +348,20 @@ def test_single_nonfinite_iteration_is_counted_and_skipped(small, tmp_path, spie
     trainer = train(dataclasses.replace(small, max_nonfinite=2, total_nimg=6), tmp_path)
     assert trainer.progress.nonfinite == 2
     assert json.loads((tmp_path / 'stats.jsonl').read_text().splitlines()[-1])['Progress/nonfinite'] == 2
+
+
+def test_scale_of_gradients_changes_no_bit(small, tmp_path, monkeypatch):
+    """Backward passes see losses times 2^8, optimizers the gradients as they are."""
+    found = []
+    for scale in (2.0**8, 1.0):
+        monkeypatch.setattr(loss_module, 'GRADIENT_SCALE', scale)
+        monkeypatch.setattr(loop_module, 'GRADIENT_SCALE', scale)
+        trainer = Trainer(small, tmp_path / str(scale), CPU)
+        seen, grads = {}, []
+        trainer.networks.G.to_image_raw.bias.register_hook(lambda g, seen=seen: seen.setdefault('G', g))
+        for phase in trainer.phases:
+            assert trainer.run_phase(phase, batch_of(trainer))
+            grads += [p.grad.clone() for p in phase.params.values() if p.grad is not None]
+        found.append((seen['G'] / scale, *grads))
+    for ours, plain in zip(*found, strict=True):
+        assert torch.equal(ours, plain)

@@ -16,8 +16,12 @@ HIDDEN = 64  # width of the decoder's hidden layer [EG3D]; the kernels are writt
 
 
 def usable(planes: Tensor, samples: int, features: int, impl: str = 'auto') -> bool:
-    """Returns whether kernels can render planes [N, 3, C, H, W] with so many samples and features."""
-    if planes.dtype not in (torch.float32, torch.float64) or not kernels.has_kernels(planes, impl):
+    """Returns whether kernels can render planes [N, 3, C, H, W] with so many samples and features.
+
+    The planes must be float32 or float64: others would be rendered without kernels, in much more memory.
+    """
+    assert planes.dtype in (torch.float32, torch.float64), f'{planes.dtype}: convert the planes to float32'
+    if not kernels.has_kernels(planes, impl):
         return False
     n, p, c, h, w = planes.shape
     small = p == 3 and 3 * c * h * w < 2**31 and 2 <= samples <= 512 and max(c, features) <= 64

@@ -24,13 +24,12 @@ def normalize_2nd_moment(x: Tensor) -> Tensor:
 def cast(x: Tensor, precision: str, weight: Tensor) -> Tensor:
     """Converts features x [N, C, H, W] to the type and memory layout that convolutions work on.
 
-    fp16 or bf16 if requested and on CUDA, otherwise the type of the weight. Channels come last where that is
-    faster: on CPUs, whose library would reorder every operand, and for the tensor cores of half precision.
+    fp16 or bf16 if requested and on CUDA, otherwise the type of the weight. Channels come last, since the
+    libraries of CPUs and the tensor cores of GPUs would reorder every operand.
     """
     types = {'fp16': torch.float16, 'bf16': torch.bfloat16}
     dtype = types[precision] if x.is_cuda and precision in types else weight.dtype
-    last = not x.is_cuda or dtype in types.values()
-    return x.to(dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+    return x.to(dtype, memory_format=torch.channels_last)
 
 
 class FullyConnected(nn.Module):

@@ -169,6 +169,7 @@ class Generator(RadianceGenerator, Configurable):
     ) -> Rendering:
         """See the contract; scene: planes [M, 3, plane_channels, H, W]."""
         renderer = renderer or self.renderer
+        scene = scene.to(torch.promote_types(scene.dtype, torch.float32))  # rays would be as coarse
         origins, directions = camera_rays(*unpack_label(cameras.to(scene.dtype)), renderer.resolution)
         rays = self._render_rays(scene, origins, directions, renderer, generator, ray_chunk)
         size = (renderer.resolution, renderer.resolution)

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import doctor, ops
 from support import tiny
+from torch_utils import misc
 from torch_utils.ops.bias_act import bias_act
 from training.presets import PRESETS
 from training.training_loop import Trainer
@@ -20,7 +21,7 @@ pytestmark = [
 @pytest.fixture(scope='module', autouse=True)
 def exact():
     """No TF32: its 10 bits would hide errors."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    misc.set_float32_precision('exact')
 
 
 NAMES = [c.name for c in ops.cases(ops.Sizes(1, 2, 4, torch.float32, False), 'cpu')]

@@ -238,6 +238,21 @@ def test_generator_uses_the_kernels(monkeypatch):
             G.render(G.scene(Codes(z_a, z_m), ws, t), ws, c, config)
 
 
+@pytest.mark.parametrize('environment', ['auto', 'ref'])
+def test_half_precision_planes_are_rendered_as_float32(environment, monkeypatch):
+    monkeypatch.setenv(custom_ops.ENVIRONMENT, environment)
+    G = generator()
+    z_a, z_m, t, c = codes(2)
+    with torch.no_grad():
+        ws = G.condition(Codes(z_a, z_m), c, t)
+        half = G.scene(Codes(z_a, z_m), ws, t).to(torch.bfloat16)
+        found = [G.render(planes, ws, c) for planes in (half, half.float())]
+    for ours, expected in zip(*found, strict=True):
+        assert ours.dtype == torch.float32 and torch.equal(ours, expected)
+    with pytest.raises(AssertionError, match='bfloat16: convert the planes'):
+        fused_field(half, G.decoder.weights(), SPEC, 6)
+
+
 def test_the_gpu_of_the_planes_is_asked(monkeypatch):
     current, asked = [0], []
 
