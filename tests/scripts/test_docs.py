@@ -21,6 +21,7 @@ PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').g
 SCRIPTS = ('train', 'gen_videos', 'calc_metrics', 'dataset_tool', 'legacy')
 FIELDS = (
     r'(?!dataset\.json)(?:generator|d_image|d_video|loss|dataset|sampling|g_opt|d_opt|ema|output)(?:\.\w+)+'
+    r'|float32_precision'
 )
 
 
