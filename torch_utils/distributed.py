@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dnnlib.util import UserError
+from torch_utils.misc import all_finite
 
 T = TypeVar('T')
 
@@ -114,7 +115,9 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 def any_rank(flag: bool) -> bool:
     """Returns to every process whether `flag` is True on any; used to stop all when one got a signal."""
-    return all_reduce_sum(torch.tensor(int(flag))).item() > 0
+    if not dist.is_initialized():
+        return flag
+    return all_reduce_sum(torch.full((), float(flag), device=communication_device())).item() > 0
 
 
 def broadcast_object(value: T) -> T:
@@ -147,31 +150,35 @@ def broadcast_module(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def all_reduce_gradients(params: Sequence[nn.Parameter]) -> None:
+def all_reduce_gradients(params: Sequence[nn.Parameter]) -> list[bool]:
     """Replaces the gradients by their mean over all processes, in one reduction of one flat float32 buffer.
 
     A gradient that is None here and not elsewhere counts as zero and is made; one that is None everywhere
     stays None, as with one process, because optimizers skip such parameters. All processes must pass the same
     list.
+
+    Returns:
+        for each parameter whether its gradient is finite, or None everywhere. This waits for the device,
+        once.
     """
-    if not dist.is_initialized() or not params:
-        return
-    device = communication_device()
-    absent = [i for i, p in enumerate(params) if p.grad is None]
+    here = [i for i, p in enumerate(params) if p.grad is not None]
+    grads = [params[i].grad for i in here]
+    if not dist.is_initialized():
+        finite = dict(zip(here, all_finite(grads).tolist(), strict=True))
+        return [finite.get(i, True) for i in range(len(params))]
     sizes = [p.numel() for p in params]
-    flat = torch.zeros(sum(sizes) + len(params), device=device)
-    pieces = flat[: sum(sizes)].split(sizes)
-    present = flat[sum(sizes) :]  # one a parameter; after the sum: how many processes have this gradient
-    for i, param in enumerate(params):
-        if param.grad is not None:
-            pieces[i].view_as(param).copy_(param.grad)
-    present.fill_(1)
-    present[absent] = 0
+    flat = torch.zeros(sum(sizes) + len(params), device=communication_device())
+    *pieces, found = flat.split([*sizes, len(params)])  # found: in how many processes there is a gradient
+    pieces = [piece.view_as(param) for piece, param in zip(pieces, params, strict=True)]
+    if here:
+        torch._foreach_copy_([pieces[i] for i in here], grads)
+        torch._foreach_add_([found[i] for i in here], 1)
     dist.all_reduce(flat)
     flat /= world_size()
-    found = present.tolist() if absent else []  # waits for the device, hence only if something is absent here
+    if here:
+        torch._foreach_copy_(grads, [pieces[i] for i in here])
+    finite, exists = torch.stack([all_finite(pieces), found > 0]).tolist()
     for i, param in enumerate(params):
-        if param.grad is None and found[i] > 0:
-            param.grad = torch.zeros_like(param)
-        if param.grad is not None:
-            param.grad.copy_(pieces[i].view_as(param))
+        if param.grad is None and exists[i]:
+            param.grad = torch.zeros_like(param).copy_(pieces[i])
+    return finite

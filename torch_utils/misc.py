@@ -3,7 +3,6 @@
 import ctypes
 import resource
 import sys
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -92,23 +91,18 @@ def update_ema(ema: nn.Module, module: nn.Module, beta: float) -> None:
         beta: decay in [0, 1]; 0 copies.
     """
     torch._foreach_lerp_(list(ema.parameters()), list(module.parameters()), 1 - beta)
-    for ours, theirs in zip(ema.buffers(), module.buffers(), strict=True):
-        ours.copy_(theirs)
+    if buffers := list(ema.buffers()):
+        torch._foreach_copy_(buffers, list(module.buffers()))
 
 
-def nonfinite_names(named: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Returns the names of the tensors that hold a nan or an infinity; waits for the device once.
+def all_finite(tensors: list[Tensor]) -> Tensor:
+    """Returns for each tensor whether all of it is finite [len(tensors)], on their device, without waiting.
 
-    Args:
-        named: (name, tensor) pairs, all on one device. One whose absolute values add up to more than its type
-            can hold counts as not finite.
+    One whose absolute values add up to more than its type can hold counts as not finite.
     """
-    pairs = list(named)
-    if not pairs:
-        return []
-    sums = torch._foreach_norm([t.detach() for _, t in pairs], 1)  # one pass; nan and infinity stay
-    flags = torch.stack(sums).isfinite().tolist()
-    return [name for (name, _), finite in zip(pairs, flags, strict=True) if not finite]
+    if not tensors:
+        return torch.ones(0, dtype=torch.bool)
+    return torch.stack(torch._foreach_norm(tensors, 1)).isfinite()  # one pass; nan and infinity stay
 
 
 def peak_memory_gib(device: torch.device | str) -> float:

@@ -19,6 +19,7 @@ from training.loss_contract import FakeBatch, Loss, Networks, Phase, RealBatch
 from training.networks.contract import VideoGenerator
 
 PHASES: tuple[Phase, ...] = ('Gmain', 'Greg', 'Dmain', 'Dreg')
+_ALIGNED = 16  # numbers: pieces of a buffer begin where a tensor of its own would
 # purposes of random draws; each has a stream of its own
 _LATENTS, _TIMES, _NOISE, _OTHER, _HELDOUT = range(10, 15)
 
@@ -108,7 +109,20 @@ def fake_batch(
         t = dataset.sample_times(rng, n, config.sampling.fake_times == 'lattice')
     other = G.draw_codes(n, seeded_generator('cpu', config.seed, _OTHER, index, nimg))
     whole = FakeBatch(*codes, t, c, c.roll(1, dims=0), swap, other.z_m)
-    return FakeBatch(*(x[part].to(device, non_blocking=True) for x in whole))
+    return FakeBatch(*_moved([x[part] for x in whole], device))
+
+
+def _moved(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Copies float32 tensors to the device in one piece; pinned, so that nothing waits for the copy."""
+    sizes = [-(-x.numel() // _ALIGNED) * _ALIGNED for x in tensors]
+    flat = torch.zeros(sum(sizes), pin_memory=device.type == 'cuda')
+    torch._foreach_copy_([_part(*pair) for pair in zip(flat.split(sizes), tensors, strict=True)], tensors)
+    flat = flat.to(device, non_blocking=True)
+    return [_part(*pair) for pair in zip(flat.split(sizes), tensors, strict=True)]
+
+
+def _part(piece: Tensor, like: Tensor) -> Tensor:
+    return piece[: like.numel()].view_as(like)
 
 
 def noise_generator(

@@ -274,8 +274,8 @@ class Trainer:
         grads = [p.grad for p in phase.params.values() if p.grad is not None]
         if grads:
             torch._foreach_div_(grads, GRADIENT_SCALE)
-        dist.all_reduce_gradients(phase.params.values())
-        bad = misc.nonfinite_names((n, p.grad) for n, p in phase.params.items() if p.grad is not None)
+        finite = dist.all_reduce_gradients(list(phase.params.values()))
+        bad = [name for name, good in zip(phase.params, finite, strict=True) if not good]
         if bad:
             more = f' and {len(bad) - _MAX_NAMED} more' if len(bad) > _MAX_NAMED else ''
             dist.print0(

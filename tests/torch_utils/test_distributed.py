@@ -43,8 +43,14 @@ def work(rank):
 
     here, there, nowhere = (nn.Parameter(torch.ones(2)) for _ in range(3))
     (here if rank == 0 else there).grad = torch.tensor([2.0, 4.0])
-    dist.all_reduce_gradients([here, there, nowhere])
+    finite = dist.all_reduce_gradients([here, there, nowhere])
     seen['partial'] = [here.grad.tolist(), there.grad.tolist(), nowhere.grad]
+    here.grad = torch.tensor([1.0, float('nan')]) if rank else None  # found also where there was none
+    seen['finite'] = [
+        finite,
+        dist.all_reduce_gradients([nowhere, here]),
+        dist.all_reduce_gradients([nowhere]),
+    ]
 
     other = nn.BatchNorm1d(2)
     with torch.no_grad():
@@ -108,6 +114,7 @@ def test_two_gradients_equal_one_process(two):
             torch.testing.assert_close(torch.tensor(value).double(), reference, rtol=1e-5, atol=1e-7)
     assert two[0]['gradients'] == two[1]['gradients']
     assert [seen['partial'] for seen in two] == [[[1.0, 2.0], [1.0, 2.0], None]] * 2
+    assert [seen['finite'] for seen in two] == [[[True] * 3, [True, False], [True]]] * 2
 
 
 def test_two_broadcast_parameters_and_buffers(two):
@@ -138,7 +145,7 @@ def test_one_process_needs_no_group(monkeypatch, capsys):
     assert (dist.rank(), dist.world_size(), dist.is_leader()) == (0, 1, True)
     param, idle = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     param.grad = torch.ones(2)
-    dist.all_reduce_gradients([param, idle])
+    assert dist.all_reduce_gradients([param, idle]) == [True, True]
     assert param.grad.tolist() == [1, 1] and idle.grad is None
     assert dist.any_rank(True) and not dist.any_rank(False)
     assert dist.broadcast_object('x') == 'x' and dist.gather_objects('x') == ['x']

@@ -61,12 +61,12 @@ def test_update_ema_formula():
     assert all(torch.equal(a, b) for a, b in zip(ema.parameters(), net.parameters(), strict=True))
 
 
-def test_nonfinite_names():
-    tensors = [(str(i), torch.zeros(2, 3)) for i in range(4)]
-    assert misc.nonfinite_names(tensors) == [] and misc.nonfinite_names([]) == []
-    tensors[1][1][0, 1] = float('nan')
-    tensors[3][1][1, 2] = -float('inf')
-    assert misc.nonfinite_names(iter(tensors)) == ['1', '3']
+def test_all_finite():
+    tensors = [torch.zeros(2, 3) for _ in range(4)]
+    assert misc.all_finite(tensors).all() and len(misc.all_finite([])) == 0
+    tensors[1][0, 1] = float('nan')
+    tensors[3][1, 2] = -float('inf')
+    assert misc.all_finite(tensors).tolist() == [True, False, True, False]
 
 
 def test_module_summary_adds_up():

@@ -22,8 +22,9 @@ def sample_planes(planes: Tensor, points: Tensor, axes: str, box_warp: float) ->
         box_warp: side of the box that the planes cover, scene units.
     """
     coordinates = points * (2 / box_warp)
-    grids = (coordinates[..., uv][:, :, None] for uv in PLANE_AXES[axes])  # [N, M, 1, 2] each
-    first, second, third = map(_look_up, planes.unbind(1), grids)
+    x_y_z = coordinates.unbind(-1)  # an index would be a tensor, for which a GPU waits
+    grids = (torch.stack([x_y_z[u], x_y_z[v]], dim=-1)[:, :, None] for u, v in PLANE_AXES[axes])
+    first, second, third = map(_look_up, planes.unbind(1), grids)  # at [N, M, 1, 2] each
     return ((first + second + third)[..., 0] / 3).transpose(1, 2)
 
 
