@@ -103,6 +103,7 @@ def compare(bench: Bench, ways: list[str], repeats: int) -> dict[str, dict[str, 
     for turn in range(repeats + 1):
         for way in ways:
             os.environ[kernels.ENVIRONMENT] = way
+            kernels.forget()
             for name, (_, run) in bench.parts().items():
                 seconds, bytes_ = bench.measure(run, memory=turn == 0)
                 best = found[way].setdefault(name, {'seconds': seconds, 'peak_bytes': bytes_})
@@ -123,6 +124,7 @@ def profile(bench: Bench) -> None:
     activities += [torch.profiler.ProfilerActivity.CUDA] if bench.device == 'cuda' else []
     time_of = 'self_device_time_total' if bench.device == 'cuda' else 'self_cpu_time_total'
     os.environ[kernels.ENVIRONMENT] = 'auto'
+    kernels.forget()
     for name, (frequency, run) in bench.parts().items():
         with torch.profiler.profile(activities=activities) as profiler:
             run()

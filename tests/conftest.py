@@ -33,15 +33,28 @@ def signals_as_before():
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def choose_kernels(monkeypatch):
+    """Returns a function that sets what operators run, as the environment does for a new process."""
+
+    def choose(value):
+        monkeypatch.setenv(kernels.ENVIRONMENT, value)
+        kernels.forget()
+
+    yield choose
+    monkeypatch.undo()
+    kernels.forget()
+
+
 @pytest.fixture(params=['ref', 'auto', kernels.DEVICE_BODY])
-def implementation(request, monkeypatch):
+def implementation(request, choose_kernels):
     """A test runs with stock operators, with kernels, and with the CUDA kernels' code on the CPU."""
     if request.param != 'ref':
         try:
             kernels.load('cpu')
         except kernels.BuildError as err:
             pytest.skip(str(err))
-    monkeypatch.setenv(kernels.ENVIRONMENT, request.param)
+    choose_kernels(request.param)
 
 
 @pytest.fixture(scope='session')

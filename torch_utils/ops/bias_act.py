@@ -75,22 +75,27 @@ def bias_act(
     if plain or not kernels.has_kernels(x, impl):
         return _reference(x, bias, modulation, *numbers)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32  # of the small operands
-    small = [None if v is None else v.to(wide) for v in (*modulation, bias)]
+    small = [v if v is None or v.dtype is wide else v.to(wide) for v in (*modulation, bias)]
+    if not torch.is_grad_enabled():
+        return _forward_op(x, *small, *numbers)
     return _BiasAct.apply(x, *small, numbers)
 
 
 def _regular(x: Tensor, bias: Tensor | None, modulation: Modulation) -> bool:
     """Returns whether all operands have the shapes of the contract; the reference also broadcasts others."""
+    shape, device = x.shape, x.device
+    if bias is not None and (bias.shape != shape[1:2] or bias.device != device):
+        return False
+    if modulation is _NOTHING:  # asked for each layer of a discriminator
+        return True
     scale, noise, strength = modulation
     shapes = (
-        bias is None or bias.shape == x.shape[1:2],
-        scale is None or scale.shape == x.shape[:2],
-        noise is None or noise.shape[1:] == (1, *x.shape[2:]) and not noise.requires_grad,
+        scale is None or scale.shape == shape[:2],
+        noise is None or noise.shape[1:] == (1, *shape[2:]) and not noise.requires_grad,
         noise is None or strength is not None and strength.ndim == 0,
-        noise is None or len(noise) in (1, len(x)),
+        noise is None or noise.shape[0] in (1, shape[0]),
     )
-    devices = {t.device for t in (bias, *modulation) if t is not None}
-    return all(shapes) and devices <= {x.device}
+    return all(shapes) and all(t is None or t.device == device for t in modulation)
 
 
 class _Softplus(torch.autograd.Function):
@@ -140,7 +145,7 @@ class _BiasAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
         *small, numbers = args  # scale, noise, strength, bias; slope, gain, limit
-        y = torch.ops.pv3d.bias_act(x, *small, *numbers)
+        y = _forward_op(x, *small, *numbers)
         kept = x if x.dtype in _HALF and ctx.needs_input_grad[1] else None
         ctx.save_for_backward(y, kept, *small)
         ctx.numbers = numbers
@@ -150,8 +155,13 @@ class _BiasAct(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         y, x, scale, noise, strength, bias = ctx.saved_tensors
         if scale is None and (no_weight_gradients.active or not any(ctx.needs_input_grad[1:])):
-            return _Derivative.apply(dy, y, ctx.numbers), None, None, None, None, None
-        dx, sums = _Backward.apply(dy, y, x, scale, noise, ctx.numbers)
+            return _derivative(dy, y, ctx.numbers), None, None, None, None, None
+        if torch.is_grad_enabled():
+            dx, sums = _Backward.apply(dy, y, x, scale, noise, ctx.numbers)
+        else:
+            dx, sums = _backward_op(dy, y, x, scale, noise, *ctx.numbers)
+        if scale is None and noise is None:
+            return dx, None, None, None, sums.select(2, 0).sum(dim=0), None
         d, d_in, d_noise = sums.unbind(dim=2)  # [N, C]
         d_scale = None if x is None else d_in
         if x is None and scale is not None:  # sum of d x, where x = (z - noise strength - bias) / scale
@@ -161,18 +171,25 @@ class _BiasAct(torch.autograd.Function):
         return dx, d_scale, None, d_strength, None if bias is None else d.sum(dim=0), None
 
 
+def _derivative(dy: Tensor, y: Tensor, numbers: tuple[float, float, float]) -> Tensor:
+    """Returns dy times the derivative of the activation where its result was y."""
+    if not torch.is_grad_enabled():
+        return _derivative_op(dy, y, *numbers)
+    return _Derivative.apply(dy, y, numbers)
+
+
 class _Derivative(torch.autograd.Function):
-    """dy times the derivative of the activation where its result was y: linear in dy and constant along y."""
+    """`_derivative`, linear in dy and constant along y."""
 
     @staticmethod
     def forward(ctx: Any, dy: Tensor, y: Tensor, numbers: tuple[float, float, float]) -> Tensor:
         ctx.save_for_backward(y)
         ctx.numbers = numbers
-        return torch.ops.pv3d.bias_act_derivative(dy, y, *numbers)
+        return _derivative_op(dy, y, *numbers)
 
     @staticmethod
     def backward(ctx: Any, d2: Tensor) -> tuple[Tensor | None, ...]:
-        return _Derivative.apply(d2, ctx.saved_tensors[0], ctx.numbers), None, None
+        return _derivative(d2, ctx.saved_tensors[0], ctx.numbers), None, None
 
 
 class _Backward(torch.autograd.Function):
@@ -187,7 +204,7 @@ class _Backward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dy, *others)
         ctx.numbers = numbers
-        return torch.ops.pv3d.bias_act_backward(dy, *others, *numbers)
+        return _backward_op(dy, *others, *numbers)
 
     @staticmethod
     def backward(ctx: Any, g_dx: Tensor | None, g_sums: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -207,41 +224,38 @@ class _Backward(torch.autograd.Function):
             if x is None:
                 d_y = (g_v * dy).to(y.dtype)
             else:
-                d_x = (g_v * _Derivative.apply(dy, y, ctx.numbers)).to(x.dtype)
+                d_x = (g_v * _derivative(dy, y, ctx.numbers)).to(x.dtype)
         if scale is not None and g_dx is not None:
-            d = _Derivative.apply(dy, y, ctx.numbers)
+            d = _derivative(dy, y, ctx.numbers)
             d_scale = (d.to(scale.dtype) * g_dx).reshape(*scale.shape, math.prod(y.shape[2:])).sum(dim=2)
-        return _Derivative.apply(total, y, ctx.numbers), d_y, d_x, d_scale, None, None
+        return _derivative(total, y, ctx.numbers), d_y, d_x, d_scale, None, None
 
 
-def _layout(x: Tensor) -> tuple[int, ...]:
+def _sizes(x: Tensor, layout: torch.memory_format) -> tuple[int, ...]:
     """Returns the sizes that kernels take: N, C, pixels, and 1 if channels come last."""
-    last = x.ndim == 2 or kernels.memory_format(x) == torch.channels_last
-    return len(x), x.shape[1], math.prod(x.shape[2:]), int(last)
+    n, c, *sides = x.shape
+    return n, c, math.prod(sides), int(not sides or layout is torch.channels_last)
 
 
-def _pack(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Brings tensors into the layout of the first, and small ones into theirs."""
-    first, plain = tensors[0], torch.contiguous_format
-    layout = kernels.memory_format(first)
-    return [
-        None if t is None else t.contiguous(memory_format=layout if t.shape == first.shape else plain)
-        for t in tensors
-    ]
+def _pack(layout: torch.memory_format, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Brings tensors into a memory layout."""
+    return [None if t is None else t.contiguous(memory_format=layout) for t in tensors]
 
 
 def _forward_kernel(x: Tensor, *args: Any) -> Tensor:
-    (x, *small), numbers = _pack(x, *args[:4]), args[4:]
+    layout = kernels.memory_format(x)
+    (x,), small = _pack(layout, x), _pack(torch.contiguous_format, *args[:4])
     out = torch.empty_like(x)
-    noise_n = 0 if small[1] is None else len(small[1])
-    kernels.call('bias_act', x, x, None, *small, out, *_layout(x), noise_n, *numbers)
+    noise_n = 0 if small[1] is None else small[1].shape[0]
+    kernels.call('bias_act', x, x, None, *small, out, *_sizes(x, layout), noise_n, *args[4:])
     return out
 
 
 def _derivative_kernel(dy: Tensor, y: Tensor, *numbers: float) -> Tensor:
-    y, dy = _pack(y, dy)
+    layout = kernels.memory_format(y)
+    y, dy = _pack(layout, y, dy)
     out = torch.empty_like(y)
-    kernels.call('bias_act', y, dy, y, None, None, None, None, out, *_layout(y), 0, *numbers)
+    kernels.call('bias_act', y, dy, y, None, None, None, None, out, *_sizes(y, layout), 0, *numbers)
     return out
 
 
@@ -256,16 +270,17 @@ def _part(y: Tensor, n: int, c: int, pixels: int, last: int) -> int:
 
 
 def _backward_kernel(dy: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    (y, dy, x, *small), numbers = _pack(y, dy, *args[:3]), args[3:]  # small: scale, noise
-    n, c, pixels, last = _layout(y)
+    layout = kernels.memory_format(y)
+    (y, dy, x), small = _pack(layout, y, dy, args[0]), _pack(torch.contiguous_format, *args[1:3])
+    n, c, pixels, last = _sizes(y, layout)
     part = _part(y, n, c, pixels, last)
     parts = -(-pixels // part)
     wide = torch.float64 if y.dtype == torch.float64 else torch.float32
     sums = y.new_empty((n, parts, c, 3) if last else (n, c, parts, 3), dtype=wide)
     dx = torch.empty_like(y)
-    noise_n = 0 if small[1] is None else len(small[1])
+    noise_n = 0 if small[1] is None else small[1].shape[0]
     sizes = (n, c, pixels, last, noise_n, part, parts)
-    kernels.call('bias_act_grad', y, dy, y, x, *small, dx, sums, *sizes, *numbers)
+    kernels.call('bias_act_grad', y, dy, y, x, *small, dx, sums, *sizes, *args[3:])
     return dx, sums.reshape(n, c, 3) if parts == 1 else sums.sum(dim=1 if last else 2)
 
 
@@ -279,17 +294,17 @@ def _same_and_sums(dy: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 _SMALL, _NUMBERS = 'Tensor? scale, Tensor? noise', 'float slope, float gain, float limit'
-kernels.register(
+_forward_op = kernels.register(
     f'bias_act(Tensor x, {_SMALL}, Tensor? strength, Tensor? bias, {_NUMBERS}) -> Tensor',
     _forward_kernel,
     _same,
 )
-kernels.register(
+_derivative_op = kernels.register(
     f'bias_act_derivative(Tensor dy, Tensor y, {_NUMBERS}) -> Tensor',
     _derivative_kernel,
     lambda dy, y, *_: _same(y),
 )
-kernels.register(
+_backward_op = kernels.register(
     f'bias_act_backward(Tensor dy, Tensor y, Tensor? x, {_SMALL}, {_NUMBERS}) -> (Tensor, Tensor)',
     _backward_kernel,
     _same_and_sums,

@@ -9,6 +9,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ ENVIRONMENT = 'PV3D_OPS'  # ref: impl='auto' means the reference
 DEVICE_BODY = 'cuda-on-cpu'  # value of PV3D_OPS for tests: kernels run what a GPU would run, on the CPU
 _LIBRARY = torch.library.Library('pv3d', 'FRAGMENT')
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # enum Type of portable.h
+_PLAIN = (int, float, type(None))  # types of arguments of a kernel that are no tensors
 _HOST_TYPES = (torch.float32, torch.float64)
 
 
@@ -35,7 +37,7 @@ def has_kernels(x: Tensor, impl: str) -> bool:
         ValueError: for an unknown impl, or one that does not fit the device or type of x.
         BuildError: if the kernels that impl demands cannot be built.
     """
-    return _decide(x.device.type, x.dtype, impl)
+    return _decide(x.device, x.dtype, impl)
 
 
 def as_on_a_gpu(x: Tensor, impl: str) -> bool:
@@ -45,13 +47,32 @@ def as_on_a_gpu(x: Tensor, impl: str) -> bool:
 
 @torch.compiler.assume_constant_result
 def _as_on_a_gpu(target: str) -> bool:
-    environment = os.environ.get(ENVIRONMENT)
+    environment = _environment()
     return environment == DEVICE_BODY or (target == 'cuda' and environment != 'ref')
 
 
+def forget() -> None:
+    """Forgets what was decided and loaded, for tests and benchmarks that change the environment.
+
+    All of it is asked thousands of times in a training step, and is kept.
+    """
+    for cached in (_environment, _decided, _function, _loads, load):
+        cached.cache_clear()
+
+
+@functools.cache
+def _environment() -> str:
+    return os.environ.get(ENVIRONMENT, 'auto')
+
+
 @torch.compiler.assume_constant_result  # torch.compile asks once, and does not look into the build
-def _decide(target: str, dtype: torch.dtype, impl: str) -> bool:
-    environment = os.environ.get(ENVIRONMENT, 'auto')
+def _decide(device: torch.device, dtype: torch.dtype, impl: str) -> bool:
+    return _decided(device.type, dtype, impl)
+
+
+@functools.cache
+def _decided(target: str, dtype: torch.dtype, impl: str) -> bool:
+    environment = _environment()
     if environment not in ('auto', 'ref', DEVICE_BODY):
         raise ValueError(f'{ENVIRONMENT}={environment} must be auto or ref')
     if impl == 'ref' or (impl == 'auto' and environment == 'ref'):
@@ -83,19 +104,44 @@ def load(target: Target) -> ctypes.CDLL:
     return library
 
 
-def register(schema: str, kernel: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+@functools.cache
+def _function(name: str, target: Target) -> Callable[..., int]:
+    return getattr(load(target), f'pv3d_{name}')
+
+
+def register(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     """Makes torch.ops.pv3d.<name> of a function that calls kernels, opaque to torch.compile.
 
     Args:
         schema: such as `bias_act(Tensor x, float gain) -> Tensor`.
         kernel: does the work, on CPU and CUDA.
         fake: returns empty tensors of the right shape, type and layout.
+
+    Returns:
+        What to call it by: the function itself where nothing looks on, because torch's way to a function in
+        Python takes as long as all that it does.
     """
     name = schema.partition('(')[0]
     _LIBRARY.define(schema)
     for device in ('CPU', 'CUDA'):
         _LIBRARY.impl(name, kernel, device)
     torch.library.register_fake(f'pv3d::{name}', fake)
+    operator = getattr(torch.ops.pv3d, name).default
+
+    def run(x: Tensor, *args: Any) -> Any:
+        return operator(x, *args) if _watched(x) else kernel(x, *args)
+
+    return run
+
+
+def _watched(x: Tensor) -> bool:
+    """Returns whether operators on x are traced, counted, profiled, or done by a tensor of another class."""
+    return (
+        torch.compiler.is_compiling()
+        or type(x) is not Tensor
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd._profiler_enabled()
+    )
 
 
 def call(name: str, x: Tensor, *args: Tensor | float | int | None) -> None:
@@ -104,15 +150,19 @@ def call(name: str, x: Tensor, *args: Tensor | float | int | None) -> None:
     x, any of the tensors, also gives the element type. A number of another type than the C declaration has
     raises ctypes.ArgumentError.
     """
-    function = getattr(load(x.device.type), f'pv3d_{name}')
-    device_body = os.environ.get(ENVIRONMENT) == DEVICE_BODY
-    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in args]
-    values += _TYPES[x.dtype], device_body, torch.get_num_threads()
-    if x.is_cuda:
-        with torch.cuda.device(x.device):
-            code = function(*values, torch.cuda.current_stream().cuda_stream)
-    else:
+    device = x.device
+    function = _function(name, device.type)
+    values = [a if type(a) in _PLAIN else a.data_ptr() for a in args]
+    values += _TYPES[x.dtype], _environment() == DEVICE_BODY, torch.get_num_threads()
+    if not x.is_cuda:
         code = function(*values, None)
+    else:
+        stream = torch._C._cuda_getCurrentRawStream(device.index)
+        if device.index == torch.cuda.current_device():
+            code = function(*values, stream)
+        else:
+            with torch.cuda.device(device):
+                code = function(*values, stream)
     if code:
         raise RuntimeError(f'kernel {name} cannot be started on {x.dtype}: CUDA error {code}')
 

@@ -46,8 +46,8 @@ def upfirdn2d(
         images [N, C, (H * up + top + bottom - h) // down + 1, (W * up + left + right - w) // down + 1].
     """
     assert x.ndim == 4 and f.ndim == 2
-    run = torch.ops.pv3d.upfirdn2d if kernels.has_kernels(x, impl) else _reference
-    return _Upfirdn2d.apply(x, f, up, down, padding, False, gain, run)
+    run = _op if kernels.has_kernels(x, impl) else _reference
+    return _apply(x, f, up, down, padding, False, gain, run)
 
 
 def upsample2d(x: Tensor, f: Tensor, impl: str = 'auto') -> Tensor:
@@ -66,6 +66,13 @@ def _reference(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip:
         x = torch.nn.functional.pad(x, padding)
     f = (f if flip else f.flip((0, 1))).to(x.dtype) * gain
     return torch.nn.functional.conv2d(x, f.expand(c, 1, *f.shape), stride=down, groups=c)
+
+
+def _apply(x: Tensor, f: Tensor, *args: Any) -> Tensor:
+    """Runs the last argument, with a graph where one is wanted."""
+    if not torch.is_grad_enabled():
+        return args[-1](x, f, *args[:-1])
+    return _Upfirdn2d.apply(x, f, *args)
 
 
 class _Upfirdn2d(torch.autograd.Function):
@@ -90,16 +97,17 @@ class _Upfirdn2d(torch.autograd.Function):
             fh - 1 - top,
             in_h * up - out_h * down + top - up + 1,
         )
-        dx = _Upfirdn2d.apply(dy, f, down, up, padding, not flip, gain, run)
+        dx = _apply(dy, f, down, up, padding, not flip, gain, run)
         return dx, None, None, None, None, None, None, None
 
 
 def _kernel(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bool, gain: float) -> Tensor:
     layout = kernels.memory_format(x)
     x = x.contiguous(memory_format=layout)
-    f = f.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
+    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    f = (f if f.dtype is wide else f.to(wide)).contiguous()
     y = _fake(x, f, up, down, padding, flip, gain)
-    last = int(layout == torch.channels_last)
+    last = int(layout is torch.channels_last)
     where = (up, down, padding[0], padding[2], last, int(flip), float(gain))
     kernels.call('upfirdn2d', x, x, f, y, *x.shape, *y.shape[2:], *f.shape, *where)
     return y
@@ -107,13 +115,12 @@ def _kernel(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bo
 
 def _fake(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bool, gain: float) -> Tensor:
     left, right, top, bottom = padding
-    h = (x.shape[2] * up + top + bottom - f.shape[0]) // down + 1
-    w = (x.shape[3] * up + left + right - f.shape[1]) // down + 1
-    like = {'dtype': x.dtype, 'device': x.device, 'memory_format': kernels.memory_format(x)}
-    return torch.empty((*x.shape[:2], h, w), **like)
+    (n, c, h, w), (fh, fw) = x.shape, f.shape
+    size = (n, c, (h * up + top + bottom - fh) // down + 1, (w * up + left + right - fw) // down + 1)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=kernels.memory_format(x))
 
 
-kernels.register(
+_op = kernels.register(
     'upfirdn2d(Tensor x, Tensor f, int up, int down, int[] padding, bool flip, float gain) -> Tensor',
     _kernel,
     _fake,

@@ -273,11 +273,9 @@ def test_all_visible_gpus_are_compiled_for(nvcc, monkeypatch):
 def no_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv('CXX', str(tmp_path / 'no-such-compiler'))
     monkeypatch.setenv('PV3D_CACHE_DIR', str(tmp_path))
-    kernels.load.cache_clear()
-    kernels._loads.cache_clear()
+    kernels.forget()
     yield
-    kernels.load.cache_clear()
-    kernels._loads.cache_clear()
+    kernels.forget()
 
 
 def test_without_a_compiler_the_reference_works_after_one_warning(no_compiler):
@@ -294,19 +292,19 @@ def test_without_a_compiler_the_reference_works_after_one_warning(no_compiler):
         bias_act(x, act='lrelu', impl='cpu')
 
 
-def test_reference_on_demand_builds_nothing(no_compiler, monkeypatch):
-    monkeypatch.setenv(kernels.ENVIRONMENT, 'ref')
+def test_reference_on_demand_builds_nothing(no_compiler, choose_kernels):
+    choose_kernels('ref')
     bias_act(torch.randn(2, 3))
     with pytest.raises(kernel_build.BuildError):  # but a demand stays one
         bias_act(torch.randn(2, 3), impl='cpu')
 
 
-def test_impl_must_fit(monkeypatch):
+def test_impl_must_fit(choose_kernels):
     x = torch.randn(2, 3)
     for impl, wrong in (('fast', x), ('cuda', x), ('cpu', x.bfloat16())):
         with pytest.raises(ValueError, match=f'impl={impl!r}.*{wrong.dtype}'):
             bias_act(wrong, impl=impl)
-    monkeypatch.setenv(kernels.ENVIRONMENT, 'maybe')
+    choose_kernels('maybe')
     with pytest.raises(ValueError, match='PV3D_OPS=maybe'):
         bias_act(x)
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from support.tiny import D_CONFIG, G_CONFIG, build, seeded
 from torch_utils.ops import kernels
-from torch_utils.ops.upfirdn2d import make_filter
+from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.upfirdn2d import make_filter, upfirdn2d
 from training.camera import orbit_label
 from training.networks.discriminators import ImageDiscriminator
 
@@ -58,6 +60,17 @@ def examples():
         'upfirdn2d': (x, make_filter(), 2, 1, [2, 1, 2, 1], False, 4.0),
         'upfirdn2d channels last': (last, make_filter(), 1, 2, [1, 1, 1, 1], True, 1.0),
     }
+
+
+def test_operators_are_seen_by_who_looks_on():
+    """Otherwise they call kernels at once, with the same result."""
+    x = torch.randn(2, 3, 5, 4, generator=seeded(0))
+    with torch.profiler.profile() as profiler:
+        seen = upfirdn2d(bias_act(x, act='lrelu'), make_filter())
+    assert {'pv3d::bias_act', 'pv3d::upfirdn2d'} <= {event.key for event in profiler.key_averages()}
+    assert torch.equal(upfirdn2d(bias_act(x, act='lrelu'), make_filter()), seen)
+    with FakeTensorMode():
+        assert isinstance(bias_act(torch.empty(2, 3), act='lrelu'), FakeTensor)
 
 
 @pytest.mark.parametrize('name', examples())

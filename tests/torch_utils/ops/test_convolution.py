@@ -35,9 +35,9 @@ CASES = {
 
 
 @pytest.fixture(autouse=True)
-def own(monkeypatch):
+def own(choose_kernels):
     """Takes what a GPU would take."""
-    monkeypatch.setenv(kernels.ENVIRONMENT, kernels.DEVICE_BODY)
+    choose_kernels(kernels.DEVICE_BODY)
 
 
 def convolution(case):
@@ -163,10 +163,10 @@ def filters_of(phase, preset):
     return found
 
 
-def test_no_filter_is_as_large_as_an_image(monkeypatch):
+def test_no_filter_is_as_large_as_an_image(choose_kernels):
     sizes = filters_of('Dreg', 'pv3d-voxceleb').sizes
     assert sizes and max(max(size) for size in sizes) <= 6
-    monkeypatch.setenv(kernels.ENVIRONMENT, 'auto')
+    choose_kernels('auto')
     assert (
         max(max(size) for size in filters_of('Dreg', 'pv3d-voxceleb').sizes) >= 512
     )  # torch's own: it would be found

@@ -30,9 +30,9 @@ TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}  # of the largest value
 
 
 @pytest.fixture(params=['auto', custom_ops.DEVICE_BODY])
-def kernels(request, monkeypatch):
+def kernels(request, choose_kernels):
     """Runs a test with the kernels of the host, then with those of the GPU, on the CPU."""
-    monkeypatch.setenv(custom_ops.ENVIRONMENT, request.param)
+    choose_kernels(request.param)
     if not custom_ops.has_kernels(torch.zeros(1), 'auto'):
         pytest.skip('no kernels: a C++ compiler is missing')
 
@@ -206,7 +206,7 @@ def test_half_precision_is_computed_in_single():
 
 @pytest.mark.parametrize('fine', [0, 6])
 @pytest.mark.parametrize('jitter', [False, True])
-def test_generator_renders_the_same_image(jitter, fine, kernels, monkeypatch):
+def test_generator_renders_the_same_image(jitter, fine, kernels, choose_kernels):
     G = generator(plane_axes='released').double()
     z_a, z_m, t, c = (x.double() for x in codes(2))
     ws = G.condition(Codes(z_a, z_m), c, t)
@@ -215,7 +215,7 @@ def test_generator_renders_the_same_image(jitter, fine, kernels, monkeypatch):
     found = []
     for environment in (None, 'ref'):
         if environment:
-            monkeypatch.setenv(custom_ops.ENVIRONMENT, environment)
+            choose_kernels(environment)
         G.zero_grad()
         out = G.render(planes, ws.detach(), cameras(2), config, seeded(1) if jitter else None, ray_chunk=40)
         sum(x.square().sum() for x in out).backward(inputs=[planes, *G.decoder.parameters()])
@@ -224,7 +224,7 @@ def test_generator_renders_the_same_image(jitter, fine, kernels, monkeypatch):
     agree(*found, 1e-9)
 
 
-def test_generator_uses_the_kernels(monkeypatch):
+def test_generator_uses_the_kernels(monkeypatch, choose_kernels):
     """The plain field is not called where kernels render."""
     G = generator()
     monkeypatch.setattr(G, 'sample_field', None)
@@ -233,14 +233,14 @@ def test_generator_uses_the_kernels(monkeypatch):
     ws = G.condition(Codes(z_a, z_m), c, t)
     with torch.no_grad():
         G.render(G.scene(Codes(z_a, z_m), ws, t), ws, c, config)
-        monkeypatch.setenv(custom_ops.ENVIRONMENT, 'ref')
+        choose_kernels('ref')
         with pytest.raises(TypeError):
             G.render(G.scene(Codes(z_a, z_m), ws, t), ws, c, config)
 
 
 @pytest.mark.parametrize('environment', ['auto', 'ref'])
-def test_half_precision_planes_are_rendered_as_float32(environment, monkeypatch):
-    monkeypatch.setenv(custom_ops.ENVIRONMENT, environment)
+def test_half_precision_planes_are_rendered_as_float32(environment, choose_kernels):
+    choose_kernels(environment)
     G = generator()
     z_a, z_m, t, c = codes(2)
     with torch.no_grad():
