@@ -23,6 +23,7 @@ sys.meta_path[:] = [Finder()]
 for room in ('dnnlib', 'torch_utils', 'training', 'viz', 'interop'):
     for module in pkgutil.walk_packages(importlib.import_module(room).__path__, room + '.'):
         importlib.import_module(module.name)
+assert 'torch._dynamo' not in sys.modules  # takes as long to import as torch
 
 data, folder = sys.argv[1:]
 sys.argv = ['train.py', '--outdir', folder, '--data', data]

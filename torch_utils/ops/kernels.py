@@ -25,6 +25,16 @@ _PLAIN = (int, float, type(None))  # types of arguments of a kernel that are no 
 _HOST_TYPES = (torch.float32, torch.float64)
 
 
+def constant(function: Callable[..., bool]) -> Callable[..., bool]:
+    """Marks a function that torch.compile asks once and does not look into.
+
+    This is torch.compiler.assume_constant_result without its import of torch._dynamo, which takes as long as
+    that of torch and which most commands never need.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
 def has_kernels(x: Tensor, impl: str) -> bool:
     """Returns whether kernels work on x, and not the reference.
 
@@ -45,7 +55,7 @@ def as_on_a_gpu(x: Tensor, impl: str) -> bool:
     return impl != 'ref' and _as_on_a_gpu(x.device.type)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _as_on_a_gpu(target: str) -> bool:
     environment = _environment()
     return environment == DEVICE_BODY or (target == 'cuda' and environment != 'ref')
@@ -65,7 +75,7 @@ def _environment() -> str:
     return os.environ.get(ENVIRONMENT, 'auto')
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks once, and does not look into the build
+@constant  # torch.compile does not look into the build
 def _decide(device: torch.device, dtype: torch.dtype, impl: str) -> bool:
     return _decided(device.type, dtype, impl)
 

@@ -28,7 +28,7 @@ def usable(planes: Tensor, samples: int, features: int, impl: str = 'auto') -> b
     return small and _fits(planes.device, c, samples, features, planes.dtype == torch.float64)
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks once
+@kernels.constant
 def _fits(device: torch.device, channels: int, samples: int, features: int, double: bool) -> bool:
     if device.type != 'cuda':
         return True
