@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -256,9 +257,11 @@ def write(writer: ClipWriter, clips: list[Clip], options: Options) -> int:
         side = max(writer.G.config.resolution * options.upscale, SHEET_TILE)
         affordable = math.isqrt(_GRID_BYTES // (3 * sum(len(clip.times) for clip in clips)))
         tile = max(min(side, _GRID_SIDE // images.grid_shape(len(clips))[1], affordable) // 2 * 2, 2)
-    tiles, meshes = [], 0
+    tiles, meshes, seconds = [], 0, 0.0
     for clip in clips:
+        start = time.perf_counter()
         tiles.append(writer.videos(clip, options.depth, options.normals, tile))
+        seconds += time.perf_counter() - start
         if options.sheet:
             writer.sheet(clip)
         if options.shapes:
@@ -269,6 +272,8 @@ def write(writer: ClipWriter, clips: list[Clip], options: Options) -> int:
         rows = (images.grid(np.stack(frames)) for frames in zip(*tiles, strict=False))
         write_video(path, rows, options.fps, options.crf)
         writer.report(str(path))
+    frames = sum(len(clip.times) for clip in clips)
+    writer.report(f'{frames / seconds:.1f} frames/s: {frames} frames rendered and encoded in {seconds:.1f} s')
     return meshes
 
 

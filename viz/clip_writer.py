@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib import video
+from dnnlib.background import in_background
 from dnnlib.util import Skip
 from viz import images, rollout, shapes, sheets, trajectories
 
 SHEET_COLUMNS = 8  # moments on a contact sheet
+_AHEAD = 2  # batches that are fetched and encoded while the next one is rendered
 SHEET_TILE = 128  # smaller images are enlarged to this on contact sheets, so that labels fit
 
 
@@ -48,6 +50,8 @@ class ClipWriter:
     ) -> list[np.ndarray]:
         """Writes NAME.mp4, optionally NAME-depth.mp4 and NAME-normals.mp4, all while they are rendered.
 
+        Frames become uint8 where they are rendered; a thread fetches and encodes them beside the next ones.
+
         Args:
             clip: see Clip.
             depth: write depth; the first frames choose its colours, the same for the whole clip.
@@ -65,16 +69,21 @@ class ClipWriter:
         with contextlib.ExitStack() as stack:
             videos = {kind: video.open_video(path, self.fps, self.crf) for kind, path in paths.items()}
             append = {kind: stack.enter_context(writer) for kind, writer in videos.items()}
-            for batch in rollout.render_frames(self.G, clip.codes, ws, clip.cameras, clip.times, self.render):
+
+            def write(fetched: Callable[[], dict[str, np.ndarray]]) -> None:
+                shown = fetched()
+                for kind, frames in shown.items():
+                    for frame in images.resize(frames, size):
+                        append[kind](frame)
+                tiles.extend(images.resize(shown[''], tile) if tile else ())
+                self.count(len(shown['']))
+
+            later = stack.enter_context(in_background(write, _AHEAD))
+            inputs = clip.codes, ws, clip.cameras, clip.times, self.render
+            for batch in rollout.render_batches(self.G, *inputs):
                 if depth and near_far is None:
                     near_far = images.depth_range(batch.depth, batch.opacity)
-                for kind in append:
-                    shown = _shown(batch, kind, near_far)
-                    for frame in images.resize(shown, size):
-                        append[kind](frame)
-                    if tile and not kind:
-                        tiles.extend(images.resize(shown, tile))
-                self.count(len(batch.image))
+                later(rollout.fetch({kind: images.pixels(_shown(batch, kind, near_far)) for kind in append}))
         for path in paths.values():
             self.report(str(path))
         return tiles
@@ -87,7 +96,7 @@ class ClipWriter:
         cameras = views.repeat(len(moments), 1)
         ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras[:1], times, clip.psi)
         tiles = []
-        for batch in rollout.render_frames(self.G, clip.codes, ws, cameras, times, self.render):
+        for batch in rollout.render_batches(self.G, clip.codes, ws, cameras, times, self.render):
             tiles.append(images.to_uint8(batch.image))
             self.count(len(batch.image))
         side = max(self.G.config.resolution, SHEET_TILE)
@@ -135,10 +144,10 @@ class ClipWriter:
         return made
 
 
-def _shown(batch: rollout.Frames, kind: str, near_far: tuple[float, float]) -> np.ndarray:
-    """Returns what a kind of video shows of rendered frames, uint8 [T, H, W, 3]."""
+def _shown(batch: rollout.Frames, kind: str, near_far: tuple[float, float]) -> Tensor:
+    """Returns what a kind of video shows of rendered frames [T, 3, H, W] in [-1, 1]."""
     if kind == '-depth':
         return images.colorize_depth(batch.depth, batch.opacity, *near_far)
     if kind == '-normals':
         return images.colorize_normals(images.normals_from_xyz(batch.xyz), batch.opacity)
-    return images.to_uint8(batch.image)
+    return batch.image

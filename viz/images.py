@@ -19,8 +19,13 @@ _BACKGROUND = 0.5  # gray behind depth and normals where rays hit nothing
 
 def to_uint8(image: Tensor) -> np.ndarray:
     """Turns images [N, C, H, W] in [-1, 1] (clamped) into uint8 images [N, H, W, C]."""
-    pixels = (image.detach().float() * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return pixels(image).cpu().numpy()
+
+
+def pixels(image: Tensor) -> Tensor:
+    """Does what to_uint8 does, on the device of the images; uint8 [N, H, W, C]."""
+    scaled = (image.detach().float() * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).contiguous()
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
@@ -71,9 +76,10 @@ def depth_range(depth: Tensor, opacity: Tensor) -> tuple[float, float]:
     return float(near), float(max(far, near + 1e-3))
 
 
-def colorize_depth(depth: Tensor, opacity: Tensor, near: float, far: float) -> np.ndarray:
-    """Colours depth [N, 1, H, W], near = yellow, far = violet, over gray by opacity; uint8 [N, H, W, 3]."""
-    table = torch.tensor([list(bytes.fromhex(step)) for step in _COLOR_STEPS], device=depth.device) / 255
+def colorize_depth(depth: Tensor, opacity: Tensor, near: float, far: float) -> Tensor:
+    """Colours depth [N, 1, H, W], near yellow, far violet, over gray by opacity; [N, 3, H, W] in [-1, 1]."""
+    table = torch.tensor([list(bytes.fromhex(step)) for step in _COLOR_STEPS])
+    table = table.to(depth.device, non_blocking=True) / 255
     place = ((depth.nan_to_num(far, far, near) - near) / (far - near)).clamp(0, 1) * (len(table) - 1)
     low = place.long().clamp(max=len(table) - 2)
     color = torch.lerp(table[low], table[low + 1], (place - low)[..., None])  # [N, 1, H, W, 3]
@@ -94,13 +100,13 @@ def normals_from_xyz(xyz: Tensor) -> Tensor:
     return nn.functional.normalize(torch.linalg.cross(down, right, dim=1), dim=1)
 
 
-def colorize_normals(normals: Tensor, opacity: Tensor) -> np.ndarray:
-    """Colours unit normals [N, 3, H, W] as normal * 0.5 + 0.5, over gray by opacity; uint8 [N, H, W, 3]."""
+def colorize_normals(normals: Tensor, opacity: Tensor) -> Tensor:
+    """Colours unit normals [N, 3, H, W] as normal * 0.5 + 0.5, over gray by opacity; in [-1, 1]."""
     return _over_gray(normals * 0.5 + 0.5, opacity)
 
 
-def _over_gray(color: Tensor, opacity: Tensor) -> np.ndarray:
-    return to_uint8(torch.lerp(torch.full_like(color, _BACKGROUND), color, opacity.clamp(0, 1)) * 2 - 1)
+def _over_gray(color: Tensor, opacity: Tensor) -> Tensor:
+    return torch.lerp(torch.full_like(color, _BACKGROUND), color, opacity.clamp(0, 1)) * 2 - 1
 
 
 def save_png(path: Path | str, image: np.ndarray) -> None:

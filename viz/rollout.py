@@ -1,18 +1,23 @@
 """Clips of a generator in bounded memory: codes that depend only on their seed, batches of frames."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from training.networks.contract import Codes, VideoGenerator
 from training.volumetric_rendering.renderer import RendererConfig
 
+_KEPT_BYTES = 1 << 30  # of scenes that later frames show again
+
 
 class Frames(NamedTuple):
-    """Rendered frames, on the CPU, NCHW; a network without 3D has only images."""
+    """Rendered frames, NCHW; a network without 3D has only images."""
 
     image: Tensor  # about [-1, 1], [T, 3, H, W]
     depth: Tensor | None  # distance along the unit ray, scene units, [T, 1, h, w]
@@ -77,10 +82,38 @@ def to(codes: Codes, device: torch.device) -> Codes:
 @torch.no_grad()
 def scene_at(G: VideoGenerator, codes: Codes, ws: Tensor, times: Tensor) -> Tensor:
     """Synthesises the scenes [T, ...] of a clip at times [T] with ws [1 or T, num_ws, w_dim]."""
-    return G.scene(to(codes, ws.device), ws, times.to(ws.device))
+    return G.scene(to(codes, ws.device), ws, times.to(ws.device, non_blocking=True))
 
 
 @torch.no_grad()
+def render_batches(
+    G: VideoGenerator,
+    codes: Codes,
+    ws: Tensor,
+    cameras: Tensor,
+    times: Tensor,
+    options: RenderOptions = DEFAULT_OPTIONS,
+) -> Iterator[Frames]:
+    """Renders a clip in batches of frames; yields each on the device of G, which is not waited for.
+
+    Frames with equal ws and time share their scene: one moment seen from many sides is cheap.
+
+    Args:
+        G: generator.
+        codes: of one clip.
+        ws: from map_codes, [1 or T, num_ws, w_dim].
+        cameras: render cameras [T, 25].
+        times: [T], on the CPU.
+        options: see RenderOptions.
+    """
+    device = device_of(G)
+    codes, ws, cameras = to(codes, device), ws.to(device), cameras.to(device)
+    for part, scene in _scenes(G, codes, ws, times, options.frame_batch):
+        w = ws.expand(len(scene), -1, -1) if len(ws) == 1 else ws[part]
+        out = G.render(scene, w, cameras[part], renderer=options.renderer, ray_chunk=options.ray_chunk)
+        yield Frames(out.image.float(), out.depth, out.opacity, out.xyz)
+
+
 def render_frames(
     G: VideoGenerator,
     codes: Codes,
@@ -89,31 +122,57 @@ def render_frames(
     times: Tensor,
     options: RenderOptions = DEFAULT_OPTIONS,
 ) -> Iterator[Frames]:
-    """Renders a clip in batches of frames; yields each batch on the CPU.
+    """Does what render_batches does and yields each batch on the CPU."""
+    for batch in render_batches(G, codes, ws, cameras, times, options):
+        yield Frames(*(x if x is None else x.cpu() for x in batch))
 
-    Frames of a batch with equal ws and time share their scene: one moment seen from many sides is cheap.
 
-    Args:
-        G: generator.
-        codes: of one clip.
-        ws: from map_codes, [1 or T, num_ws, w_dim].
-        cameras: render cameras [T, 25].
-        times: [T].
-        options: see RenderOptions.
+def _scenes(
+    G: VideoGenerator, codes: Codes, ws: Tensor, times: Tensor, size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yields batches of `size` frames: their place in the clip and their scenes [n, ...].
+
+    A scene is kept while later frames show it, as long as there is room.
     """
-    device = device_of(G)
-    ws, cameras, times = (x.to(device) for x in (ws, cameras, times))
-    for start in range(0, len(times), options.frame_batch):
-        stop = min(start + options.frame_batch, len(times))
-        if len(ws) == 1:
-            t, which = times[start:stop].unique(return_inverse=True)
-            w = ws.expand(stop - start, -1, -1)
-        else:
-            t, which, w = times[start:stop], torch.arange(stop - start, device=device), ws[start:stop]
-        scene = scene_at(G, codes, w[: len(t)], t)[which]
-        out = G.render(scene, w, cameras[start:stop], renderer=options.renderer, ray_chunk=options.ray_chunk)
-        geometry = (x if x is None else x.cpu() for x in (out.depth, out.opacity, out.xyz))
-        yield Frames(out.image.float().cpu(), *geometry)
+    left, kept = Counter(times.tolist()), {}
+    for start in range(0, len(times), size):
+        part = slice(start, start + size)
+        if len(ws) > 1:  # frames have their own
+            yield part, scene_at(G, codes, ws[part], times[part])
+            continue
+        moments = times[part].tolist()
+        new = [t for t in dict.fromkeys(moments) if t not in kept]
+        made = scene_at(G, codes, ws, times.new_tensor(new)) if new else ()
+        kept |= zip(new, made, strict=True)
+        yield part, made if new == moments else _stack([kept[t] for t in moments])
+        left.subtract(moments)
+        room = _KEPT_BYTES // kept[moments[0]].nbytes
+        kept = dict(itertools.islice(((t, scene) for t, scene in kept.items() if left[t]), room))
+
+
+def _stack(scenes: list[Tensor]) -> Tensor:
+    """Stacks scenes without changing their layout in memory, which the renderer would have to change back."""
+    first = scenes[0]
+    strides = torch.empty_like(first, device='meta').stride()
+    stacked = first.new_empty_strided((len(scenes), *first.shape), (first.numel(), *strides))
+    return torch.stack(scenes, out=stacked)
+
+
+def fetch(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, np.ndarray]]:
+    """Begins to copy tensors from their device; the function returned waits for the copies."""
+    if not any(x.is_cuda for x in tensors.values()):
+        return lambda: {name: x.numpy() for name, x in tensors.items()}
+    copies = {name: torch.empty_like(x, device='cpu', pin_memory=True) for name, x in tensors.items()}
+    for name, x in tensors.items():
+        copies[name].copy_(x, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> dict[str, np.ndarray]:
+        copied.synchronize()
+        return {name: x.numpy() for name, x in copies.items()}
+
+    return wait
 
 
 def concatenate(batches: Sequence[Frames]) -> Frames:

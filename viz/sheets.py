@@ -81,7 +81,7 @@ def training_sheets(G: VideoGenerator, seeds: Sequence[int], cameras: Tensor) ->
     sheets = {'fakes': grid(to_uint8(fakes.image))}
     if fakes.depth is not None:
         depth = colorize_depth(fakes.depth, fakes.opacity, *depth_range(fakes.depth, fakes.opacity))
-        sheets['depth'] = grid(enlarge(depth, _GEOMETRY_TILE))
+        sheets['depth'] = grid(enlarge(to_uint8(depth), _GEOMETRY_TILE))
     return sheets | {
         'views': contact_sheet(sides, col_labels=trajectories.VIEW_NAMES),
         'strip': contact_sheet(list(clips[:, columns]), col_labels=[f't {t:.2f}' for t in times[columns]]),

@@ -83,6 +83,7 @@ def test_everything_at_once(snapshot, G, tmp_path):
     meshes = [f'{c}-0001.ply' for c in clips]
     assert names(out) == sorted([*files, *meshes, 'grid.mp4'])
     assert all(str(out / name) in result.output for name in names(out))
+    assert 'frames/s: 10 frames' in result.output
     for name in ('', '-depth', '-normals'):
         assert iio.imread(out / f'{clips[0]}{name}.mp4').shape == (5, 64, 64, 3)
     assert iio.imread(out / 'grid.mp4').shape == (5, 128, 256, 3)
@@ -209,7 +210,7 @@ def test_errors_are_one_sentence(snapshot, tmp_path, args, message):
 
 def test_frames_are_written_as_they_come(G, tmp_path, monkeypatch):
     """No rendered batch outlives the next one, so a clip may be of any length."""
-    render, batches = rollout.render_frames, []
+    render, batches = rollout.render_batches, []
 
     def watched(*args):
         for batch in render(*args):
@@ -217,7 +218,7 @@ def test_frames_are_written_as_they_come(G, tmp_path, monkeypatch):
             batches.append(weakref.ref(batch.xyz))
             yield batch
 
-    monkeypatch.setattr(rollout, 'render_frames', watched)
+    monkeypatch.setattr(rollout, 'render_batches', watched)
     writer = ClipWriter(G=G, outdir=tmp_path, report=lambda line: None)
     cameras, times = trajectories.front(14), trajectories.frame_times(14, SPAN)
     clip = Clip(

@@ -50,19 +50,49 @@ def test_batches_and_chunks_change_nothing(G):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
-def test_one_moment_from_many_sides_needs_one_synthesis(G, monkeypatch):
-    sizes, plain = [], type(G).scene
+@pytest.fixture
+def synthesised(monkeypatch):
+    """The number of scenes in each call of the synthesis."""
+    sizes, plain = [], tiny.Generator.scene
 
     def scene(self, codes, ws, t):
         sizes.append(len(t))
         return plain(self, codes, ws, t)
 
-    monkeypatch.setattr(type(G), 'scene', scene)
+    monkeypatch.setattr(tiny.Generator, 'scene', scene)
+    return sizes
+
+
+def test_one_moment_from_many_sides_needs_one_synthesis(G, synthesised):
+    """Whether the cameras stand in one batch or not; an orbit about a frozen face synthesises once."""
     times, views = torch.tensor([0.5, 0.5, 0.5, 0.0, 0.0, 0.0]), trajectories.view_labels().repeat(2, 1)
     shared = clip(G, cameras=views, times=times, frame_batch=6)
-    assert sizes == [2]
+    assert synthesised == [2]
     alone = clip(G, cameras=views, times=times, frame_batch=1)
+    assert synthesised == [2, 1, 1]
     torch.testing.assert_close(shared.image, alone.image, atol=1e-5, rtol=0)
+    clip(G, frames=9, times=torch.zeros(9))
+    assert synthesised == [2, 1, 1, 1]
+
+
+def test_scenes_are_kept_while_they_are_needed_and_fit(G, synthesised, monkeypatch):
+    """t goes forth, back and forth again; with room for one scene alone, the same frames take more work."""
+    times = torch.tensor([0.0, 0.5, 1.0, 0.5, 0.0, 0.5, 1.0])
+    kept = clip(G, frames=7, times=times, frame_batch=2)
+    assert synthesised == [2, 1]
+    monkeypatch.setattr(rollout, '_KEPT_BYTES', 4 * 3 * 8 * 32 * 32)
+    synthesised.clear()
+    again = clip(G, frames=7, times=times, frame_batch=2)
+    assert sum(synthesised) > 3
+    for a, b in zip(kept, again, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_stacked_scenes_keep_their_layout():
+    """Channels innermost, as the renderer reads planes."""
+    planes = torch.randn(2, 3, 8, 4, 4).permute(0, 1, 4, 2, 3)
+    stacked = rollout._stack([planes[1], planes[0]])
+    assert torch.equal(stacked, planes.flip(0)) and stacked.stride() == planes.stride()
 
 
 def test_renderer_of_the_options_is_used(G):
