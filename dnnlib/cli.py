@@ -39,7 +39,7 @@ import click
 from click.core import ParameterSource
 
 from dnnlib.threads import choose_spins
-from dnnlib.util import UserError, explain_os_error, is_out_of_memory
+from dnnlib.util import UserError, explain_os_error, is_out_of_memory, memory_advice
 
 SETTINGS = {'help_option_names': ['-h', '--help'], 'max_content_width': 110}  # of every command
 ARGUMENT = object()  # in Annotated: a positional argument
@@ -192,7 +192,7 @@ def one_sentence(advice: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as err:
         if not is_out_of_memory(err):
             raise
-        raise click.ClickException(f'out of memory; {advice}') from err
+        raise click.ClickException(memory_advice(err, advice)) from err
 
 
 def _refuse_without_effect(ctx: click.Context, partners: dict[str, OnlyWith]) -> None:

@@ -22,6 +22,15 @@ from typing import IO, Any
 
 _TEMP_NAME = re.compile(r'^\..+\.[0-9a-f]{32}\.tmp$')  # of the temporary files of atomic_write
 
+# of a full CPU or GPU; other states of cuDNN and cuBLAS are bugs
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|can't allocate memory|alloc_failed|unable to find an engine|cublas_status_not_initialized|"
+    'cudnn_status_(not_initialized|internal_error|execution_failed)',
+    re.IGNORECASE,
+)
+_ON_GPU = re.compile('cuda|cudnn|cublas|unable to find an engine', re.IGNORECASE)
+_ALLOCATOR = 'PYTORCH_ALLOC_CONF=expandable_segments:True'  # blocks that grow leave fewer holes
+
 _OS_ADVICE = {
     errno.ENOSPC: 'the disk is full; free some space or choose another folder',
     errno.EDQUOT: 'the disk quota is used up; free some space or choose another folder',
@@ -60,11 +69,19 @@ class Skip(Exception):
 def is_out_of_memory(err: BaseException) -> bool:
     """Returns whether an error means that the memory of the CPU or of the GPU ran out.
 
-    What PyTorch raises is known by its message: on the CPU it is a plain RuntimeError.
+    What PyTorch raises is known by its message: on the CPU it is a plain RuntimeError, and on a full GPU its
+    libraries fail in several ways when they cannot get a workspace or start.
     """
-    text = str(err).lower()
-    typical = any(part in text for part in ('out of memory', "can't allocate memory", 'alloc_failed'))
-    return isinstance(err, MemoryError) or (isinstance(err, RuntimeError) and typical)
+    typical = isinstance(err, RuntimeError) and _OUT_OF_MEMORY.search(str(err))
+    return isinstance(err, MemoryError) or bool(typical)
+
+
+def memory_advice(err: BaseException, advice: str) -> str:
+    """Returns one sentence about an error that is_out_of_memory knows: what a library said, and what to do."""
+    said = re.search(r'(cudnn|cublas)_status_\w+|unable to find an engine', str(err), re.IGNORECASE)
+    found = f' ({said[0]} is how a full GPU often shows)' if said else ''
+    more = f', and export {_ALLOCATOR}, which wastes less' if _ON_GPU.search(str(err)) else ''
+    return f'out of memory{found}; {advice}{more}'
 
 
 def usable_cores() -> int:

@@ -129,6 +129,7 @@ def test_errors_in_options(args, code, reason):
         (FileNotFoundError(2, 'x', 'y.zip'), 'y.zip: no such file'),
         (MemoryError(), 'out of memory; use less'),
         (RuntimeError('CUDA out of memory.'), 'out of memory; use less'),
+        (RuntimeError('cuDNN error: CUDNN_STATUS_NOT_INITIALIZED'), 'out of memory (CUDNN_STATUS_NOT_INIT'),
         (RuntimeError('a bug'), None),
         (ValueError('a bug'), None),
     ],

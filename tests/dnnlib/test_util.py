@@ -18,6 +18,7 @@ from dnnlib.util import (
     format_count,
     format_time,
     is_out_of_memory,
+    memory_advice,
     remove_temp_files,
     usable_cores,
 )
@@ -159,11 +160,36 @@ def test_out_of_memory_differs_from_other_errors():
     full = [
         cpu,
         'CUDA out of memory. Tried to allocate 2 GiB.',
-        'CUDA error: CUBLAS_STATUS_ALLOC_FAILED',
+        'CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`',
+        'CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`',
+        'cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED',
+        'cuDNN error: CUDNN_STATUS_NOT_INITIALIZED',
+        'cuDNN error: CUDNN_STATUS_EXECUTION_FAILED',
+        'GET was unable to find an engine to execute this computation',
     ]
     assert all(is_out_of_memory(RuntimeError(text)) for text in full) and is_out_of_memory(MemoryError())
-    others = (RuntimeError('size mismatch'), ValueError(cpu), KeyboardInterrupt())
+    bugs = ('size mismatch', 'cuDNN error: CUDNN_STATUS_BAD_PARAM', 'CUDA error: illegal memory access')
+    others = (*map(RuntimeError, bugs), ValueError(cpu), KeyboardInterrupt())
     assert not any(is_out_of_memory(err) for err in others)
+
+
+@pytest.mark.parametrize(
+    ('said', 'sentence'),
+    [
+        ("DefaultCPUAllocator: can't allocate memory", 'out of memory; use less'),
+        (
+            'CUDA out of memory. Tried to allocate 2 GiB.\nmore',
+            'out of memory; use less, and export PYTORCH_ALLOC_CONF=expandable_segments:True, which wastes less',
+        ),
+        (
+            'cuDNN error: CUDNN_STATUS_INTERNAL_ERROR\nat a.cpp',
+            'out of memory (CUDNN_STATUS_INTERNAL_ERROR is how a full GPU often shows); use less, and export '
+            'PYTORCH_ALLOC_CONF=expandable_segments:True, which wastes less',
+        ),
+    ],
+)
+def test_out_of_memory_is_one_sentence_with_advice(said, sentence):
+    assert memory_advice(RuntimeError(said), 'use less') == sentence
 
 
 def test_usable_cores_are_those_of_the_process(monkeypatch):
