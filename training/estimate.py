@@ -1,29 +1,31 @@
 """What a training run will need, before it runs: memory, arithmetic, and a guess of the time.
 
 The real loss runs on fake tensors, which have a shape and a device but no data; a meter counts what every
-operation would compute (by the formulas of torch's FLOP counter), move and keep. Only the speed of the device
-is measured. Not counted: workspaces of convolution libraries, the interpreter, data loading, images and
-snapshots, communication. The test compares the memory with that of a step on a CPU; no GPU was compared.
+operation would compute (by the formulas of torch's FLOP counter), move and keep; a machine without a GPU can
+count what one would. Only the speed of the device is measured. Not counted: workspaces of convolution
+libraries, the interpreter, data loading, images and snapshots, communication. The test compares the memory
+with that of a step on a CPU; no GPU was compared.
 """
 
+import contextlib
 import dataclasses
 import json
 import statistics
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from dnnlib.config import to_dict
-from dnnlib.util import format_count, format_time
+from dnnlib.util import ConfigError, format_count, format_time
 from torch_utils.misc import module_summary, parameter_count
 from training.camera import LABEL_DIM
 from training.config import TrainConfig, build_networks
@@ -33,6 +35,8 @@ _LATE_NIMG = 10**12  # after all schedules have ended
 _ADAM_PASSES = 7  # parameters, gradients and two moments are read; all but the gradients are written
 _EMA_PASSES = 3  # two are read, one is written
 _MEASURE_SEC = 0.2  # for each number of a device
+_CARD_BYTES = 79 * 2**30  # that a GPU of "80 GB" has [nvidia-smi of an A100 and an H100: 80.0 and 79.6 GiB]
+_LIBRARY_BYTES = 3 * 2**30  # for CUDA, workspaces of cuDNN, and holes; a guess
 
 # How much slower an average operation (gather, softplus, sum, ...) moves its bytes than the product that
 # measure_device times. The first is fitted to configurations of 32x32 to 512x512 on CPU, the second a guess.
@@ -57,6 +61,11 @@ class StepEstimate:
     network_bytes: int  # parameters and buffers of all networks, EMA included
     optimizer_bytes: int  # two moments per parameter
     activation_bytes: int  # most that activations and gradients take at once
+
+    @property
+    def total_bytes(self) -> int:
+        """All of its memory."""
+        return self.network_bytes + self.optimizer_bytes + self.activation_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,15 +100,44 @@ def describe_run(config: TrainConfig, device: torch.device, world_size: int) -> 
         *_network_tables(config),
         '',
         f'estimate for {world_size} x {name}, each {rounds} x {batch_gpu} clips a step:',
-        f'  memory  about {sum(gib.values()):.2f} GiB: networks {gib["network"]:.2f}, optimizers '
+        f'  memory  about {step.total_bytes / 2**30:.2f} GiB: networks {gib["network"]:.2f}, optimizers '
         f'{gib["optimizer"]:.2f}, activations and gradients {gib["activation"]:.2f}',
         f'  work    {format_count(sum(step.work.flops.values()))}FLOP a step, '
         f'{step.work.moved_bytes / 2**30:.0f} GiB read and written',
+        f'  GPU     {describe_fit(config, world_size, device)}',
         f'  time    about {sec_per_kimg:.0f} s/kimg; for {total_kimg:g} kimg '
         f'{format_time(sec_per_kimg * total_kimg)}',
         '  (per process; memory without libraries and data; the time may be wrong by a factor of 2)',
     ]
     return '\n'.join(lines)
+
+
+def describe_fit(config: TrainConfig, world_size: int, device: torch.device) -> str:
+    """Returns whether a step fits the GPU, or one of 80 GB where there is none, and if not, which would."""
+    name, room = 'a GPU of 80 GB', _CARD_BYTES
+    if device.type == 'cuda':
+        name, room = 'this GPU', torch.cuda.get_device_properties(device).total_memory
+    needs = {}
+    for n in _sizes(config, world_size):
+        smaller = dataclasses.replace(config, batch_gpu=n)
+        needs[n] = estimate_step(smaller, world_size, 'cuda').total_bytes + _LIBRARY_BYTES
+        if needs[n] <= room:
+            break
+    (own, need), (n, least) = next(iter(needs.items())), needs.popitem()
+    gib = [f'{size / 2**30:.1f}' for size in (need, room, least, _LIBRARY_BYTES)]
+    text = f'{own} clips at a time take {gib[0]} of {gib[1]} GiB on {name}, {gib[3]} for libraries'
+    if need <= room:
+        return f'fits: {text}'
+    smaller = f'use --batch-gpu {n}, which takes {gib[2]}' if least <= room else 'nor does one clip'
+    return f'does not fit: {text}; {smaller}'
+
+
+def _sizes(config: TrainConfig, world_size: int) -> Iterator[int]:
+    """Yields how many clips a process may take at a time, from what the run takes down to one."""
+    own, _ = config.split_batch(world_size)
+    for n in range(own, 0, -1):
+        with contextlib.suppress(ConfigError):  # the batch cannot be split like this
+            yield dataclasses.replace(config, batch_gpu=n).split_batch(world_size)[0]
 
 
 def estimate_step(
@@ -110,23 +148,20 @@ def estimate_step(
     Args:
         config: of the run; schedules are taken as they are after their fades.
         world_size: processes that share the batch.
-        device: a CPU, or a CUDA device that exists (half precision is in force only on CUDA).
+        device: decides about half precision and kernels; `cuda` need not exist.
     """
     batch_gpu, rounds = config.split_batch(world_size)
     intervals = {'Gmain': 1, 'Greg': config.g_reg_interval, 'Dmain': 1, 'Dreg': config.d_reg_interval}
-    loss, work, peaks = config.loss.build(), Work(), []
-    with FakeTensorMode(), torch.device(device):
-        networks = build_networks(config)
-        g, d = parameter_count(networks.G), sum(parameter_count(n) for n in networks[1:] if n is not None)
-        buffers = [sum(b.numel() for b in n.buffers()) for n in networks if n is not None]
-        frames = 2 if loss.frames == 'pair' else networks.G.config.span
-        real, fake = _batches(networks.G, batch_gpu, frames)
-        for phase, interval in ((p, i) for p, i in intervals.items() if loss.has(p)):
-            trained, idle = (g, d) if phase[0] == 'G' else (d, g)
-            with _Meter(work, rounds / interval) as meter:
-                _run_phase(loss, phase, networks, real, fake)
-            work.moved_bytes += 4 * _ADAM_PASSES * trained / interval
-            peaks.append(meter.peak_bytes + 4 * idle)  # the others keep their gradients until their turn
+    work, peaks = Work(), []
+    meters = {phase: Meter(work, rounds / interval) for phase, interval in intervals.items()}
+    networks = meter_phases(config, batch_gpu, device, meters)
+    g, d = parameter_count(networks.G), sum(parameter_count(n) for n in networks[1:] if n is not None)
+    buffers = [sum(b.numel() for b in n.buffers()) for n in networks if n is not None]
+    loss = config.loss.build()
+    for phase, meter in ((p, m) for p, m in meters.items() if loss.has(p)):
+        trained, idle = (g, d) if phase[0] == 'G' else (d, g)
+        work.moved_bytes += 4 * _ADAM_PASSES * trained / intervals[phase]
+        peaks.append(meter.peak_bytes + 4 * idle)  # the others keep their gradients until their turn
     work.moved_bytes += 4 * _EMA_PASSES * g
     return StepEstimate(
         work=work,
@@ -134,6 +169,48 @@ def estimate_step(
         optimizer_bytes=8 * (g + d),
         activation_bytes=max(peaks),
     )
+
+
+def meter_phases(
+    config: TrainConfig, clips: int, device: torch.device | str, meters: Mapping[Phase, 'Meter']
+) -> Networks:
+    """Runs phases on fake tensors, each under its meter.
+
+    Args:
+        config: of the run.
+        clips: that go through at a time.
+        device: as in estimate_step.
+        meters: of the phases to run; those that the loss does not have are left out.
+
+    Returns:
+        the networks, without data.
+    """
+    loss = config.loss.build()
+    with FakeTensorMode(), _counting_for(torch.device(device)):
+        networks = build_networks(config)
+        frames = 2 if loss.frames == 'pair' else networks.G.config.span
+        real, fake = _batches(networks.G, clips, frames)
+        for phase in filter(loss.has, meters):
+            with meters[phase]:
+                _run_phase(loss, phase, networks, real, fake)
+    return networks
+
+
+@contextlib.contextmanager
+def _counting_for(device: torch.device) -> Iterator[None]:
+    """Makes fake tensors on a device; for a GPU that is missing on the CPU, but they say that they are on it.
+
+    Without a GPU torch cannot run the backward pass of tensors there. Networks and operators ask `is_cuda`.
+    """
+    missing = device.type == 'cuda' and not torch.cuda.is_available()
+    if missing:
+        FakeTensor.is_cuda = property(lambda _: True)
+    try:
+        with torch.device('cpu' if missing else device):
+            yield
+    finally:
+        if missing:
+            del FakeTensor.is_cuda
 
 
 def measure_device(device: torch.device | str = 'cpu') -> DeviceSpeed:
@@ -180,7 +257,7 @@ for _name, _passes in {'triplane_render': 1, 'triplane_render_grad': 3}.items():
     )
 
 
-class _Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):
     """Adds up the work of operations, and the bytes of the tensors that they make while these are alive."""
 
     def __init__(self, work: Work, weight: float = 1.0) -> None:
@@ -197,13 +274,19 @@ class _Meter(TorchDispatchMode):
         out = func(*args, **kwargs)
         read, made = ([x for x in tree_leaves(tree) if isinstance(x, Tensor)] for tree in (args, out))
         if func.namespace in ('aten', 'pv3d') and not func.is_view and made:
-            self._work.calls += self._weight
-            self._work.moved_bytes += self._weight * sum(t.numel() * t.element_size() for t in made + read)
-            if count := flop_registry.get(func.overloadpacket):
-                self._work.flops[made[0].dtype] += self._weight * count(*args, **kwargs, out_val=out)
+            count = flop_registry.get(func.overloadpacket)
+            flops = count(*args, **kwargs, out_val=out) if count else 0
+            self.note(made[0].dtype, flops, sum(t.numel() * t.element_size() for t in made + read))
         for tensor in made:
             self._keep(tensor.untyped_storage())
         return out
+
+    def note(self, dtype: torch.dtype, flops: int, moved_bytes: int) -> None:
+        """Adds one operation, whose inputs and outputs count once each."""
+        self._work.calls += self._weight
+        self._work.moved_bytes += self._weight * moved_bytes
+        if flops:
+            self._work.flops[dtype] += self._weight * flops
 
     def _keep(self, storage: torch.UntypedStorage) -> None:
         key = id(storage)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from support.paths import ROOT
 from training import estimate
@@ -46,7 +47,7 @@ def measure(function, *shapes, **options):
     work = Work()
     with estimate.FakeTensorMode():
         tensors = [torch.empty(shape, **options) for shape in shapes]
-        with estimate._Meter(work) as meter:
+        with estimate.Meter(work) as meter:
             function(*tensors)
     return meter, work
 
@@ -109,6 +110,30 @@ def test_large_preset_takes_no_memory():
     for parameters in ('44320383', '31359744', '31372608'):  # of the released networks
         assert parameters in text
     assert 'for 8 x CPU' in text and '1 x 2 clips' in text
+    assert 'fits: 2 clips at a time take ' in text and ' of 79.0 GiB on a GPU of 80 GB' in text
+
+
+def test_counts_for_a_gpu_without_one():
+    """Half precision halves what discriminators keep; nothing of the pretence stays behind."""
+    config = PRESETS['tiny']('none.zip')
+    on_cpu, on_gpu = (estimate_step(config, 1, device) for device in ('cpu', 'cuda'))
+    assert set(on_cpu.work.flops) == {torch.float32}
+    assert set(on_gpu.work.flops) == {torch.float32, torch.float16}
+    assert sum(on_gpu.work.flops.values()) == pytest.approx(sum(on_cpu.work.flops.values()), rel=0.01)
+    assert on_gpu.activation_bytes < 0.95 * on_cpu.activation_bytes
+    with FakeTensorMode():
+        assert torch.empty(1).is_cuda is False
+
+
+def test_advice_is_the_largest_batch_that_fits(monkeypatch):
+    config, device = dataclasses.replace(PRESETS['tiny']('none.zip'), batch=12), torch.device('cpu')
+    assert list(estimate._sizes(config, 1)) == [12, 4, 2, 1]  # groups of four, which divide the batch
+    four = estimate_step(dataclasses.replace(config, batch_gpu=4), 1, 'cuda').total_bytes
+    monkeypatch.setattr(estimate, '_CARD_BYTES', four + estimate._LIBRARY_BYTES)
+    text = estimate.describe_fit(config, 1, device)
+    assert text.startswith('does not fit: 12 clips at a time') and 'use --batch-gpu 4, which' in text
+    monkeypatch.setattr(estimate, '_CARD_BYTES', estimate._LIBRARY_BYTES)
+    assert estimate.describe_fit(config, 1, device).endswith('nor does one clip')
 
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads the memory from /proc')

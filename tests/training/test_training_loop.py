@@ -19,7 +19,7 @@ from training import loss as loss_module
 from training import training_loop as loop_module
 from training.batching import PHASES, fake_batch, make_phases
 from training.config import OutputConfig
-from training.estimate import Work, _Meter
+from training.estimate import Meter, Work
 from training.loss import PV3DLoss
 from training.loss_contract import FakeBatch, Shown
 from training.training_loop import Callbacks, Trainer
@@ -246,7 +246,7 @@ def test_memory_is_flat_in_the_number_of_micro_batches(small, tmp_path):
         trainer = Trainer(dataclasses.replace(small, batch=batch, batch_gpu=batch_gpu), tmp_path, CPU)
         for phase in trainer.phases:
             gc.disable()  # nothing that is counted may wait for it
-            with _Meter(Work()) as meter:
+            with Meter(Work()) as meter:
                 trainer.run_phase(phase, batch_of(trainer))
             gc.enable()
             yield meter.peak_bytes
