@@ -8,12 +8,15 @@ fastest run counts.
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
 from PIL import Image
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEventAvg
 
 from benchmarks import common
 from heads.dataset import sample_camera_path
@@ -118,20 +121,46 @@ def compare(bench: Bench, ways: list[str], repeats: int) -> dict[str, dict[str, 
     return found
 
 
+class Share(NamedTuple):
+    """What one operator, or on CUDA one kernel, takes of a phase."""
+
+    name: str
+    count: int
+    seconds: float
+
+
+def profiled(device: str, run: Callable[[], object]) -> list[Share]:
+    """Returns what a call spends its time in, the largest first; on CUDA kernels alone."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if device == 'cuda' else []
+    with torch.profiler.profile(activities=activities) as profiler:
+        run()
+        common.synchronize(device)
+    return shares(profiler.key_averages(), device)
+
+
+def shares(averages: Iterable[FunctionEventAvg], device: str) -> list[Share]:
+    """Turns a profile into shares.
+
+    On CUDA an operator carries the time of its kernels, and a range that somebody has marked that of
+    everything in it: only the kernels themselves are counted.
+    """
+    if device == 'cuda':
+        kernels_ = (e for e in averages if e.device_type == DeviceType.CUDA and not e.is_user_annotation)
+        found = [Share(e.key, e.count, e.self_device_time_total / 1e6) for e in kernels_]
+    else:
+        found = [Share(e.key, e.count, e.self_cpu_time_total / 1e6) for e in averages]
+    return sorted(found, key=lambda share: share.seconds, reverse=True)
+
+
 def profile(bench: Bench) -> None:
     """Prints which operators a phase spends its time in."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    activities += [torch.profiler.ProfilerActivity.CUDA] if bench.device == 'cuda' else []
-    time_of = 'self_device_time_total' if bench.device == 'cuda' else 'self_cpu_time_total'
     os.environ[kernels.ENVIRONMENT] = 'auto'
     kernels.forget()
     for name, (frequency, run) in bench.parts().items():
-        with torch.profiler.profile(activities=activities) as profiler:
-            run()
-            common.synchronize(bench.device)
-        events = sorted(profiler.key_averages(), key=lambda e: getattr(e, time_of), reverse=True)
-        total = sum(getattr(e, time_of) for e in events)
-        top = ', '.join(f'{e.key} {getattr(e, time_of) / total:.0%}' for e in events[:_SHOWN])
+        found = profiled(bench.device, run)
+        total = sum(share.seconds for share in found)
+        top = ', '.join(f'{share.name} {share.seconds / total:.0%}' for share in found[:_SHOWN])
         click.echo(f'{name} ({frequency:.3g} an iteration): {top}')
 
 
