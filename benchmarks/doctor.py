@@ -66,12 +66,12 @@ def renderer(sizes: Sizes, device: str) -> Case:
     return Case('triplane_render', run, inputs)
 
 
-def errors(case: Case) -> list[float]:
+def errors(case: Case, least: torch.dtype = torch.float32) -> list[float]:
     """Returns how far value, first and second derivatives are from the reference, relative to the largest.
 
-    In half precision the reference is that of float32.
+    least: the reference computes in this type, or in that of the inputs where it is wider.
     """
-    wide = [x.detach().to(torch.promote_types(x.dtype, torch.float32)).requires_grad_() for x in case.inputs]
+    wide = [x.detach().to(torch.promote_types(x.dtype, least)).requires_grad_() for x in case.inputs]
     found = zip(_derivatives(case, 'auto', case.inputs), _derivatives(case, 'ref', wide), strict=True)
     return [max(map(_difference, ours, reference)) for ours, reference in found]
 

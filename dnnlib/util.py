@@ -77,7 +77,7 @@ def is_out_of_memory(err: BaseException) -> bool:
 
 
 def memory_advice(err: BaseException, advice: str) -> str:
-    """Returns one sentence about an error that is_out_of_memory knows: what a library said, and what to do."""
+    """Returns one sentence about an error that is_out_of_memory knows: what was said, and what to do."""
     said = re.search(r'(cudnn|cublas)_status_\w+|unable to find an engine', str(err), re.IGNORECASE)
     found = f' ({said[0]} is how a full GPU often shows)' if said else ''
     more = f', and export {_ALLOCATOR}, which wastes less' if _ON_GPU.search(str(err)) else ''

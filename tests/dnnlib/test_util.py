@@ -179,7 +179,8 @@ def test_out_of_memory_differs_from_other_errors():
         ("DefaultCPUAllocator: can't allocate memory", 'out of memory; use less'),
         (
             'CUDA out of memory. Tried to allocate 2 GiB.\nmore',
-            'out of memory; use less, and export PYTORCH_ALLOC_CONF=expandable_segments:True, which wastes less',
+            'out of memory; use less, and export '
+            'PYTORCH_ALLOC_CONF=expandable_segments:True, which wastes less',
         ),
         (
             'cuDNN error: CUDNN_STATUS_INTERNAL_ERROR\nat a.cpp',

@@ -1,0 +1,116 @@
+"""The day on a GPU: items run once, errors and hangs are results, time is kept; all of it runs on a CPU."""
+
+import json
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.autograd import DeviceType
+
+from benchmarks import gpu_items, step
+from benchmarks.gpu_day import Day, summary
+from support.paths import ROOT
+
+
+def day(folder, seconds=60.0, **options):
+    return Day(folder, time.time() + seconds, **options)
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / 'results.jsonl').read_text().splitlines()]
+
+
+def test_items_run_once_and_errors_are_results(tmp_path):
+    first, ran = day(tmp_path), []
+    first.run('good', 1, lambda: {'ms': 2})
+    first.run('bad', 1, lambda: 1 / 0)
+    first.run('after', 1, lambda: 3)
+    found = {row['item']: row for row in rows(tmp_path)}
+    assert {name: row['state'] for name, row in found.items()} == {
+        'good': 'ok',
+        'bad': 'error',
+        'after': 'ok',
+    }
+    assert found['good']['result'] == {'ms': 2} and 'ZeroDivisionError' in found['bad']['result']['error']
+    assert summary(first) == '2 items done, 1 failed now, 0 left'
+    second = day(tmp_path)
+    for name in ('good', 'bad', 'after'):
+        second.run(name, 1, lambda name=name: ran.append(name))
+    assert ran == ['bad'] and summary(second) == '3 items done, 0 failed now, 0 left'
+
+
+def test_what_hung_and_what_does_not_fit_is_named_and_left(tmp_path, capsys):
+    day(tmp_path)._write({'item': 'hangs', 'state': 'begun'})
+    with open(tmp_path / 'results.jsonl', 'a') as file:
+        file.write('{"item": "hal')  # killed while it was written
+    second, ran = day(tmp_path), []
+    second.run('hangs', 1, lambda: ran.append(1))
+    second.run('long', 1000, lambda: ran.append(2))
+    out = capsys.readouterr().out
+    assert ran == [] and 'hangs: it hung or died before' in out and 'long: ' in out and second.left == 2
+    day(tmp_path, again=True).run('hangs', 1, lambda: 5)
+    assert rows(tmp_path)[-1]['result'] == 5
+
+
+def test_what_the_user_interrupts_has_not_hung(tmp_path):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        day(tmp_path).run('item', 1, interrupt)
+    day(tmp_path).run('item', 1, lambda: 7)
+    assert rows(tmp_path)[-1]['result'] == 7
+
+
+def test_profile_counts_kernels_once():
+    """On CUDA operators carry the time of their kernels, and marked ranges that of all in them."""
+
+    def event(key, device_type, us, marked=False):
+        times = {'self_device_time_total': us, 'self_cpu_time_total': 7}
+        return SimpleNamespace(key=key, count=2, device_type=device_type, is_user_annotation=marked, **times)
+
+    averages = [
+        event('aten::conv2d', DeviceType.CPU, 5e6),
+        event('range', DeviceType.CUDA, 8e6, marked=True),
+        event('copy', DeviceType.CUDA, 3e6),
+        event('implicit_gemm', DeviceType.CUDA, 5e6),
+    ]
+    assert step.shares(averages, 'cuda') == [('implicit_gemm', 2, 5.0), ('copy', 2, 3.0)]
+    assert len(step.shares(averages, 'cpu')) == 4
+
+
+def test_floor_is_the_larger_of_arithmetic_and_bytes():
+    x, w = torch.zeros(1, 64, 32, 32), torch.zeros(64, 64, 3, 3)
+    with gpu_items.Floor() as floor:
+        torch.conv2d(x, w, padding=1)
+    flops, moved = 2 * 9 * 64 * 64 * 32 * 32, 4 * (2 * x.numel() + w.numel())
+    assert floor.exact_sec == max(flops / 67e12, moved / 3e12) == flops / 67e12
+    assert floor.tf32_sec == max(flops / 400e12, moved / 3e12)
+    with gpu_items.Floor() as floor:
+        x + 1
+    assert floor.exact_sec == floor.tf32_sec == 2 * x.nbytes / 3e12
+
+
+@pytest.mark.slow
+def test_all_of_it_runs_on_a_cpu(tmp_path):
+    command = [
+        sys.executable,
+        '-m',
+        'benchmarks.gpu_day',
+        '--out',
+        str(tmp_path),
+        '--minutes',
+        '30',
+        '--smoke',
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1].endswith('0 failed now, 0 left')
+    found = {row['item']: row['result'] for row in rows(tmp_path) if row['state'] == 'ok'}
+    kinds = {name.split('/')[0] for name in found}
+    assert kinds == {'machine', 'build', 'tests', 'exact', 'op', 'step', 'render', 'data', 'train'}
+    assert 0 < found['step/tiny/4/Dreg']['floor_tf32_sec'] <= found['step/tiny/4/Dreg']['floor_exact_sec']
+    assert any('fakes' in path for path in found['train/tiny']['sheets'])
