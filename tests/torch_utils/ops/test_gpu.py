@@ -20,6 +20,7 @@ from training.config import build_networks
 from training.loss import r1_penalty
 from training.presets import PRESETS
 from training.training_loop import Trainer
+from viz import rollout
 
 pytestmark = [
     pytest.mark.gpu,
@@ -172,6 +173,15 @@ def test_peak_of_memory_is_as_counted():
         before = torch.cuda.memory_allocated()
         estimate._run_phase(config.loss.build(), 'Gmain', networks, real, fake)
     assert 0.75 < (torch.cuda.max_memory_allocated() - before) / meter.peak_bytes < 1.33
+
+
+def test_fetched_frames_are_those_of_the_device():
+    """Copies to pinned memory are waited for, though the next frame is already being computed."""
+    frames = torch.randint(256, (8, 512, 512, 3), dtype=torch.uint8, device='cuda')
+    expected = frames.cpu().numpy()
+    fetched = rollout.fetch({'frames': frames})
+    frames.zero_()
+    assert (fetched()['frames'] == expected).all()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
