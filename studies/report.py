@@ -8,16 +8,17 @@ from typing import Any
 
 from dnnlib.util import atomic_write
 from studies.measure import Result, Row
-from studies.sheet import heads, sheet
+from studies.sheet import heads, motion_maps, sheet
 from viz.images import save_png
 
 TABLE = 'table.json'
 
 
 def write_result(folder: Path, result: Result, facts: Mapping[str, Any]) -> None:
-    """Writes table.json with these facts, table-sheet.png and table-worst.png."""
+    """Writes table.json with these facts, table-sheet.png, table-motion.png and table-worst.png."""
     folder.mkdir(parents=True, exist_ok=True)
     save_png(folder / 'table-sheet.png', sheet(result))
+    save_png(folder / 'table-motion.png', motion_maps(result))
     save_png(folder / 'table-worst.png', heads(result.worst))
     with atomic_write(folder / TABLE, 'w') as file:
         json.dump({**facts, 'rows': as_json(result.rows)}, file, indent=1)

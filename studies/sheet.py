@@ -10,6 +10,8 @@ from viz.sheets import contact_sheet
 
 _ROWS = 8
 _TILE = 64  # pixels per side, at least
+_WHITE = 0.3  # standard deviation of a pixel in [-1, 1] that is drawn white
+_MAP_LABELS = 'network', 'motion', 'data', 'motion'
 _GAP = 6  # pixels between groups of columns, before tiles are enlarged
 
 
@@ -21,6 +23,17 @@ def sheet(result: Result) -> np.ndarray:
     blocks = [_block(group[:_ROWS], title) for group, title in zip(groups, titles, strict=True)]
     gap = np.full((blocks[0].shape[0], _GAP, 3), 255, np.uint8)
     return np.concatenate([part for block in blocks for part in (block, gap)][:-1], axis=1)
+
+
+def motion_maps(result: Result) -> np.ndarray:
+    """Draws where motion is: mean images of people, and how much their pixels move; below, the data."""
+    rows, count = [], min(len(result.grid), len(result.real), _ROWS)
+    for images in (result.grid[:count], result.real[:count]):
+        mean = images.mean(axis=(1, 2), keepdims=True)  # [A, 1, 1, 3, R, R]
+        deviation = np.sqrt(np.square(images - mean).mean(axis=(1, 2, 3)))[:, None].repeat(3, axis=1)
+        rows += [mean[:, 0, 0], 2 * deviation / _WHITE - 1]
+    tiles = [enlarge(to_uint8(torch.from_numpy(row)), _TILE) for row in rows]
+    return contact_sheet(tiles, row_labels=_MAP_LABELS)
 
 
 def heads(images: np.ndarray) -> np.ndarray:

@@ -52,7 +52,7 @@ def run(options: Options) -> None:
     outdir = options.outdir or Path(options.network).parent
     facts = {'network': options.network, 'data': options.data, 'seed': options.seed, 'quick': options.quick}
     write_result(outdir, result, facts)
-    click.echo(f'{outdir}: table.json, table-sheet.png, table-worst.png')
+    click.echo(f'{outdir}: table.json, table-sheet.png, table-motion.png, table-worst.png')
 
 
 main = command(Options, run, 'use --device cpu')

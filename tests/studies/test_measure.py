@@ -9,7 +9,7 @@ import torch
 from studies import measure, samples
 from studies.broken import Seen, distance_between
 from studies.measure import Judges, Sizes
-from studies.sheet import heads, sheet
+from studies.sheet import heads, motion_maps, sheet
 from studies.truth import TIMES, YAWS_DEG, Truth, grid_cameras
 from support import tiny
 from training.networks.motion import MotionConfig
@@ -131,6 +131,15 @@ def test_sheets_show_missing_codes_as_black():
     assert image.shape[1] == 16 * 64 + 3 * 6 and image.shape[2] == 3
     assert (image[-64:] == 0).mean() > 0.9 and (image[-8 * 64 : -6 * 64] == 255).all()
     assert heads(grid[:, 0, 0]).shape == (64, 128, 3)
+
+
+def test_motion_maps_show_which_pixels_move():
+    """White where pixels move by .3 or more, black where they stay; the network above the data."""
+    grid, still = np.zeros((3, 2, len(TIMES), 3, 64, 64), np.float32), np.zeros((2, 2, len(TIMES), 3, 64, 64))
+    grid[:, 0, :, :, :32], grid[:, 1, :, :, :32] = -0.5, 0.5
+    image = motion_maps(measure.Result([], grid, still.astype(np.float32), grid[:, 0, 0]))[:, -128:]
+    assert image.shape == (4 * 64, 128, 3)
+    assert (image[64:96] == 255).all() and (image[96:128] == 0).all() and (image[192:] == 0).all()
 
 
 def test_quick_looks_at_less():
