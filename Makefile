@@ -35,7 +35,7 @@ LATEST = $$(ls $(DEMO)/runs/*/network-snapshot-*.pkl | tail -n 1)
 demo: $(STAMP)  ## data, training (stopped and resumed once), videos, a contact sheet and a mesh in demo/
 	@mkdir -p $(DEMO)
 	@echo '== 1/4 data: synthetic talking heads'
-	test -e $(DATA) || $(PY) dataset_tool.py synth --dest $(DATA) --people 8 --motions 24 --seed 4 --focal 7 --camera-speed 0.4 --blink-rate 2
+	test -e $(DATA) || $(PY) dataset_tool.py synth --dest $(DATA) --people 8 --motions 24 --seed 4 --focal 7 --camera-speed 0.25 --blink-rate 2
 	$(PY) dataset_tool.py show $(DATA) --dest $(DEMO)/heads.png
 	@echo '== 2/4 training continues from the weights in assets/demo.pkl and stops after $(MINUTES) min'
 	$(TRAIN)

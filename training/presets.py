@@ -104,7 +104,7 @@ def demo(data: str) -> TrainConfig:
         sr_channels=(32, 16),
         motion=MotionConfig(code_dim=128, path='waves'),
         renderer=RendererConfig(
-            resolution=24, depth_samples=8, importance_samples=8, ray_start=2.35, ray_end=3.05
+            resolution=32, depth_samples=8, importance_samples=8, ray_start=2.35, ray_end=3.05
         ),
     )
     return dataclasses.replace(
@@ -117,6 +117,7 @@ def demo(data: str) -> TrainConfig:
             r1_gamma=0.5,
             r1_gamma_video=0.2,
             diversity_weight=0.5,
+            diversity_fade_nimg=30_000,
             reuse_fakes=True,
             density_weight=0.25,
             density_points=300,
@@ -124,7 +125,7 @@ def demo(data: str) -> TrainConfig:
             blur_fade_nimg=4000,
             swap_fade_nimg=20_000,
         ),
-        ema=EmaConfig(half_life_nimg=1500, rampup=0.1),
+        ema=EmaConfig(half_life_nimg=10_000, rampup=0.1),
         output=OutputConfig(tick_nimg=1000, snapshot_ticks=5, image_ticks=5),
         batch=8,
         g_reg_interval=8,
