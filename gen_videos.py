@@ -65,6 +65,9 @@ class Options:
       # one person, four motions, camera path of a real clip
       python gen_videos.py --network a.pkl --seeds 3 --motion-seeds 0-3 --outdir out --trajectory dataset
 
+      # the person of a portrait that edit_videos.py has made, with four motions
+      python gen_videos.py --network snapshot.pkl --portrait me.portrait.pt --seeds 0-3 --outdir out
+
       # coloured meshes of three frames
       python gen_videos.py --network snapshot.pkl --seeds 3 --outdir out --shapes glb --shape-frames 0,8,15
     """
@@ -75,6 +78,8 @@ class Options:
     seeds: Numbers  # people, e.g. 0-15 or 0,4,8-11
     outdir: Annotated[Path, 'DIR']  # folder for the results; made when missing
     motion_seeds: Numbers | None = None  # gives each person each of these motions [default: the person's own]
+    # NAME.portrait.pt of edit_videos.py: shows that person; seeds then are those of motions alone
+    portrait: Annotated[str, 'FILE'] | None = None
     psi: Annotated[float, Range(-10, 10)] = 1.0  # truncation: 1 = none, 0 = the mean face
     device: str = 'auto'  # where to compute: cpu, cuda, cuda:1, ...; auto = cuda if available
 
@@ -140,6 +145,10 @@ def run(options: Options) -> None:
     keep_freed_memory()
     snapshot = open_snapshot(options.network)
     G = load_generator(snapshot, pick_device(options.device))
+    if options.portrait:
+        from editing.codes import open_portrait
+
+        G = open_portrait(G, options.portrait)
     if options.compile:
         for part in G.compilable():
             part.compile()

@@ -1,6 +1,6 @@
-"""Network snapshots (`network-snapshot-NNNNNN.pkl`) and training states (`training-state-NNNNNN.pt`).
+"""Network snapshots (`network-snapshot-NNNNNN.pkl`), training states (`training-state-NNNNNN.pt`), portraits.
 
-Both are torch.save zips of plain dictionaries and tensors, written atomically and opened with
+All are torch.save zips of plain dictionaries and tensors, written atomically and opened with
 `weights_only=True`, so that nothing in a file is ever executed. A network is stored as its config and its
 state; it is rebuilt from the class that the caller names. The zip's checksums reveal a corrupted file; the
 newest valid pair of a run folder is found by name.
@@ -22,9 +22,15 @@ from torch import Tensor, nn
 from dnnlib.config import Kinds, to_dict
 from dnnlib.util import CheckpointError, UserError, atomic_write, explain_os_error, remove_temp_files
 
-VERSION = 1  # of both formats
+VERSION = 1  # of all formats
 _SNAPSHOT, _TRAINING_STATE = 'pv3d-snapshot', 'pv3d-training-state'
-FORMATS = {_SNAPSHOT: 'PV3D snapshot', _TRAINING_STATE: 'PV3D training state'}  # and their names
+PORTRAIT, EDIT_STATE = 'pv3d-portrait', 'pv3d-edit-state'
+FORMATS = {  # and their names
+    _SNAPSHOT: 'PV3D snapshot',
+    _TRAINING_STATE: 'PV3D training state',
+    PORTRAIT: 'PV3D portrait',
+    EDIT_STATE: 'state of a PV3D edit',
+}
 _SNAPSHOT_NAME = re.compile(r'^network-snapshot-(\d+)\.pkl$')
 _STATE_NAME = re.compile(r'^training-state-(\d+)\.pt$')
 # what zipfile raises on corrupted bytes: of names in them, of places outside the file, ...
@@ -149,7 +155,17 @@ def save_training_state(path: str | Path, state: Mapping[str, Any]) -> None:
         UserError: if the file cannot be written.
         TypeError: names a value of another type.
     """
-    _save(path, _TRAINING_STATE, {'state': dict(state)})
+    save_state(path, _TRAINING_STATE, state)
+
+
+def save_state(path: str | Path, file_format: str, state: Mapping[str, Any]) -> None:
+    """Writes a document of one of FORMATS but a snapshot; see `save_training_state`."""
+    _save(path, file_format, {'state': dict(state)})
+
+
+def load_state(path: str | Path, file_format: str) -> dict[str, Any]:
+    """Reads and checks what `save_state` wrote; see `load_training_state`."""
+    return _load(path, file_format)['state']
 
 
 def load_training_state(path: str | Path) -> dict[str, Any]:
@@ -158,7 +174,7 @@ def load_training_state(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: as `read_snapshot`.
     """
-    return _load(path, _TRAINING_STATE)['state']
+    return load_state(path, _TRAINING_STATE)
 
 
 def latest_checkpoint(run_dir: str | Path, warn: Callable[[str], None]) -> tuple[Path, Path, int] | None:

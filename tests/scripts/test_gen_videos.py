@@ -14,7 +14,9 @@ import trimesh
 from click.testing import CliRunner
 
 import gen_videos
+from editing.codes import save_portrait
 from support import tiny
+from support.portraits import portrait
 from torch_utils.checkpoint import save_snapshot
 from viz import images, rollout, sheets, trajectories
 from viz.clip_writer import Clip, ClipWriter
@@ -249,3 +251,17 @@ def test_compiled_networks_make_the_same_video(snapshot, tmp_path, monkeypatch):
         call(snapshot, tmp_path, *f'--frames 1 --no-sheet{args}'.split())
         videos.append((tmp_path / 'seed0000.mp4').read_bytes())
     assert compiled.call_count == 3 and videos[0] == videos[1]
+
+
+def test_portrait_is_shown_and_one_of_another_network_refused(snapshot, G, tmp_path):
+    save_portrait(tmp_path / 'a.portrait.pt', portrait(G))
+    args = ['--portrait', str(tmp_path / 'a.portrait.pt'), '--frames', '3', '--seeds', '0,1']
+    result = call(snapshot, tmp_path / 'out', *args)
+    assert result.exit_code == 0, result.output
+    first, second = (iio.imread(tmp_path / 'out' / f'seed000{i}-sheet.png') for i in range(2))
+    column = 64 + 128  # the labels of the rows, and the neutral frame, whatever the seed
+    assert np.array_equal(first[20:, :column], second[20:, :column]) and not np.array_equal(first, second)
+    save_portrait(tmp_path / 'a.portrait.pt', portrait(G, network='0' * 64))
+    result = call(snapshot, tmp_path / 'out2', *args)
+    assert result.exit_code == 1 and 'belongs to another network' in result.output
+    assert not (tmp_path / 'out2').exists()

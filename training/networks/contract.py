@@ -135,6 +135,16 @@ class RadianceGenerator(VideoGenerator):
     renderer: RendererConfig  # how rays are sampled; config.box_warp is the side of the scene, scene units
 
     @abc.abstractmethod
+    def motion_at(self, codes: Codes, times: Tensor) -> Tensor:
+        """Returns u [M, motion_dim], all that the scene sees of codes (M rows, or one) and times [M]."""
+
+    @abc.abstractmethod
+    def moved_scene(
+        self, ws: Tensor, u: Tensor, noise_mode: str = 'const', generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Synthesises scenes as `scene` does, from u [M, motion_dim] in place of codes and times."""
+
+    @abc.abstractmethod
     def sample_field(self, scene: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluates the scene at world points [N, M, 3].
 

@@ -145,9 +145,18 @@ class Generator(RadianceGenerator, Configurable):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Synthesises the temporal tri-plane [M, 3, plane_channels, plane_resolution, plane_resolution]."""
+        return self.moved_scene(ws, self.motion_at(codes, times), noise_mode, generator)
+
+    def motion_at(self, codes: Codes, times: Tensor) -> Tensor:
+        """See the contract."""
         code = codes.z_a if self.config.motion.kind == 'shared_code' else codes.z_m
-        ws, code = ws.expand(len(times), -1, -1), code.expand(len(times), -1)
-        planes = self.synthesis(ws, motion_path(self.config.motion, code, times), noise_mode, generator)
+        return motion_path(self.config.motion, code.expand(len(times), -1), times)
+
+    def moved_scene(
+        self, ws: Tensor, u: Tensor, noise_mode: str = 'const', generator: torch.Generator | None = None
+    ) -> Tensor:
+        """See the contract."""
+        planes = self.synthesis(ws.expand(len(u), -1, -1), u, noise_mode, generator)
         return planes.unflatten(1, (3, self.config.plane_channels))
 
     def update_w_avg(self, w_mean: Tensor) -> None:
