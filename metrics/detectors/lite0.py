@@ -3,6 +3,8 @@
 Names of the modules are those of the file, so that it loads strictly.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,6 +85,20 @@ class Lite0(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Maps uint8 RGB images [N, 3, H, W] to features [N, 1280]."""
         return torch.cat([self._features(batch) for batch in images.split(BATCH)])
+
+    def maps(self, x: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """Returns feature maps after some of the blocks; differentiable.
+
+        Args:
+            x: RGB images in [-1, 1], [N, 3, H, W] of any size.
+            blocks: indices, ascending.
+        """
+        x = F.relu6(self._bn0(self._conv_stem(x)))
+        found = []
+        for i, block in enumerate(self._blocks[: blocks[-1] + 1]):
+            x = block(x)
+            found += [x] if i in blocks else []
+        return found
 
     def _features(self, images: Tensor) -> Tensor:
         x = preprocess(images)

@@ -1,0 +1,198 @@
+"""How well people and motion are found again, where the truth is known: the figures of docs/editing.md.
+
+`python -m benchmarks.editing --network FILE --json REPORT`. The truth is an image or a clip of the network
+itself, and a procedural head that it has never seen. Views are compared at cameras that the search did not
+see. Seconds are those of the processor.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import common
+from dnnlib.util import file_sha256
+from editing.cameras import view
+from editing.fit import Fit
+from editing.inputs import Source
+from editing.objective import psnr
+from editing.recipes import PRESETS, Recipe, find_person
+from editing.search import Session
+from heads.dataset import FPS, clip_seed, sample_camera_path
+from heads.identity import sample_identity
+from heads.model import Frame, HeadModel
+from heads.motion import sample_motion_path
+from interop.convert import open_snapshot
+from training.networks.contract import Codes, RadianceGenerator, Rendering
+from training.networks.registry import load_generator
+from viz.images import to_uint8
+from viz.rollout import draw_codes
+
+SEED = 5  # of the network's own person
+YAW_DEG = 12.0
+CAMERA_ERROR_DEG = (5.0, 3.0)  # yaw, pitch
+STRANGER = 777  # seed of the procedural head
+VIDEO_FRAMES = 6
+SIDES = (15.0, 30.0)  # degrees to both sides
+_CODE_ONLY = dataclasses.replace(PRESETS['standard'], tune_steps=0)
+
+Row = dict[str, float]
+
+
+class Bench:
+    """A network and its own person."""
+
+    def __init__(self, G: RadianceGenerator) -> None:
+        self.G, self.focal = G, G.config.focal
+        self.codes = draw_codes(G, SEED)
+
+    @torch.no_grad()
+    def truth(self, cameras: Tensor, times: Tensor) -> Rendering:
+        """Renders the person before cameras [N, 25] at times [N]."""
+        ws = self.G.condition(self.codes, view(0, self.focal)[None], times)
+        planes = self.G.scene(self.codes, ws, times)
+        return self.G.render(planes, ws.expand(len(times), -1, -1), cameras)
+
+    def source(self, cameras: Tensor, times: Tensor) -> Source:
+        """Returns frames of the person."""
+        images = torch.from_numpy(to_uint8(self.truth(cameras, times).image)).permute(0, 3, 1, 2)
+        return Source('own', images.contiguous(), cameras, FPS, {})
+
+    def own(self, recipe: Recipe, error_deg: tuple[float, float] = (0.0, 0.0)) -> Row:
+        """Finds the person in one image whose camera is stated wrongly by an angle."""
+        camera = view(YAW_DEG, self.focal)[None]
+        source = self.source(camera, torch.zeros(1))
+        stated = view(YAW_DEG + error_deg[0], self.focal, error_deg[1])[None]
+        fit, row = timed(self.G, source._replace(cameras=stated), recipe)
+        first, still = torch.tensor([0]), torch.zeros(1)
+        sides = [view(sign * SIDES[1], self.focal)[None] for sign in (-1, 1)]
+        with torch.no_grad():
+            seen, true = fit(first), self.truth(camera, still)
+            views = [decibels(fit(first, side).image, self.truth(side, still).image) for side in sides]
+        row |= {'input': decibels(seen.image, true.image), '30 deg': float(np.mean(views))}
+        left = torch.tensor(error_deg) + fit.offsets[0, :2].rad2deg()
+        return row | {
+            'depth': depth_error(seen.depth, true.depth),
+            'yaw left': left[0],
+            'pitch left': left[1],
+        }
+
+    def clip(self, recipe: Recipe) -> Row:
+        """Finds the motion of a clip of the person before a moving camera."""
+        yaws = torch.linspace(-10, 10, VIDEO_FRAMES).tolist()
+        cameras = torch.stack([view(yaw, self.focal, 3.0) for yaw in yaws])
+        times = torch.linspace(0, 1, VIDEO_FRAMES)
+        source = self.source(cameras, times)
+        fit, row = timed(self.G, source, dataclasses.replace(recipe, steps=120))
+        every = torch.arange(VIDEO_FRAMES)
+        true = source.images / 127.5 - 1
+        with torch.no_grad():
+            seen = fit(every).image
+            sides = [view(sign * SIDES[1], self.focal).expand(VIDEO_FRAMES, -1) for sign in (-1, 1)]
+            views = [decibels(fit(every, side).image, self.truth(side, times).image) for side in sides]
+        temporal = (seen.clamp(-1, 1).diff(dim=0) - true.diff(dim=0)).abs().mean() * 127.5
+        return row | {'input': decibels(seen, true), '30 deg': float(np.mean(views)), 'temporal': temporal}
+
+    def stranger(self, recipe: Recipe) -> Row:
+        """Finds a head that the network has never seen."""
+        person = clip_seed(STRANGER, 0, 0)
+        model, motion = HeadModel(sample_identity(person)), sample_motion_path(person, 1, FPS)[0]
+        label = torch.from_numpy(sample_camera_path(person, 2, self.focal)[:1]).float()
+
+        def truth(camera: Tensor) -> Frame:
+            return model.render(motion, camera.numpy(), self.G.config.resolution)
+
+        images = torch.from_numpy(truth(label[0]).image).permute(2, 0, 1)[None].contiguous()
+        source = Source('stranger', images, label, FPS, {})
+        fit, row = timed(self.G, source, recipe)
+        first = torch.tensor([0])
+
+        def masked(camera: Tensor) -> float:
+            true, seen = truth(camera), fit(first, camera[None]).image
+            wanted = torch.from_numpy(true.image).permute(2, 0, 1)[None] / 127.5 - 1
+            return decibels(seen, wanted, torch.from_numpy(true.mask)[None, None].float())
+
+        with torch.no_grad():
+            seen = fit(first)
+            row |= {'input': decibels(seen.image, images / 127.5 - 1), 'masked': masked(label[0])}
+            for yaw in SIDES:
+                row[f'{yaw:.0f} deg'] = np.mean([masked(view(s * yaw, self.focal)) for s in (-1, 1)])
+            true, size = truth(label[0]), seen.depth.shape[-1]
+            stride = true.depth.shape[0] // size
+            depth, mask = (torch.from_numpy(x[::stride, ::stride])[None, None] for x in true[1:4:2])
+            row['depth'] = depth_error(seen.depth, depth, mask)
+            fit.G, tuned = self.G, fit.G  # the pivot: the same code in the network as it was
+            row['depth of the pivot'] = depth_error(fit(first).depth, depth, mask)
+            fit.G = tuned
+            row['opacity'] = seen.opacity[mask].mean()
+        return row
+
+    def again(self, recipe: Recipe) -> Row:
+        """Gives motion to the person, and finds it again in the images."""
+        cameras, times = view(0, self.focal).expand(VIDEO_FRAMES, -1), torch.linspace(0, 1, VIDEO_FRAMES)
+        other = Codes(self.codes.z_a, draw_codes(self.G, SEED + 1).z_m)
+        u = self.G.motion_at(other, times)
+        self.codes, before = other, self.codes
+        fit, row = timed(self.G, self.source(cameras, times), recipe)
+        self.codes = before
+        found = fit.motion(torch.arange(VIDEO_FRAMES))
+        a, b = (x - x.mean(dim=0) for x in (found, u))
+        return row | {'correlation of u': (a * b).sum() / (a.norm() * b.norm())}
+
+
+def timed(G: RadianceGenerator, source: Source, recipe: Recipe) -> tuple[Fit, Row]:
+    """Finds a person; returns also the seconds of the processor."""
+    start = time.process_time()
+    fit, _ = find_person(G, source, recipe, 0, Session(report=click.echo))
+    return fit, {'seconds': time.process_time() - start}
+
+
+def decibels(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
+    """Returns the mean PSNR of images."""
+    return float(psnr(a, b, mask).mean())
+
+
+def depth_error(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
+    """Returns the root mean square difference of depths after removing its median, scene units."""
+    difference = (a - b)[mask] if mask is not None else (a - b).flatten()
+    return float((difference - difference.median()).square().mean().sqrt())
+
+
+CASES: dict[str, Callable[[Bench], Row]] = {
+    'own image, W': lambda bench: bench.own(_CODE_ONLY),
+    'camera off by 5 and 3 degrees': lambda bench: bench.own(_CODE_ONLY, CAMERA_ERROR_DEG),
+    'the same, camera fixed': lambda bench: bench.own(
+        dataclasses.replace(_CODE_ONLY, refine_camera=False), CAMERA_ERROR_DEG
+    ),
+    'new head, standard': lambda bench: bench.stranger(PRESETS['standard']),
+    'new head, paper': lambda bench: bench.stranger(PRESETS['paper']),
+    'own clip, z_m+': lambda bench: bench.clip(_CODE_ONLY),
+    'own clip, no motion': lambda bench: bench.clip(dataclasses.replace(_CODE_ONLY, motion='none')),
+    'motion found again': lambda bench: bench.again(_CODE_ONLY),
+}
+
+
+@click.command()
+@click.option('--network', required=True, help='Snapshot to measure.')
+@click.option('--case', 'cases', multiple=True, type=click.Choice(list(CASES)), help='Only these.')
+@click.option('--json', 'json_file', default=None, help='Report to write.')
+def main(network: str, cases: tuple[str, ...], json_file: str | None) -> None:
+    """Measures how well people and motion are found again."""
+    torch.set_num_threads(1)
+    snapshot = open_snapshot(network)
+    bench = Bench(load_generator(snapshot))
+    rows: dict[str, Any] = {}
+    for name in cases or CASES:
+        rows[name] = {key: round(float(value), 4) for key, value in CASES[name](bench).items()}
+        click.echo(f'{name}: ' + ', '.join(f'{key} {value:.4g}' for key, value in rows[name].items()))
+    report = {'sha256': file_sha256(network), **common.machine('cpu'), 'cases': rows}
+    common.write_report(json_file, report)
+
+
+if __name__ == '__main__':
+    main()

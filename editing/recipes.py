@@ -1,0 +1,103 @@
+"""How a person is found: the presets, and the stages that they stand for. Figures: docs/editing.md."""
+
+import dataclasses
+from typing import Literal
+
+from editing.fit import Fit, MotionModel, Stage, mean_code, starts_moving
+from editing.inputs import Source
+from editing.objective import Objective, Weights
+from editing.search import Found, Session, search
+from torch_utils.misc import keep_freed_memory
+from training.networks.contract import RadianceGenerator
+
+Space = Literal['w', 'w+']
+
+_CAMERA_RATE = 2e-3  # radians a step
+_MOTION_RATE, _JOINT_CODE_RATE = 0.1, 0.03  # when motion is sought, with the code
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a search does."""
+
+    space: Space = 'w'  # one w for all layers, or one for each
+    steps: int = 300  # of the code, on the first frame
+    code_rate: float = 0.05
+    refine_camera: bool = True
+    motion: MotionModel = 'zm+'  # of a video
+    motion_steps: int = 60  # of code, motion and cameras together, on a video
+    smooth: float = 1e-2  # weight of restless motion
+    neutral: int | None = None  # frame that is defined as without expression
+    batch: int = 8  # frames at a time
+    tune_steps: int = 100  # of the network; 0 = it stays as it is
+    tune_rate: float = 1e-3
+    hold: float = 1.0  # weight of the side views of the person before tuning
+    weights: Weights = Weights()
+
+
+PRESETS = {
+    'standard': Recipe(),
+    'fast': Recipe(steps=100, motion_steps=40, tune_steps=40),
+    'best': Recipe(steps=500, motion_steps=150, tune_steps=200),
+    # PV3D 4.4: W+, network frozen, cameras as given; it states no rates and no losses
+    'paper': Recipe(space='w+', refine_camera=False, tune_steps=0),
+}
+
+
+def stages(recipe: Recipe, frames: int, moving: bool) -> list[Stage]:
+    """Lists the stages of a search.
+
+    Args:
+        recipe: see Recipe.
+        frames: of the source.
+        moving: whether one frame has a motion of its own (`starts_moving`).
+    """
+    camera = _CAMERA_RATE if recipe.refine_camera else 0.0
+    sought = _MOTION_RATE if recipe.motion != 'none' else 0.0
+    first = sought if moving and recipe.motion == 'zm+' else 0.0
+    found = [
+        Stage(
+            name='code',
+            steps=recipe.steps,
+            code=recipe.code_rate,
+            motion=first,
+            camera=camera,
+            first_only=True,
+        )
+    ]
+    if frames > 1 and recipe.motion_steps:
+        rates = {'code': _JOINT_CODE_RATE, 'motion': sought, 'camera': camera}
+        joint = {'batch': recipe.batch, 'smooth': recipe.smooth}
+        found.append(Stage(name='motion', steps=recipe.motion_steps, **rates, **joint))
+    if recipe.tune_steps:
+        rates = {'network': recipe.tune_rate, 'hold': recipe.hold, 'batch': recipe.batch}
+        found.append(Stage(name='tuning', steps=recipe.tune_steps, **rates))
+    return found
+
+
+def find_person(
+    G: RadianceGenerator, source: Source, recipe: Recipe, seed: int, session: Session
+) -> tuple[Fit, Found]:
+    """Looks for the person of a source in a network.
+
+    Args:
+        G: network, which stays as it is.
+        source: frames and cameras on any device.
+        recipe: what to do.
+        seed: of all random draws.
+        session: progress and state.
+
+    Returns:
+        what was found, on the device of the network, and the course of the search.
+    """
+    keep_freed_memory()
+    device = next(G.parameters()).device
+    cameras, images = source.cameras.to(device), source.images.to(device)
+    w = mean_code(G, cameras[0], seed)
+    if recipe.space == 'w+':
+        w = w.expand(-1, Fit(G, w, cameras).num_ws, -1)
+    fit = Fit(G, w, cameras, recipe.motion, recipe.neutral, source.photo)
+    objective = Objective(recipe.weights, device)
+    targets = objective.targets(images, cameras, G.renderer.resolution)
+    plan = stages(recipe, len(cameras), starts_moving(G))
+    return fit, search(fit, plan, objective, targets, seed, session)
