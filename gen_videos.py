@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from dnnlib.cli import OnlyWith, Range, command
+from dnnlib.cli import Numbers, OnlyWith, Range, command
 
 import click
 
@@ -21,31 +21,8 @@ if TYPE_CHECKING:  # functions import what they need: --help and errors in optio
     from viz.clip_writer import Clip, ClipWriter
 
 _PERIODS = {'front': 2, 'orbit': 4, 'still': 4}  # default length in times through the training span
-_MAX_NUMBER = 2**32 - 1  # largest seed
-_MAX_COUNT = 100_000  # seeds of one call
 _GRID_SIDE = 2048  # pixels, largest side of the grid video
 _GRID_BYTES = 1 << 30  # memory for the grid video; long ones get smaller tiles
-
-
-def parse_numbers(text: str) -> tuple[int, ...]:
-    """Parses '0-3,8' into (0, 1, 2, 3, 8).
-
-    Raises:
-        ValueError: for anything else.
-    """
-    numbers: list[int] = []
-    for part in text.split(','):
-        first, dash, last = part.strip().partition('-')
-        if not (first.isdecimal() and (last.isdecimal() if dash else True)):
-            raise ValueError(f'{text!r} is not a list of numbers; write for example 3 or 0-15 or 0,4,8-11')
-        start, stop = int(first), int(last) if dash else int(first)
-        if not start <= stop <= _MAX_NUMBER or len(numbers) + stop - start >= _MAX_COUNT:
-            raise ValueError(f'{text!r} must count up: at most {_MAX_COUNT} numbers, up to {_MAX_NUMBER}')
-        numbers.extend(range(start, stop + 1))
-    return tuple(dict.fromkeys(numbers))
-
-
-Numbers = Annotated[tuple[int, ...], parse_numbers, 'LIST']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,9 @@ SETTINGS = {'help_option_names': ['-h', '--help'], 'max_content_width': 110}  # 
 ARGUMENT = object()  # in Annotated: a positional argument
 _LONG = 40  # characters of values that stand in the help text, not before it
 
+_MAX_NUMBER = 2**32 - 1  # largest seed
+_MAX_COUNT = 100_000  # seeds of one call
+
 # Options of EG3D and StyleGAN that have another form here -> what to do.
 _HABITS = {
     '--gpus': 'for 8 GPUs: torchrun --nproc_per_node=8 SCRIPT.py ...',
@@ -55,6 +58,27 @@ _HABITS = {
     '--nobench': 'leave it out',
     '--fp32': 'use --precision fp32',
 }
+
+
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """Parses '0-3,8' into (0, 1, 2, 3, 8).
+
+    Raises:
+        ValueError: for anything else.
+    """
+    numbers: list[int] = []
+    for part in text.split(','):
+        first, dash, last = part.strip().partition('-')
+        if not (first.isdecimal() and (last.isdecimal() if dash else True)):
+            raise ValueError(f'{text!r} is not a list of numbers; write for example 3 or 0-15 or 0,4,8-11')
+        start, stop = int(first), int(last) if dash else int(first)
+        if not start <= stop <= _MAX_NUMBER or len(numbers) + stop - start >= _MAX_COUNT:
+            raise ValueError(f'{text!r} must count up: at most {_MAX_COUNT} numbers, up to {_MAX_NUMBER}')
+        numbers.extend(range(start, stop + 1))
+    return tuple(dict.fromkeys(numbers))
+
+
+Numbers = Annotated[tuple[int, ...], parse_numbers, 'LIST']
 
 
 @dataclasses.dataclass(frozen=True)

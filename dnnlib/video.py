@@ -255,7 +255,9 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 
 @contextlib.contextmanager
-def open_video(path: Path | str, fps: float = 25, crf: int = 15) -> Iterator[Callable[[np.ndarray], None]]:
+def open_video(
+    path: Path | str, fps: float = 25, crf: int = 15, note: str = ''
+) -> Iterator[Callable[[np.ndarray], None]]:
     """Opens an .mp4 (H.264, yuv420p, BT.709) or .gif file; yields a function that appends a frame [H, W, 3].
 
     The file appears under its name when the block ends well, and not at all otherwise. Odd sizes are padded
@@ -265,6 +267,7 @@ def open_video(path: Path | str, fps: float = 25, crf: int = 15) -> Iterator[Cal
         path: file to write; the suffix .gif makes a gif, any other an mp4.
         fps: frames per second.
         crf: H.264 constant rate factor, 0 = no loss but the colour subsampling, 51 = worst; unused for gif.
+        note: comment in the metadata of the file.
 
     Raises:
         UserError: when the file cannot be written, for example on a full disk.
@@ -275,6 +278,7 @@ def open_video(path: Path | str, fps: float = 25, crf: int = 15) -> Iterator[Cal
         frame = np.pad(frame, [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)], mode='edge')
         if not encoder:
             command = _encoder_command(frame.shape[1], frame.shape[0], Path(path).suffix, fps, crf)
+            command += ['-metadata', f'comment={note}'] if note else []
             pipe = subprocess.PIPE
             # a session of its own: Ctrl-C in a terminal is for us, who then finish the file
             process = subprocess.Popen([*command, file.name], stdin=pipe, stderr=pipe, start_new_session=True)
@@ -296,11 +300,32 @@ def open_video(path: Path | str, fps: float = 25, crf: int = 15) -> Iterator[Cal
                 process.communicate()
 
 
-def write_video(path: Path | str, frames: Iterable[np.ndarray], fps: float = 25, crf: int = 15) -> None:
+def write_video(
+    path: Path | str, frames: Iterable[np.ndarray], fps: float = 25, crf: int = 15, note: str = ''
+) -> None:
     """Writes uint8 frames, an array [T, H, W, 3] or any iterable of [H, W, 3]; see open_video."""
-    with open_video(path, fps, crf) as append:
+    with open_video(path, fps, crf, note) as append:
         for frame in frames:
             append(frame)
+
+
+def add_sound(path: Path, source: Path, start_sec: float = 0.0) -> bool:
+    """Gives an mp4 the sound of another video, from a time on; returns whether that has any.
+
+    Raises:
+        DataError: if the sound cannot be used.
+        OSError: if the machine could not do it.
+    """
+    if not re.search(r'Stream #0\S*: Audio:', run_ffmpeg(['-i', f'file:{source}']).stderr):
+        return False
+    command = ['-y', '-i', f'file:{path}', '-ss', f'{start_sec:.4f}', '-i', f'file:{source}']
+    command += ['-map', '0:v', '-map', '1:a:0', '-c:v', 'copy', '-c:a', 'aac', '-shortest', '-threads', '1']
+    command += ['-fflags', '+bitexact', '-flags:a', '+bitexact', '-movflags', '+faststart', '-f', 'mp4']
+    with atomic_write(path) as file:
+        done = _run_decoder([*command, f'file:{file.name}'], source)
+        if done.returncode:
+            raise DataError(f'the sound of {source} cannot be used: {done.stderr.strip()[-200:]}')
+    return True
 
 
 def _close_encoder(encoder: 'subprocess.Popen[bytes]', path: Path | str) -> None:

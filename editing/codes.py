@@ -31,14 +31,15 @@ class Portrait:
     cameras: Tensor  # of the frames, as refined [T, 25]
     images: Tensor  # what was fitted, uint8 [T, 3, H, W]
     fps: float
+    neutral_frame: int  # whose motion is without expression, from which others start
     tuned: dict[str, Tensor]  # tensors of the network that differ from the original; empty = none
     provenance: dict[str, Any]  # plain values: command, source and its SHA-256, network file
     scores: dict[str, Any]  # plain values, what report.json shows
 
     @property
     def neutral(self) -> Tensor:
-        """The motion from which others start: that of the first frame [1, motion_dim]."""
-        return self.u[:1]
+        """The motion from which others start [1, motion_dim]."""
+        return self.u[self.neutral_frame : self.neutral_frame + 1]
 
 
 def network_digest(G: VideoGenerator) -> str:
@@ -76,7 +77,7 @@ def _fits(state: dict[str, Any]) -> bool:
     same = len(u) == len(cameras) == len(images) and cameras.shape[1:] == (LABEL_DIM,)
     finite = all(bool(x.isfinite().all()) for x in (ws, u, cameras))
     plain = isinstance(state['network'], str) and isinstance(state['fps'], float) and state['fps'] > 0
-    return shapes and same and finite and plain
+    return shapes and same and finite and plain and state['neutral_frame'] in range(len(u))
 
 
 def own_network(G: RadianceGenerator, portrait: Portrait, path: str | Path) -> RadianceGenerator:

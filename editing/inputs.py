@@ -4,6 +4,7 @@ Images and videos as they come from a camera go through the detection, alignment
 `preprocessing`; a network whose cameras have another focal length sees the middle of that crop.
 """
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, file_sha256
+from dnnlib.video import IMAGE_TYPES, VIDEO_TYPES
+from preprocessing.one_face import Aligned, align_image, align_video, aligned_label, read_image
 from training.data.dataset import VideoDataset
 from viz.images import resize
 
@@ -32,13 +35,54 @@ class Source(NamedTuple):
     sound: Path | None = None  # file whose sound belongs to the frames
 
 
-def clip_source(text: str, resolution: int, frames: int | None) -> Source:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Which frames of a source are used."""
+
+    first: int = 0
+    frames: int | None = None  # none = all
+
+
+def open_source(text: str, resolution: int, focal: float, piece: Piece) -> Source:
+    """Opens an image, a video, or DATASET:CLIP[:FRAME].
+
+    Args:
+        text: as the user wrote it.
+        resolution: of the result.
+        focal: focal length of the network's cameras, image widths.
+        piece: frames of a video or clip.
+
+    Raises:
+        UserError: if it is none of these, or shows no face that can be used.
+    """
+    if _CLIP.fullmatch(text) and not Path(text).exists():
+        return clip_source(text, resolution, piece)
+    path = Path(text)
+    if not path.is_file():
+        raise UserError(f'{text} is not a file; give an image, a video, or a clip as DATASET.zip:0')
+    facts = {'source': path.name, 'sha256': file_sha256(path)}
+    label = aligned_label(path)
+    if label is not None:
+        found, sound = Aligned(read_image(path)[None], label, 25.0, ''), None
+    elif path.suffix.lower() in IMAGE_TYPES:
+        found, sound = align_image(path, resolution, focal), None
+    elif path.suffix.lower() in VIDEO_TYPES:
+        found, sound = align_video(path, resolution, focal, piece.first, piece.frames), path
+    else:
+        known = ', '.join([*IMAGE_TYPES, *VIDEO_TYPES])
+        raise UserError(f'{text} is neither an image nor a video by its name; known are {known}')
+    images, labels = as_planes(found.images, resolution), torch.from_numpy(found.labels)
+    facts |= {'note': found.note, 'first frame': piece.first}
+    return Source(path.stem, images, labels, found.fps, facts, True, sound)
+
+
+def clip_source(text: str, resolution: int, piece: Piece) -> Source:
     """Opens DATASET:CLIP or DATASET:CLIP:FRAME.
 
     Args:
         text: as the user wrote it.
         resolution: of the result.
-        frames: at most so many; none = all. A FRAME is one.
+        piece: frames; a FRAME is one by itself.
 
     Raises:
         UserError: if there is no such data set, clip or frame.
@@ -49,21 +93,15 @@ def clip_source(text: str, resolution: int, frames: int | None) -> Source:
     if known not in data.names:
         raise UserError(f'{path} has no clip {clip}; it has {len(data)}, the first is {data.names[0]}')
     count = data.num_frames(known)
-    if frame is not None and int(frame) >= count:
-        raise UserError(
-            f'clip {known} of {path} has no frame {frame}; its {count} frames are 0 to {count - 1}'
-        )
-    rows = [int(frame)] if frame is not None else list(range(count))[:frames]
+    piece = piece if frame is None else Piece(first=int(frame), frames=1)
+    rows = list(range(count))[piece.first :][: piece.frames]
+    if not rows:
+        last = f'its {count} frames are 0 to {count - 1}'
+        raise UserError(f'clip {known} of {path} has no frame {piece.first}; {last}')
     images = data.clip_frames(known, rows).permute(0, 2, 3, 1).numpy()
-    facts = {'source': text, 'clip': known, 'sha256': None}
+    facts = {'source': Path(text).name, 'clip': known, 'first frame': rows[0]}
     stem = '-'.join([Path(path).stem, known.replace('/', '_'), *([frame] if frame else [])])
     return Source(stem, as_planes(images, resolution), data.clip_cameras(known)[rows], data.fps, facts)
-
-
-def is_clip(text: str) -> bool:
-    """Returns whether a source is written as a clip of a data set."""
-    match = _CLIP.fullmatch(text)
-    return match is not None and not Path(text).exists()
 
 
 def as_planes(images: np.ndarray | Sequence[np.ndarray], resolution: int) -> Tensor:

@@ -44,6 +44,7 @@ class ClipWriter:
     fps: float = 25.0
     crf: int = 15  # quality of mp4, see video.open_video
     upscale: int = 1  # enlarges the frames of videos
+    note: str = ''  # comment in the metadata of videos and images
 
     def videos(
         self, clip: Clip, depth: bool = False, normals: bool = False, tile: int | None = None
@@ -67,7 +68,9 @@ class ClipWriter:
         paths = {k: self.outdir / f'{clip.name}{k}{self.suffix}' for k, wanted in kinds.items() if wanted}
         near_far, tiles = None, []
         with contextlib.ExitStack() as stack:
-            videos = {kind: video.open_video(path, self.fps, self.crf) for kind, path in paths.items()}
+            videos = {
+                kind: video.open_video(path, self.fps, self.crf, self.note) for kind, path in paths.items()
+            }
             append = {kind: stack.enter_context(writer) for kind, writer in videos.items()}
 
             def write(fetched: Callable[[], dict[str, np.ndarray]]) -> None:
@@ -104,7 +107,7 @@ class ClipWriter:
         rows = rows.reshape(len(moments), len(views), *rows.shape[1:]).swapaxes(0, 1)
         path = self.outdir / f'{clip.name}-sheet.png'
         labels = [f't {t:.2f}' for t in moments.tolist()]
-        images.save_png(path, sheets.contact_sheet(list(rows), trajectories.VIEW_NAMES, labels))
+        images.save_png(path, sheets.contact_sheet(list(rows), trajectories.VIEW_NAMES, labels), self.note)
         self.report(str(path))
 
     def meshes(

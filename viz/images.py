@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from dnnlib.util import atomic_write
@@ -109,7 +110,10 @@ def _over_gray(color: Tensor, opacity: Tensor) -> Tensor:
     return torch.lerp(torch.full_like(color, _BACKGROUND), color, opacity.clamp(0, 1)) * 2 - 1
 
 
-def save_png(path: Path | str, image: np.ndarray) -> None:
-    """Writes a uint8 image [H, W, 3] as PNG; a UserError leaves nothing behind."""
+def save_png(path: Path | str, image: np.ndarray, note: str = '') -> None:
+    """Writes a uint8 image [H, W, 3] as PNG, a note in its metadata; a UserError leaves nothing behind."""
+    info = PngInfo()
+    if note:
+        info.add_text('Comment', note)
     with atomic_write(path) as file:
-        Image.fromarray(image).save(file, format='png')
+        Image.fromarray(image).save(file, format='png', pnginfo=info)

@@ -144,3 +144,19 @@ def test_an_error_of_the_user_is_one_sentence_and_a_bug_is_not(error, text):
         assert result.exception is error
     else:
         assert result.output.startswith(f'Error: {text}') and result.output.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('text', 'numbers'),
+    [('3', (3,)), ('0-3', (0, 1, 2, 3)), ('5,1-2', (5, 1, 2)), (' 4 , 4,7-7', (4, 7)), ('0,1,2', (0, 1, 2))],
+)
+def test_numbers(text, numbers):
+    assert cli.parse_numbers(text) == numbers
+
+
+@pytest.mark.parametrize(
+    'text', ['', '-', '-1', '1-', '3-1', 'a', '1,,2', '1.5', '1-2-3', '²', '9' * 30, f'0-{10**9}']
+)
+def test_bad_numbers(text):
+    with pytest.raises(ValueError, match='not a list|must count up'):
+        cli.parse_numbers(text)

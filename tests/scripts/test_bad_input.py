@@ -111,7 +111,9 @@ def test_bad_options(data, tmp_path, args, message):
     assert message in refused(tmp_path / 'runs', '--data', data, *args.split())
 
 
-@pytest.mark.parametrize('script', ['train', 'gen_videos', 'calc_metrics', 'legacy', 'dataset_tool'])
+@pytest.mark.parametrize(
+    'script', ['train', 'gen_videos', 'edit_videos', 'calc_metrics', 'legacy', 'dataset_tool']
+)
 def test_python_without_packages(script):
     command = [sys.executable, '-S', ROOT / f'{script}.py', '--help']  # -S: without site-packages
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': ''})

@@ -58,22 +58,6 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-@pytest.mark.parametrize(
-    ('text', 'numbers'),
-    [('3', (3,)), ('0-3', (0, 1, 2, 3)), ('5,1-2', (5, 1, 2)), (' 4 , 4,7-7', (4, 7)), ('0,1,2', (0, 1, 2))],
-)
-def test_numbers(text, numbers):
-    assert gen_videos.parse_numbers(text) == numbers
-
-
-@pytest.mark.parametrize(
-    'text', ['', '-', '-1', '1-', '3-1', 'a', '1,,2', '1.5', '1-2-3', '²', '9' * 30, f'0-{10**9}']
-)
-def test_bad_numbers(text):
-    with pytest.raises(ValueError, match='not a list|must count up'):
-        gen_videos.parse_numbers(text)
-
-
 def test_everything_at_once(snapshot, G, tmp_path):
     out = tmp_path / 'made' / 'here'
     line = '--seeds 2 --motion-seeds 5-6 --frames 5 --depth --normals --fps 10 --upscale 2 --crf 5 '

@@ -13,6 +13,7 @@ import calc_metrics
 import dataset_tool
 import gen_videos
 import train
+from editing.recipes import PRESETS as RECIPES
 from metrics.metric_main import CONTROLS
 from preprocessing.dataset_files.pack import FORMATS
 from preprocessing.from_videos import pipeline
@@ -20,8 +21,10 @@ from support.paths import ROOT
 from training.presets import PRESETS
 from viz import shapes, trajectories
 
-COMMANDS = ['synth', 'pack', 'from-videos', 'check', 'show']
+COMMANDS = ['synth', 'pack', 'from-videos', 'from-images', 'check', 'show']
+EDITS = ['project', 'reconstruct', 'animate', 'edit', 'transfer', 'views', 'score']
 SCRIPTS = ['train', 'gen_videos', 'calc_metrics', 'legacy', *(f'dataset_tool {c}' for c in COMMANDS)]
+SCRIPTS += [f'edit_videos {c}' for c in EDITS]
 WITHOUT_TORCH = """
 import resource, runpy, sys
 sys.argv = sys.argv[1:]
@@ -34,7 +37,7 @@ finally:
 
 
 @pytest.mark.parametrize('option', ['--help', '--typo'])
-@pytest.mark.parametrize('script', [*SCRIPTS, 'dataset_tool'])
+@pytest.mark.parametrize('script', [*SCRIPTS, 'dataset_tool', 'edit_videos'])
 def test_help_and_errors_do_not_load_torch(script, option):
     name, *command = script.split()
     args = [sys.executable, '-c', WITHOUT_TORCH, str(ROOT / f'{name}.py'), *command, option]
@@ -79,6 +82,12 @@ def test_choices_are_those_of_the_rooms(script, option, known):
     found = command('dataset_tool from-videos') if script is dataset_tool else script.main
     (param,) = (p for p in found.params if p.name == option)
     assert list(param.type.choices) == list(known)
+
+
+def test_presets_are_those_of_the_recipes():
+    for name in ('project', 'reconstruct'):
+        (preset,) = (p for p in command(f'edit_videos {name}').params if p.name == 'preset')
+        assert list(preset.type.choices) == list(RECIPES)
 
 
 def test_defaults_of_the_pipeline_stand_once():

@@ -18,6 +18,7 @@ def portrait(G, frames=1, seed=0, **changes):
         'cameras': cameras,
         'images': torch.zeros(frames, 3, G.config.resolution, G.config.resolution, dtype=torch.uint8),
         'fps': 25.0,
+        'neutral_frame': 0,
         'tuned': {},
         'provenance': {'network': 'tiny.pkl'},
         'scores': {},
