@@ -73,6 +73,8 @@ class Options:
     fake: Annotated[str, 'DIR'] | None = None  # folder of generated videos (or of folders of images)
     # folder of real videos to compare --fake with
     real: Annotated[str, 'DIR', OnlyWith('fake')] | None = None
+    # NAME.portrait.pt of edit_videos.py: judges the network as it is for that person
+    portrait: Annotated[str, 'FILE', OnlyWith('network')] | None = None
     views: Annotated[str, 'DIR'] | None = None  # folder of views that --save-views or another program wrote
 
     # --- Measurement
@@ -186,6 +188,10 @@ def make_subject(options: Options, settings: Settings) -> Subject:
         return folder_subject(options.fake, options.real, settings, data)
     snapshot = open_snapshot(options.network)
     G = load_generator(snapshot, settings.device)
+    if options.portrait:
+        from editing.codes import open_portrait
+
+        G = open_portrait(G, options.portrait)
     data = VideoDataset.Config(path=options.data, span=G.config.span, resolution=G.config.resolution).build()
     return network_subject(G, data, settings, snapshot.path.name, snapshot.meta.get('kimg'))
 

@@ -23,7 +23,7 @@ MotionModel = Literal['zm+', 'single', 'none']
 _RAMP, _FALL = 0.05, 0.25  # fractions of a stage in which the rates rise and fall
 _MEAN_CODES = 1000  # codes whose mean the search begins at
 _BATCH_KEY, _SIDE_KEY, _CODES_KEY = 1, 2, 3  # purposes of random draws
-_CAMERA_PRIOR = 3e-4  # weight of improbable cameras
+_CAMERA_PRIOR = 0.1  # of the distance that is left, for a camera that is off by one spread
 _NORM, _GAUGE = 1e-2, 1e-3  # weights of motion beyond training's and of its mean over the clip
 _HELD_DEPTH, _HELD_IMAGE = 10.0, 0.3  # weights of what must stay as it is at the sides
 _NOTE_EVERY = 10  # steps
@@ -209,11 +209,15 @@ def choose_rows(stage: Stage, frames: int, step: int, seed: int) -> Tensor:
     return torch.arange(size) + min(max(start, 0), count - size)
 
 
-def penalties(fit: Fit, rows: Tensor, stage: Stage) -> Tensor:
-    """Returns what motion and cameras of some frames cost by themselves."""
+def penalties(fit: Fit, rows: Tensor, stage: Stage, distance: Tensor) -> Tensor:
+    """Returns what motion and cameras of some frames cost by themselves.
+
+    Cameras cost in proportion to the distance that is left: where the network cannot show the person, its
+    errors must not turn the camera, and where it can, a wrong camera must not be held.
+    """
     cost = fit.w.new_zeros(())
     if stage.camera:
-        cost = cost + _CAMERA_PRIOR * improbability(fit.offsets[rows])
+        cost = cost + _CAMERA_PRIOR * distance.detach() * improbability(fit.offsets[rows])
     if stage.motion:
         u = fit.motion(rows)
         beyond = (u.square().mean(dim=1) - 1).clamp(min=0).mean()
@@ -270,7 +274,8 @@ class StageRun:
         frames = len(fit.labels)
         rows = choose_rows(stage, frames, self.step, self.seed).to(fit.w.device)
         seen, wanted = fit(rows), self.targets.rows(rows)
-        loss = self.objective(seen, wanted) + penalties(fit, rows, stage)
+        distance = self.objective(seen, wanted)
+        loss = distance + penalties(fit, rows, stage, distance)
         if stage.hold:
             generator = seeded_generator('cpu', self.seed, _SIDE_KEY, self.step)
             row = rows[torch.randint(len(rows), (1,), generator=generator)]

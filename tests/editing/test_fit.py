@@ -1,5 +1,6 @@
 """Adam for rows, schedules, batches, penalties, and the steps of a stage."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -67,12 +68,15 @@ def test_single_code_is_the_path_of_the_network():
 def test_penalties_are_their_closed_forms():
     found, rows = fit(model='zm+'), torch.arange(3)
     found.u.data[:] = torch.tensor([[0.0], [2.0], [4.0]])
-    stage = Stage(name='x', steps=1, motion=0.1, smooth=0.5)
+    still, far = Stage(name='x', steps=1), torch.tensor(0.5)
+    stage = dataclasses.replace(still, motion=0.1, smooth=0.5)
     beyond, mean, step = (0 + 3 + 15) / 3, 4.0, 4.0
-    assert fits.penalties(found, rows, stage).item() == pytest.approx(
-        1e-2 * beyond + 1e-3 * mean + 0.5 * step
-    )
-    assert fits.penalties(found, rows, Stage(name='x', steps=1)) == 0
+    cost = 1e-2 * beyond + 1e-3 * mean + 0.5 * step
+    assert fits.penalties(found, rows, stage, far).item() == pytest.approx(cost)
+    assert fits.penalties(found, rows, still, far) == 0
+    found.offsets.data[:, 0] = 0.052  # one spread
+    camera = dataclasses.replace(still, camera=0.1)
+    assert fits.penalties(found, rows, camera, far).item() == pytest.approx(0.1 * 0.5)
 
 
 def test_cameras_of_given_crops_only_turn():

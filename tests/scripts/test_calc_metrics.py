@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import calc_metrics
 from dnnlib.util import UserError, append_json_line
+from editing.codes import save_portrait
 from interop import configs
 from interop.convert import build_networks, open_foreign
 from metrics.plotting import plot_run, read_curves
@@ -21,6 +22,7 @@ from metrics.training_callback import make_evaluate
 from support import small_runs, tiny
 from support.foreign_files import released_model, save_ckpt
 from support.paths import ROOT
+from support.portraits import portrait
 from support.small_data import CLIPS
 from torch_utils.checkpoint import save_snapshot
 
@@ -66,6 +68,16 @@ def test_snapshot_and_folder_agree(network, data, tmp_path):
     assert cli('--fake', videos, '--metrics', 'motion9_4f').stderr.endswith(
         'Error: motion9_4f: there are only 3 generated videos; give more, or ask for at most 3\n'
     )
+
+
+def test_a_portrait_is_judged_as_the_network_that_it_makes(network, data, tmp_path):
+    args = '--network', network, '--data', data, '--metrics', 'motion3_4f'
+    values = []
+    for frames in (1, 2):  # two portraits, which are told apart
+        save_portrait(tmp_path / 'a.portrait.pt', portrait(tiny.solid_generator(), frames, seed=frames))
+        out = run(tmp_path, *args, '--portrait', tmp_path / 'a.portrait.pt')
+        values.append(line(out, 'motion3_4f')['value'])
+    assert values[0] != values[1]
 
 
 def test_a_released_checkpoint_is_judged_as_it_is(data, tmp_path, monkeypatch):
