@@ -319,8 +319,9 @@ def add_sound(path: Path, source: Path, start_sec: float = 0.0) -> bool:
     if not re.search(r'Stream #0\S*: Audio:', run_ffmpeg(['-i', f'file:{source}']).stderr):
         return False
     command = ['-y', '-i', f'file:{path}', '-ss', f'{start_sec:.4f}', '-i', f'file:{source}']
-    command += ['-map', '0:v', '-map', '1:a:0', '-c:v', 'copy', '-c:a', 'aac', '-shortest', '-threads', '1']
+    command += ['-map', '0:v', '-map', '1:a:0', '-c:v', 'copy', '-c:a', 'aac', '-threads', '1']
     command += ['-fflags', '+bitexact', '-flags:a', '+bitexact', '-movflags', '+faststart', '-f', 'mp4']
+    command += ['-t', f'{probe(path).length_sec:.4f}']  # a longer sound ends with the images
     with atomic_write(path) as file:
         done = _run_decoder([*command, f'file:{file.name}'], source)
         if done.returncode:

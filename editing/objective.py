@@ -18,7 +18,7 @@ from training.networks.contract import Rendering
 
 BLOCKS = (0, 2, 4, 7, 10)  # of EfficientNet-lite0, after which features are compared
 _SIDE = 96  # pixels of a side of what it sees; small images are enlarged
-_HEAD = ((0.0, 0.03, 0.05), 0.36)  # centre and radius of a ball around head and hair, scene units
+_HEAD = ((0.0, 0.03, 0.05), 0.26)  # centre and radius of a ball around head and hair, scene units
 _SOFT = 0.15  # width of the mask's border in radii
 
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageSequence
 
 from dnnlib.util import DataError, UserError
 from dnnlib.video import (
+    add_sound,
     cut_video,
     find_clips,
     frame_times,
@@ -196,3 +197,17 @@ def test_no_other_module_runs_ffmpeg():
     paths = [*ROOT.glob('*.py'), *(path for room in rooms for path in room.rglob('*.py'))]
     users = [path.relative_to(ROOT).as_posix() for path in paths if 'imageio_ffmpeg' in path.read_text()]
     assert users == ['dnnlib/video.py']
+
+
+def test_sound_of_another_video(tmp_path):
+    plain, loud = tmp_path / 'a.mp4', tmp_path / 'b.mp4'
+    frames = smooth_frames()
+    write_video(plain, frames, fps=10, note='made up')
+    sine = ['-y', '-f', 'lavfi', '-i', 'sine=duration=1', '-i', str(plain), '-c:v', 'copy', '-c:a', 'aac']
+    assert run_ffmpeg([*sine, str(loud)]).returncode == 0
+    assert not add_sound(plain, plain)
+    before = [frame for frame, _ in video_frames(plain)]
+    assert add_sound(plain, loud, 0.2)
+    report = run_ffmpeg(['-i', str(plain)]).stderr
+    assert 'Audio: aac' in report and 'made up' in report
+    assert all(np.array_equal(a, b) for a, (b, _) in zip(before, video_frames(plain), strict=True))

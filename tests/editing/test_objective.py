@@ -71,7 +71,7 @@ def test_head_mask_is_a_soft_disc():
     mask = head_mask(orbit_label(torch.tensor([0.0, 0.5])), 64)
     assert mask.shape == (2, 1, 64, 64) and mask.min() == 0 and mask.max() == 1
     near = 4.2647 / 2.65  # image widths of a scene unit at the head
-    area = (mask.mean(dim=(1, 2, 3)) / (near * 0.36 * (1 + 0.075)) ** 2).tolist()
+    area = (mask.mean(dim=(1, 2, 3)) / (near * 0.26 * (1 + 0.075)) ** 2).tolist()
     assert area == pytest.approx([math.pi, math.pi], rel=0.2)
 
 
