@@ -105,7 +105,7 @@ def animate(options: Animate) -> None:
     cameras = {'source': still, 'front': trajectories.front(count, focal)}
     cameras['orbit'] = trajectories.orbit(count, math.radians(options.orbit_yaw), focal)
     writer = ClipWriter(
-        G=person, outdir=_folder(options), report=click.echo, fps=portrait.fps, note=_note(portrait)
+        G=person, outdir=_folder(options), report=click.echo, fps=portrait.fps, note=portrait.note
     )
     for seed in options.motion_seeds:
         clip = Clip(
@@ -141,7 +141,7 @@ def edit(options: Edit) -> None:
         u = torch.cat([portrait.u[:start], own])
         path = _folder(options) / f'{_stem(options.portrait)}-edit{seed:04d}.mp4'
         take = Take(portrait.ws, u, recorded(portrait.cameras, count))
-        _report(write_take(path, G, take, portrait.fps, _note(portrait)))
+        _report(write_take(path, G, take, portrait.fps, portrait.note))
 
 
 def transfer(options: Transfer) -> None:
@@ -163,7 +163,7 @@ def transfer(options: Transfer) -> None:
     cameras = {'source': source.cameras, 'target': recorded(target.cameras, count)}
     cameras['front'] = front(count, G.config.focal)
     path = _folder(options) / f'{_stem(options.target)}-as-{_stem(options.source)}.mp4'
-    _report(write_take(path, G, Take(target.ws, u, cameras[options.camera]), source.fps, _note(target)))
+    _report(write_take(path, G, Take(target.ws, u, cameras[options.camera]), source.fps, target.note))
     if options.sound and not add_sound(path, options.sound, source.provenance['start_sec']):
         click.echo(f'{options.sound} has no sound')
 
@@ -182,7 +182,7 @@ def views(options: Views) -> None:
         cameras = trajectories.orbit(count, math.radians(options.orbit_yaw), focal)
     path = folder / f'{stem}-{options.trajectory}.mp4'
     take = Take(portrait.ws, trajectories.recorded(portrait.u, count), cameras)
-    _report(write_take(path, G, take, portrait.fps, _note(portrait), depth=True))
+    _report(write_take(path, G, take, portrait.fps, portrait.note, depth=True))
     if options.shapes:
         path = folder / f'{stem}.{options.shapes}'
         write_mesh(path, G, portrait.ws, portrait.u[:1], options.shape_resolution)
@@ -246,12 +246,6 @@ def _stem(path: str) -> str:
     from editing.codes import SUFFIX
 
     return Path(path).name.removesuffix(SUFFIX)
-
-
-def _note(portrait: Portrait) -> str:
-    from editing.reporting import provenance_note
-
-    return provenance_note(portrait.provenance)
 
 
 def _command() -> str:

@@ -157,6 +157,7 @@ def run(options: Options) -> None:
             fps=options.fps,
             crf=options.crf,
             upscale=options.upscale,
+            note=G.note if options.portrait else '',
         )
         meshes = write(writer, clips, options)
     if options.shapes and not meshes:
@@ -256,7 +257,7 @@ def write(writer: ClipWriter, clips: list[Clip], options: Options) -> int:
     if tile:
         path = options.outdir / f'grid.{options.video_format}'
         rows = (images.grid(np.stack(frames)) for frames in zip(*tiles, strict=False))
-        write_video(path, rows, options.fps, options.crf)
+        write_video(path, rows, options.fps, options.crf, writer.note)
         writer.report(str(path))
     frames = sum(len(clip.times) for clip in clips)
     writer.report(f'{frames / seconds:.1f} frames/s: {frames} frames rendered and encoded in {seconds:.1f} s')

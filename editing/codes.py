@@ -41,6 +41,12 @@ class Portrait:
         """The motion from which others start [1, motion_dim]."""
         return self.u[self.neutral_frame : self.neutral_frame + 1]
 
+    @property
+    def note(self) -> str:
+        """The comment in the metadata of all that shows the person."""
+        made = self.provenance
+        return f'Synthetic, made by PV3D: {made.get("command")} (source {made.get("source")})'
+
 
 def network_digest(G: VideoGenerator) -> str:
     """Returns the SHA-256 of the tensors of a network; precision and the like do not count."""
@@ -128,7 +134,7 @@ class PortraitGenerator(RadianceGenerator):
 
     def __init__(self, G: RadianceGenerator, portrait: Portrait, strength: float = 1.0) -> None:
         super().__init__()
-        self.G, self.strength = G, strength
+        self.G, self.strength, self.note = G, strength, portrait.note
         self.config, self.renderer = G.config, G.renderer
         self.z_dim, self.motion_dim = G.z_dim, G.motion_dim
         device = next(G.parameters()).device

@@ -24,8 +24,9 @@ _RAMP, _FALL = 0.05, 0.25  # fractions of a stage in which the rates rise and fa
 _MEAN_CODES = 1000  # codes whose mean the search begins at
 _BATCH_KEY, _SIDE_KEY, _CODES_KEY = 1, 2, 3  # purposes of random draws
 _CAMERA_PRIOR = 0.1  # of the distance that is left, for a camera that is off by one spread
-_NORM, _GAUGE = 1e-2, 1e-3  # weights of motion beyond training's and of its mean over the clip
-_HELD_DEPTH, _HELD_IMAGE = 10.0, 0.3  # weights of what must stay as it is at the sides
+# weights of squared motion, whose prior is N(0, 1), of what is beyond training's, and of the clip's mean
+_PRIOR, _NORM, _GAUGE = 1e-3, 1e-2, 1e-3
+_HELD_DEPTH, _HELD_IMAGE = 40.0, 0.3  # weights of what must stay as it is at the sides
 _NOTE_EVERY = 10  # steps
 
 
@@ -221,7 +222,7 @@ def penalties(fit: Fit, rows: Tensor, stage: Stage, distance: Tensor) -> Tensor:
     if stage.motion:
         u = fit.motion(rows)
         beyond = (u.square().mean(dim=1) - 1).clamp(min=0).mean()
-        cost = cost + _NORM * beyond + _GAUGE * u.mean(dim=0).square().mean()
+        cost = cost + _PRIOR * u.square().mean() + _NORM * beyond + _GAUGE * u.mean(dim=0).square().mean()
         if len(u) > 1:
             cost = cost + stage.smooth * u.diff(dim=0).square().mean()
     return cost

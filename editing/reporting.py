@@ -18,11 +18,6 @@ NOTICE = (
 )
 
 
-def provenance_note(provenance: Mapping[str, Any]) -> str:
-    """Returns the comment in the metadata of videos and images."""
-    return f'Synthetic, made by PV3D: {provenance["command"]} (source {provenance["source"]})'
-
-
 def write_report(
     folder: Path,
     name: str,

@@ -13,7 +13,7 @@ from editing.fit import Fit
 from editing.inputs import Source
 from editing.recipes import Recipe, find_person
 from editing.render import Take, comparison, write_comparison, write_take
-from editing.reporting import provenance_note, write_report
+from editing.reporting import write_report
 from editing.scores import measure
 from editing.search import Found, Session, stop_on_interrupt, tuned_tensors
 from metrics.records.digests import json_digest, tensors_digest
@@ -89,7 +89,7 @@ def write_files(
     own: RadianceGenerator, portrait: Portrait, source: Source, job: Job, found: Found
 ) -> list[Path]:
     """Writes NAME.portrait.pt, NAME-compare.png, NAME-orbit.mp4, of a video NAME-compare.mp4, and reports."""
-    base, note = job.outdir / job.name, provenance_note(portrait.provenance)
+    base, note = job.outdir / job.name, portrait.note
 
     def beside(ending: str) -> Path:
         return base.with_name(base.name + ending)

@@ -70,8 +70,8 @@ def test_penalties_are_their_closed_forms():
     found.u.data[:] = torch.tensor([[0.0], [2.0], [4.0]])
     still, far = Stage(name='x', steps=1), torch.tensor(0.5)
     stage = dataclasses.replace(still, motion=0.1, smooth=0.5)
-    beyond, mean, step = (0 + 3 + 15) / 3, 4.0, 4.0
-    cost = 1e-2 * beyond + 1e-3 * mean + 0.5 * step
+    square, beyond, mean, step = 20 / 3, (0 + 3 + 15) / 3, 4.0, 4.0
+    cost = 1e-3 * square + 1e-2 * beyond + 1e-3 * mean + 0.5 * step
     assert fits.penalties(found, rows, stage, far).item() == pytest.approx(cost)
     assert fits.penalties(found, rows, still, far) == 0
     found.offsets.data[:, 0] = 0.052  # one spread
