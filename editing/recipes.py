@@ -29,7 +29,7 @@ class Recipe:
     smooth: float = 1e-2  # weight of restless motion
     neutral: int | None = None  # frame that is defined as without expression
     batch: int = 8  # frames at a time
-    tune_steps: int = 120  # of the network; 0 = it stays as it is
+    tune_steps: int = 100  # of the network; 0 = it stays as it is
     tune_rate: float = 1e-3
     hold: float = 1.0  # weight of the side views of the person before tuning
     weights: Weights = Weights()

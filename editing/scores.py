@@ -22,7 +22,7 @@ from viz.rollout import Frames, concatenate
 
 # of the spread of depth after tuning, in units of that before; beyond it the head has collapsed
 _RELIEF_LIMITS = (0.75, 1.25)
-_OPAQUE = 0.9  # least mean opacity inside the head
+_OPAQUE = 0.9  # opacity of the head before tuning, and in the mean after it; backgrounds may have less
 
 Scores = dict[str, Any]
 
@@ -75,8 +75,8 @@ def motion_scores(source: np.ndarray, shown: np.ndarray) -> Scores:
 
 
 def geometry_scores(seen: Frames, before: Frames) -> Scores:
-    """Compares depth with that of the network before tuning, where rays are more than half opaque."""
-    inside = seen.opacity > 0.5
+    """Compares depth and opacity with those of the network before tuning, where that is opaque."""
+    inside = before.opacity > _OPAQUE
     relief = [spread(frames.depth[inside]) for frames in (seen, before)]
     opacity = float(seen.opacity[inside].mean()) if inside.any() else 0.0
     ratio = relief[0] / relief[1] if relief[1] else None
