@@ -133,11 +133,13 @@ def _one_code(G: RadianceGenerator) -> Codes:
 class RowAdam(torch.optim.Optimizer):
     """Adam in which a row without a gradient stays where it is and keeps its moments and its count.
 
-    Frames that are not in the batch are not moved by old momentum. If all rows are in it, this is Adam.
+    Frames that are not in the batch are not moved by old momentum. If all rows are in it, this is Adam, but
+    where a group is `isotropic`: then one size of gradients counts for the whole row, so that its direction
+    stays. Motion codes have no axes of their own, and what does not change the images stays 0.
     """
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        super().__init__(groups, {'betas': betas, 'eps': 1e-8})
+        super().__init__(groups, {'betas': betas, 'eps': 1e-8, 'isotropic': False})
 
     @torch.no_grad()
     def step(self) -> None:
@@ -151,7 +153,10 @@ class RowAdam(torch.optim.Optimizer):
                 s, rows = self.state[p], p.grad.flatten(1).any(dim=1).nonzero()[:, 0]
                 g, s['count'][rows] = p.grad[rows], s['count'][rows] + 1
                 s['mean'][rows] = torch.lerp(s['mean'][rows], g, 1 - first)
-                s['square'][rows] = torch.lerp(s['square'][rows], g * g, 1 - second)
+                square = g * g
+                if group['isotropic']:
+                    square = square.mean(dim=1, keepdim=True).expand_as(g)
+                s['square'][rows] = torch.lerp(s['square'][rows], square, 1 - second)
                 n = s['count'][rows].view(-1, *[1] * (p.ndim - 1))
                 root = (s['square'][rows] / (1 - second**n)).sqrt() + group['eps']
                 p[rows] -= group['lr'] * s['mean'][rows] / (1 - first**n) / root
@@ -166,7 +171,7 @@ class Optimizers:
             {'params': list(fit.G.parameters()), 'rate': stage.network},
         ]
         single = [
-            {'params': [fit.u], 'rate': stage.motion},
+            {'params': [fit.u], 'rate': stage.motion, 'isotropic': True},
             {'params': [fit.offsets], 'rate': stage.camera},
         ]
         shared, single = ([{**g, 'lr': 0.0} for g in groups if g['rate']] for groups in (shared, single))

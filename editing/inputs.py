@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dnnlib.util import UserError, file_sha256
 from dnnlib.video import IMAGE_TYPES, VIDEO_TYPES
-from preprocessing.one_face import Aligned, align_image, align_video, aligned_label, read_image
+from preprocessing.one_face import align_image, align_video, known_labels, read_aligned
 from training.data.dataset import VideoDataset
 from viz.images import resize
 
@@ -61,13 +61,13 @@ def open_source(text: str, resolution: int, focal: float, piece: Piece) -> Sourc
     if not path.is_file():
         raise UserError(f'{text} is not a file; give an image, a video, or a clip as DATASET.zip:0')
     facts = {'source': path.name, 'sha256': file_sha256(path)}
-    label = aligned_label(path)
-    if label is not None:
-        found, sound = Aligned(read_image(path)[None], label, 25.0, ''), None
+    labels, sound = known_labels(path), path if path.suffix.lower() in VIDEO_TYPES else None
+    if labels is not None:
+        found = read_aligned(path, labels, resolution, focal, piece.first, piece.frames)
     elif path.suffix.lower() in IMAGE_TYPES:
-        found, sound = align_image(path, resolution, focal), None
+        found = align_image(path, resolution, focal)
     elif path.suffix.lower() in VIDEO_TYPES:
-        found, sound = align_video(path, resolution, focal, piece.first, piece.frames), path
+        found = align_video(path, resolution, focal, piece.first, piece.frames)
     else:
         known = ', '.join([*IMAGE_TYPES, *VIDEO_TYPES])
         raise UserError(f'{text} is neither an image nor a video by its name; known are {known}')

@@ -101,11 +101,13 @@ def panels(G: RadianceGenerator, portrait: Portrait, frames: Sequence[int]) -> I
 
 
 def comparison(G: RadianceGenerator, portrait: Portrait) -> np.ndarray:
-    """Returns the sheet of a portrait: what is compared, from above, of frames from left to right."""
+    """Returns the sheet of a portrait: what is compared, of an image in a row, of a video in columns."""
     count = min(len(portrait.u), _SHEET_FRAMES)
     frames = np.linspace(0, len(portrait.u) - 1, count).round().astype(int).tolist()
-    columns = np.stack(list(panels(G, portrait, frames)), axis=1)
-    return contact_sheet(list(columns), PANELS, [f'frame {i}' for i in frames])
+    tiles = list(panels(G, portrait, frames))
+    if count == 1:
+        return contact_sheet(tiles, col_labels=PANELS)
+    return contact_sheet(list(np.stack(tiles, axis=1)), PANELS, [f'frame {i}' for i in frames])
 
 
 def write_comparison(path: Path, G: RadianceGenerator, portrait: Portrait, note: str) -> None:

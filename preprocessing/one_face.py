@@ -91,8 +91,8 @@ def align_folder(source: Path, dest: Path, size: int, focal: float = FOCAL) -> I
         json.dump(table, file)
 
 
-def aligned_label(path: Path) -> np.ndarray | None:
-    """Returns the camera [1, 25] that `align_folder` has left for an image, if there is one.
+def known_labels(path: Path) -> np.ndarray | None:
+    """Returns the cameras [T, 25] that a cameras.json beside an image or video has for its frames, if any.
 
     Raises:
         DataError: if the file of cameras is none.
@@ -101,10 +101,39 @@ def aligned_label(path: Path) -> np.ndarray | None:
     if not table_file.exists():
         return None
     try:
-        label = json.loads(table_file.read_text()).get(path.name)
-        return None if label is None else np.asarray(label, np.float32).reshape(1, LABEL_DIM)
-    except (ValueError, AttributeError) as err:
-        raise DataError(f'{table_file} is not a file of dataset_tool.py from-images ({err})') from err
+        labels = json.loads(table_file.read_text()).get(path.name)
+        return None if labels is None else np.asarray(labels, np.float32).reshape(-1, LABEL_DIM)
+    except (ValueError, TypeError, AttributeError) as err:
+        raise DataError(f'{table_file} is not an object of labels, {{name: [25 numbers a frame]}}') from err
+
+
+def read_aligned(
+    path: Path, labels: np.ndarray, size: int, focal: float = FOCAL, first: int = 0, count: int | None = None
+) -> Aligned:
+    """Reads an image or video that is aligned already; a longer focal length sees the middle of it.
+
+    Raises:
+        DataError: if it is not square, has another number of frames than labels, or sees too little.
+    """
+    is_image = path.suffix.lower() in IMAGE_TYPES
+    frames = [(read_image(path), 25.0)] if is_image else list(video_frames(path))
+    height, width = frames[0][0].shape[:2]
+    if len(frames) != len(labels) or height != width or labels[0, 16] > focal * 1.001:
+        raise DataError(
+            f'{path}: {len(frames)} frames of {width}x{height}, {len(labels)} cameras of focal length '
+            f'{labels[0, 16]:.4g} in {CAMERAS}; needed are square frames, each with a camera of at most '
+            f'{focal:.4g}'
+        )
+    end = first + count if count else len(frames)
+    margin = width * (1 - labels[0, 16] / focal) / 2
+    box = (margin, margin, width - margin, width - margin)
+    images = [
+        np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.LANCZOS, box))
+        for frame, _ in frames[first:end]
+    ]
+    kept = labels[first:end].copy()
+    kept[:, [16, 20]] = focal
+    return Aligned(np.stack(images), kept, frames[0][1] or 25.0, '')
 
 
 def align_video(

@@ -34,6 +34,21 @@ def test_rows_without_gradient_stay_and_others_follow_adam():
     assert torch.equal(ours[2], start[2])
 
 
+def test_isotropic_steps_turn_with_the_gradients():
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=tiny.seeded(1)))[0]
+    paths = []
+    for axes in (torch.eye(4), turn):
+        p = torch.zeros(2, 4, requires_grad=True)
+        optimizer = RowAdam([{'params': [p], 'lr': 0.1, 'isotropic': True}])
+        for _ in range(4):
+            optimizer.zero_grad()
+            (p @ axes.T - torch.tensor([1.0, 0.2, 0.0, -3.0])).square().sum().backward()
+            optimizer.step()
+        paths.append(p.detach() @ axes.T)
+    torch.testing.assert_close(*paths)
+    assert not paths[0][:, 2].any()
+
+
 def test_rates_rise_and_fall():
     factors = [rate_factor(step, 100) for step in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[10] == factors[70] == 1

@@ -88,11 +88,27 @@ def test_a_folder_of_images(face, tmp_path):
     said = dict(one_face.align_folder(tmp_path / 'in', tmp_path / 'out', 64))
     assert said['a.png'] == '' and said['b.png'].startswith('skipped, ')
     table = json.loads((tmp_path / 'out' / 'cameras.json').read_text())
-    assert list(table) == ['a.png'] and one_face.aligned_label(tmp_path / 'out' / 'a.png').shape == (1, 25)
-    assert one_face.aligned_label(tmp_path / 'in' / 'a.png') is None
+    assert list(table) == ['a.png'] and one_face.known_labels(tmp_path / 'out' / 'a.png').shape == (1, 25)
+    assert one_face.known_labels(tmp_path / 'in' / 'a.png') is None
     (tmp_path / 'in' / 'cameras.json').write_text('[]')
     with pytest.raises(DataError, match='cameras.json is not'):
-        one_face.aligned_label(tmp_path / 'in' / 'a.png')
+        one_face.known_labels(tmp_path / 'in' / 'a.png')
     (tmp_path / 'none').mkdir()
     with pytest.raises(DataError, match='no image with a face'):
         list(one_face.align_folder(tmp_path / 'none', tmp_path / 'out', 64))
+
+
+def test_aligned_sources(tmp_path):
+    ramp = np.zeros((64, 64, 3), np.uint8)
+    ramp[16:48, 16:48] = 200
+    path, labels = save(tmp_path, ramp), np.zeros((1, 25), np.float32)
+    labels[:, [16, 20]] = FOCAL
+    same = one_face.read_aligned(path, labels, 64)
+    assert np.array_equal(same.images[0], ramp) and np.array_equal(same.labels, labels)
+    middle = one_face.read_aligned(path, labels, 32, 2 * FOCAL)
+    assert (middle.images == 200).all() and middle.labels[0, 16] == pytest.approx(2 * FOCAL)
+    with pytest.raises(DataError, match='a.png: 1 frames of 64x64'):
+        one_face.read_aligned(path, labels, 32, FOCAL / 2)
+    write_video(tmp_path / 'a.mp4', [ramp] * 4, fps=10)
+    part = one_face.read_aligned(tmp_path / 'a.mp4', labels.repeat(4, axis=0), 32, FOCAL, 1, 2)
+    assert part.images.shape == (2, 32, 32, 3) and part.labels.shape == (2, 25) and part.fps == 10
