@@ -20,6 +20,7 @@ from dnnlib.util import file_sha256
 from editing.cameras import view
 from editing.fit import Fit
 from editing.inputs import Source
+from editing.motion import sampled
 from editing.objective import psnr
 from editing.recipes import PRESETS, Recipe, find_person
 from editing.render import Take, render_take
@@ -117,6 +118,19 @@ class Bench:
         a, b = (x - x.mean(dim=0) for x in (u, second.motion(every)))
         return row | {'correlation of u': (a * b).sum() / (a.norm() * b.norm())}
 
+    @torch.no_grad()
+    def animated(self) -> Row:
+        """Moves the person by fresh codes: mean absolute change from t = 0 to t = 1, grey levels."""
+        cameras, ends = view(0, self.focal).expand(2, -1), torch.tensor([0.0, 1.0])
+        ws = self.G.condition(self.codes, cameras[:1], torch.zeros(1))
+        start = self.G.motion_at(self.codes, torch.zeros(1))
+        change = []
+        for seed in range(VIDEO_FRAMES):
+            u = start + sampled(self.G, draw_codes(self.G, 0, seed), ends)
+            (frames,) = render_take(self.G, Take(ws, u, cameras))
+            change.append(float((frames.image[1] - frames.image[0]).abs().mean()) * 127.5)
+        return {'least': min(change), 'mean': np.mean(change)}
+
     def stranger(self, recipe: Recipe) -> Row:
         """Finds a head that the network has never seen."""
         person = clip_seed(STRANGER, 0, 0)
@@ -187,6 +201,7 @@ CASES: dict[str, Callable[[Bench], Row]] = {
     'new head, paper': lambda bench: bench.stranger(PRESETS['paper']),
     'own clip, z_m+': lambda bench: bench.clip(_GIVEN_CAMERA),
     'own clip, no motion': lambda bench: bench.clip(dataclasses.replace(_GIVEN_CAMERA, motion='none')),
+    'fresh motion codes': Bench.animated,
     'motion found again on another person': lambda bench: bench.again(_CODE_ONLY),
 }
 
