@@ -59,7 +59,7 @@ def write_take(
                 append(frame)
             for write in others:
                 near_far = near_far or images.depth_range(batch.depth, batch.opacity)
-                shown = images.colorize_depth(batch.depth, batch.opacity, *near_far)
+                shown = images.to_uint8(images.colorize_depth(batch.depth, batch.opacity, *near_far))
                 for frame in images.resize(shown, G.config.resolution):
                     write(frame)
     return paths
@@ -94,7 +94,7 @@ def panels(G: RadianceGenerator, portrait: Portrait, frames: Sequence[int]) -> I
         u = portrait.u[i : i + 1].expand(len(cameras), -1)
         (seen,) = render_take(G, Take(portrait.ws, u, cameras))
         near_far = near_far or images.depth_range(seen.depth[:1], seen.opacity[:1])
-        depth = images.colorize_depth(seen.depth[:1], seen.opacity[:1], *near_far)
+        depth = images.to_uint8(images.colorize_depth(seen.depth[:1], seen.opacity[:1], *near_far))
         source = portrait.images[i : i + 1].permute(0, 2, 3, 1).numpy()
         tiles = (source, images.to_uint8(seen.image), depth)
         yield np.concatenate([images.resize(tile, size) for tile in tiles])
