@@ -42,7 +42,7 @@ demo: $(STAMP)  ## data, training (stopped and resumed once), videos, a contact 
 	@echo '== 3/4 the same command again continues the same run'
 	$(TRAIN)
 	@echo '== 4/4 videos, contact sheets, a mesh'
-	$(PY) gen_videos.py --network $(LATEST) --seeds 1,2,10,11 --outdir $(DEMO)/videos --trajectory orbit --frames 60 --upscale 4
+	$(PY) gen_videos.py --network $(LATEST) --seeds 0,2,4,7 --outdir $(DEMO)/videos --trajectory orbit --frames 60 --upscale 4
 	$(PY) gen_videos.py --network $(LATEST) --seeds 2 --outdir $(DEMO)/mesh --frames 16 --shapes glb --upscale 4
 	@echo
 	@echo 'Look at:'
