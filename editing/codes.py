@@ -158,17 +158,6 @@ class PortraitGenerator(RadianceGenerator):
         """See the contract."""
         return self.G.moved_scene(ws, u, noise_mode, generator)
 
-    def scene(
-        self,
-        codes: Codes,
-        ws: Tensor,
-        times: Tensor,
-        noise_mode: str = 'const',
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """See the contract."""
-        return self.moved_scene(ws, self.motion_at(codes, times), noise_mode, generator)
-
     def render(
         self,
         scene: Tensor,

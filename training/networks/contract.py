@@ -134,6 +134,17 @@ class RadianceGenerator(VideoGenerator):
 
     renderer: RendererConfig  # how rays are sampled; config.box_warp is the side of the scene, scene units
 
+    def scene(
+        self,
+        codes: Codes,
+        ws: Tensor,
+        times: Tensor,
+        noise_mode: str = 'const',
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """See VideoGenerator."""
+        return self.moved_scene(ws, self.motion_at(codes, times), noise_mode, generator)
+
     @abc.abstractmethod
     def motion_at(self, codes: Codes, times: Tensor) -> Tensor:
         """Returns u [M, motion_dim], all that the scene sees of codes (M rows, or one) and times [M]."""

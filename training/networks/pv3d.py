@@ -136,17 +136,6 @@ class Generator(RadianceGenerator, Configurable):
         ws = w[:, None].expand(-1, self.synthesis.num_ws, -1)
         return self.mapping_network.truncate(ws, psi, cutoff)
 
-    def scene(
-        self,
-        codes: Codes,
-        ws: Tensor,
-        times: Tensor,
-        noise_mode: str = 'const',
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Synthesises the temporal tri-plane [M, 3, plane_channels, plane_resolution, plane_resolution]."""
-        return self.moved_scene(ws, self.motion_at(codes, times), noise_mode, generator)
-
     def motion_at(self, codes: Codes, times: Tensor) -> Tensor:
         """See the contract."""
         code = codes.z_a if self.config.motion.kind == 'shared_code' else codes.z_m
@@ -155,7 +144,7 @@ class Generator(RadianceGenerator, Configurable):
     def moved_scene(
         self, ws: Tensor, u: Tensor, noise_mode: str = 'const', generator: torch.Generator | None = None
     ) -> Tensor:
-        """See the contract."""
+        """Synthesises the temporal tri-plane [M, 3, plane_channels, plane_resolution, plane_resolution]."""
         planes = self.synthesis(ws.expand(len(u), -1, -1), u, noise_mode, generator)
         return planes.unflatten(1, (3, self.config.plane_channels))
 
