@@ -27,6 +27,8 @@ class MotionConfig:
     # multiply each layer's output by a trained scalar, initially 1 [PV3D 4.3 "learned"]
     learned_weight: bool = False
     code_dim: int = 512  # width of z_m and of the inner layers [released]
+    # learning rate of the layers from u to w_m over that of the rest; the mapping network's is .01 [released: 1]
+    lr_multiplier: float = 1.0
     # what drives the layers at time t: line: z_m t [PV3D eq. 1] | waves: z_m turned, see motion_path [ours]
     path: Literal['line', 'waves'] = 'line'
     wave_max: float = 1.6  # periods of the fastest wave in a span; the slowest stands still [ours]
@@ -37,8 +39,9 @@ class MotionConfig:
             raise ConfigError(
                 f'motion.num_layers={self.num_layers} must be >= 0 and code_dim={self.code_dim} positive'
             )
-        if not 0 < self.wave_max < math.inf:
-            raise ConfigError(f'motion.wave_max={self.wave_max} must be positive')
+        for name in ('wave_max', 'lr_multiplier'):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f'motion.{name}={getattr(self, name)} must be positive and finite')
         if self.path == 'waves' and (self.code_dim % 2 or self.code_dim < 4 or self.kind == 'naive'):
             raise ConfigError(
                 'motion.path=waves needs an even motion.code_dim of at least 4 and motion layers, got '
@@ -79,9 +82,11 @@ class MotionLayer(nn.Module):
 
     def __init__(self, channels: int, resolution: int, config: MotionConfig) -> None:
         super().__init__()
-        width = config.code_dim
-        self.head = FullyConnected(width, width, act='lrelu')
-        self.mlp = nn.Sequential(FullyConnected(width, width, act='lrelu'), FullyConnected(width, width))
+        width, lr = config.code_dim, config.lr_multiplier
+        self.head = FullyConnected(width, width, act='lrelu', lr_mul=lr)
+        self.mlp = nn.Sequential(
+            FullyConnected(width, width, act='lrelu', lr_mul=lr), FullyConnected(width, width, lr_mul=lr)
+        )
         if config.kind == 'mlp':
             self.vector = FullyConnected(width, channels)
         else:
