@@ -102,7 +102,7 @@ def demo(data: str) -> TrainConfig:
         box_warp=0.6,  # a head and no more: the planes are coarse
         sr_resolution=32,
         sr_channels=(32, 16),
-        motion=MotionConfig(code_dim=128, path='waves'),
+        motion=MotionConfig(code_dim=128, path='waves', lr_multiplier=0.01),
         renderer=RendererConfig(
             resolution=32, depth_samples=8, importance_samples=8, ray_start=2.35, ray_end=3.05
         ),
@@ -114,7 +114,7 @@ def demo(data: str) -> TrainConfig:
         loss=PV3DLoss.Config(
             image_frames=1,
             video_weight=1.0,
-            r1_gamma=0.5,
+            r1_gamma=1.0,
             r1_gamma_video=0.2,
             diversity_weight=0.5,
             diversity_fade_nimg=30_000,
