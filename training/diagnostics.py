@@ -200,7 +200,7 @@ def variance_parts(images: Tensor) -> VarianceParts:
 
 @contextlib.contextmanager
 def watched_motion(G: nn.Module) -> Iterator[dict[str, dict[str, list[Tensor]]]]:
-    """Collects what motion layers of G see (`f`), add (`f_m`) and are modulated with (`style`), by layer."""
+    """Collects what motion layers of G see (`f`), add (`f_m`) and are modulated with (`style`, `w_m`)."""
     layers: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
 
     def added(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -209,6 +209,7 @@ def watched_motion(G: nn.Module) -> Iterator[dict[str, dict[str, list[Tensor]]]]
 
     def styled(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         layers[name]['style'].append(output.float().mean(1))
+        layers[name]['w_m'].append(inputs[0].float())
 
     with contextlib.ExitStack() as stack:
         for name, module in G.named_modules():
@@ -233,7 +234,15 @@ def _layer_figures(layers: dict[str, dict[str, list[Tensor]]], shape: Sequence[i
         figures[f'{tag}/over_z_m'] = (over_motions / size.clamp(min=1e-12)).item()
         if 'style' in seen:
             figures[f'{tag}/style'] = seen['style'].unflatten(0, shape)[:, :, -1].mean().item()
+            figures[f'{tag}/directions'] = directions(seen['w_m']).item()
     return figures
+
+
+def directions(x: Tensor) -> Tensor:
+    """Returns in how many directions rows [N, C] differ: (sum of variances)^2 / sum of their squares."""
+    moved = x - x.mean(dim=0)
+    gram = moved @ moved.T
+    return gram.trace().square() / gram.square().sum().clamp(min=1e-30)
 
 
 def _first_draws(dataset: VideoDataset, seed: int) -> Draw:

@@ -10,7 +10,7 @@ from dnnlib.config import override
 from support import second_system, tiny
 from support.small_runs import CPU, everything, new_trainer
 from training.batching import Progress
-from training.diagnostics import Probes, variance_parts, watched_motion
+from training.diagnostics import Probes, directions, variance_parts, watched_motion
 from training.networks.contract import Codes
 
 
@@ -154,6 +154,17 @@ def test_motion_layers_are_watched_and_left_alone(trainer):
     w_m = block.motion.mlp(block.motion.head(z_m * t[:, None]))
     assert torch.allclose(first['f_m'], block.motion.conv(f, w_m, 'const'), atol=1e-5)
     assert torch.allclose(first['style'], block.motion.conv.affine(w_m).mean(1))
+
+
+def test_directions_count_those_that_vary_alike():
+    g = tiny.seeded(0)
+    turn = torch.linalg.qr(torch.randn((9, 9), generator=g)).Q
+    one, three = torch.zeros(2, 9), torch.zeros(6, 9)
+    one[:, 0] = torch.tensor([-1.0, 1.0])
+    three[range(6), [0, 0, 1, 1, 2, 2]] = torch.tensor([2.0, -2.0] * 3)
+    for expected, rows in ((1, one), (3, three)):
+        assert directions(5 + rows @ turn).item() == pytest.approx(expected, rel=1e-4)
+    assert directions(torch.ones(4, 9)) == 0
 
 
 def test_ticks_without_probes(small, tmp_path):

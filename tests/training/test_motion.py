@@ -10,7 +10,7 @@ from dnnlib.config import from_dict, to_dict
 from dnnlib.util import ConfigError
 from support.tiny import codes, differs, draw, generator, motion, same, seeded
 from training.networks.contract import Codes
-from training.networks.motion import MotionConfig, motion_path
+from training.networks.motion import MotionConfig, MotionLayer, motion_path
 
 WAVES = MotionConfig(path='waves', code_dim=6, wave_max=1.5)
 ANCHORED = dataclasses.replace(WAVES, anchored=True)
@@ -87,6 +87,7 @@ def test_waves_are_normal_at_any_time():
         ({'code_dim': 2}, 'at least 4'),
         ({'kind': 'naive'}, 'kind=naive; change them or choose path=line'),
         ({'wave_max': 0.0}, 'motion.wave_max=0.0 must be positive'),
+        ({'lr_multiplier': 0.0}, 'motion.lr_multiplier=0.0 must be positive'),
     ],
 )
 def test_impossible_waves_are_refused(options, message):
@@ -96,6 +97,22 @@ def test_impossible_waves_are_refused(options, message):
 
 def test_configs_of_older_snapshots_mean_the_line():
     old = to_dict(MotionConfig(code_dim=7))
-    for name in ('path', 'wave_max', 'anchored'):
+    for name in ('path', 'wave_max', 'anchored', 'lr_multiplier'):
         del old[name]
     assert from_dict(MotionConfig, old) == MotionConfig(code_dim=7, path='line')
+
+
+def test_a_learning_rate_of_its_own_scales_steps_and_nothing_else():
+    """Adam changes stored weights alike, so that w_m moves by the multiplier; at first it is as random."""
+    u, moved, sizes = draw(64, 8).float(), [], []
+    for lr in (1.0, 0.01):
+        torch.manual_seed(0)
+        layer = MotionLayer(4, 8, MotionConfig(code_dim=8, lr_multiplier=lr))
+        before = layer.mlp(layer.head(u))
+        steps = torch.optim.Adam(layer.parameters(), lr=1e-3)
+        before.sum().backward()
+        steps.step()
+        sizes.append(before.detach())
+        moved.append((layer.mlp(layer.head(u)) - before).detach().norm())
+    same(*sizes, 1e-5)
+    assert moved[1] / moved[0] == pytest.approx(0.01, rel=0.05)

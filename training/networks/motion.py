@@ -27,7 +27,7 @@ class MotionConfig:
     # multiply each layer's output by a trained scalar, initially 1 [PV3D 4.3 "learned"]
     learned_weight: bool = False
     code_dim: int = 512  # width of z_m and of the inner layers [released]
-    # learning rate of the layers from u to w_m over that of the rest; the mapping network's is .01 [released: 1]
+    # learning rate of the layers from u to w_m, times that of the rest; mapping networks have .01 [released]
     lr_multiplier: float = 1.0
     # what drives the layers at time t: line: z_m t [PV3D eq. 1] | waves: z_m turned, see motion_path [ours]
     path: Literal['line', 'waves'] = 'line'
