@@ -105,6 +105,13 @@ class OnlyWith:
         self.option, self.values = option, values
 
 
+class NotWith:
+    """In Annotated: the option has no effect beside others that are given, or have one of these values."""
+
+    def __init__(self, *options: str, values: tuple[Any, ...] = ()) -> None:
+        self.options, self.values = options, values
+
+
 class _Number(click.ParamType):
     """A finite number in a range; click's own take nan, which no comparison refuses."""
 
@@ -181,11 +188,11 @@ def command(
     """
     comments = _comments(options)
     hints = typing.get_type_hints(options, include_extras=True)
-    params, partners = [], {}
+    params, partners = [], []
     for field in dataclasses.fields(options):
         if field.name not in skip:
             kind, marks = _unwrap(hints[field.name])
-            partners.update((field.name, mark) for mark in marks if isinstance(mark, OnlyWith))
+            partners += [(field.name, mark) for mark in marks if isinstance(mark, (OnlyWith, NotWith))]
             params.append(_parameter(field, kind, marks, *comments.get(field.name, ('Options', ''))))
 
     def call(**values: Any) -> None:
@@ -219,15 +226,35 @@ def one_sentence(advice: str) -> Iterator[None]:
         raise click.ClickException(memory_advice(err, advice)) from err
 
 
-def _refuse_without_effect(ctx: click.Context, partners: dict[str, OnlyWith]) -> None:
-    for name, partner in partners.items():
+def _refuse_without_effect(ctx: click.Context, partners: list[tuple[str, OnlyWith | NotWith]]) -> None:
+    for name, partner in partners:
+        if ctx.params[name] is False or not _given(ctx, name):
+            continue
+        if isinstance(partner, NotWith):
+            _refuse_together(ctx, name, partner)
+            continue
         other = ctx.params[partner.option]
-        fits = other in partner.values if partner.values else bool(other)
-        if not fits and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            given, wanted = (f'--{key.replace("_", "-")}' for key in (name, partner.option))
-            wanted = f'{wanted} {" or ".join(partner.values)}'.strip()
+        if not (other in partner.values if partner.values else bool(other)):
+            given, wanted = _flag(name), f'{_flag(partner.option)} {" or ".join(partner.values)}'.strip()
             now = f'not for {other}' if other else 'which is not given'
             raise UserError(f'{given} is for {wanted}, {now}; give that or leave {given} out')
+
+
+def _refuse_together(ctx: click.Context, name: str, partner: NotWith) -> None:
+    for key in partner.options:
+        other = ctx.params[key]
+        if other in partner.values if partner.values else _given(ctx, key) and other is not False:
+            value, advice = f' {other}', f'give another {_flag(key)} or leave {_flag(name)} out'
+            value, advice = (value, advice) if partner.values else ('', 'leave one of them out')
+            raise UserError(f'{_flag(name)} has no effect beside {_flag(key)}{value}; {advice}')
+
+
+def _given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _flag(name: str) -> str:
+    return f'--{name.replace("_", "-")}'
 
 
 def _unwrap(hint: Any) -> tuple[Any, list[Any]]:
@@ -258,7 +285,7 @@ def _parameter(
     if ARGUMENT in marks:
         return click.Argument([field.name], **more)
     is_flag = kind is bool and default is not None
-    flag = f'--{field.name.replace("_", "-")}'
+    flag = _flag(field.name)
     flag = f'{flag}/--no-{flag[2:]}' if is_flag and default else flag
     more |= {'multiple': repeated, 'is_flag': is_flag} | ({} if required else {'default': default})
     names = [flag, *(text for text in texts if text.startswith('-')), field.name]
