@@ -5,12 +5,14 @@ Angles are true ones in radians: yaw positive = camera at positive x, pitch posi
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dnnlib.scene import FOCAL
+from dnnlib.scene import FOCAL, Camera
 from training import camera
+from training.networks.contract import VideoGenerator
 
 TIME_MODES = ('pingpong', 'cycle', 'extend')
 VIEW_YAWS_DEG = (-30, 0, 30)
@@ -21,6 +23,21 @@ ORBIT_YAW_RAD = 0.35  # amplitude, about 20 degrees [PV3D released]
 def front(frames: int, focal: float = FOCAL) -> Tensor:
     """Returns the canonical frontal camera `frames` times."""
     return camera.front_label(focal).expand(frames, -1)
+
+
+def placed(cameras: Sequence[Camera], focal: float = FOCAL) -> Tensor:
+    """Returns the labels [T, 25] of cameras given by angles; those without a field of view have `focal`."""
+    labels = [
+        camera.orbit_label(
+            math.radians(c.yaw),
+            math.radians(c.pitch),
+            radius=c.radius,
+            pivot=c.look_at,
+            focal=c.focal(focal),
+        )
+        for c in cameras
+    ]
+    return torch.stack(labels)
 
 
 def orbit(frames: int, yaw_rad: float = ORBIT_YAW_RAD, focal: float = FOCAL) -> Tensor:
@@ -38,6 +55,23 @@ def orbit(frames: int, yaw_rad: float = ORBIT_YAW_RAD, focal: float = FOCAL) -> 
 def recorded(labels: Tensor, frames: int) -> Tensor:
     """Returns the cameras [T, 25] of a real clip, played forward and backward when `frames` exceeds T."""
     return labels[_pingpong(frames, len(labels))]
+
+
+def mapping_cameras(G: VideoGenerator, choice: Camera | str, cameras: Tensor, real: bool = False) -> Tensor:
+    """Returns the cameras that the mapping sees: one for the whole clip [1, 25], or one for each frame.
+
+    Args:
+        G: generator.
+        choice: a camera, or one of dnnlib.scene.MAP_CAMERAS.
+        cameras: of the frames [T, 25].
+        real: cameras of a real clip: `auto` then is the first of them, else the canonical one.
+    """
+    if isinstance(choice, Camera):
+        return placed([choice], G.config.focal)
+    fixed = {'canonical': front(1, G.config.focal), 'first': cameras[:1], 'per-frame': cameras}
+    if choice in fixed:
+        return fixed[choice]
+    return G.mapping_cameras(cameras, fixed['first' if real else 'canonical'])
 
 
 def view_labels(focal: float = FOCAL) -> Tensor:
