@@ -115,7 +115,7 @@ def animate(options: Animate) -> None:
             map_cameras=torch.zeros(1, still.shape[1]),  # a portrait does not see it
             times=trajectories.frame_times(count, G.config.span, options.time),
         )
-        writer.videos(clip, options.depth, options.normals)
+        writer.videos(clip, [kind for kind in ('depth', 'normals') if getattr(options, kind)])
 
 
 def edit(options: Edit) -> None:

@@ -1,4 +1,4 @@
-"""Files of one generated clip: videos of colours, depth and normals, a contact sheet, meshes."""
+"""Files of one generated clip: videos, folders of frames or an image, a contact sheet, meshes."""
 
 import contextlib
 import dataclasses
@@ -13,6 +13,7 @@ from dnnlib import video
 from dnnlib.background import in_background
 from dnnlib.util import Skip
 from viz import images, rollout, shapes, sheets, trajectories
+from viz.look import Look, map_look
 
 SHEET_COLUMNS = 8  # moments on a contact sheet
 _AHEAD = 2  # batches that are fetched and encoded while the next one is rendered
@@ -28,7 +29,7 @@ class Clip:
     cameras: Tensor  # of the frames [T, 25]
     map_cameras: Tensor  # of the mapping network [1 or T, 25]
     times: Tensor  # [T]
-    psi: float = 1.0  # truncation
+    look: Look = Look()  # truncation and the like
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,37 +41,34 @@ class ClipWriter:
     report: Callable[[str], None]  # gets a line for each file
     count: Callable[[int], object] = lambda frames: None  # gets the number of frames after each batch
     render: rollout.RenderOptions = rollout.DEFAULT_OPTIONS
-    suffix: str = '.mp4'  # of videos
+    # of videos: .mp4, .gif, none for a folder of numbered PNG files, .png for a single image
+    suffix: str = '.mp4'
     fps: float = 25.0
     crf: int = 15  # quality of mp4, see video.open_video
     upscale: int = 1  # enlarges the frames of videos
     note: str = ''  # comment in the metadata of videos and images
 
-    def videos(
-        self, clip: Clip, depth: bool = False, normals: bool = False, tile: int | None = None
-    ) -> list[np.ndarray]:
-        """Writes NAME.mp4, optionally NAME-depth.mp4 and NAME-normals.mp4, all while they are rendered.
+    def videos(self, clip: Clip, beside: Sequence[str] = (), tile: int | None = None) -> list[np.ndarray]:
+        """Writes NAME.mp4 and the likes of NAME-depth.mp4, all while they are rendered.
 
         Frames become uint8 where they are rendered; a thread fetches and encodes them beside the next ones.
 
         Args:
             clip: see Clip.
-            depth: write depth; the first frames choose its colours, the same for the whole clip.
-            normals: write normals.
+            beside: what else is written, of images.KINDS. The first frames choose the colours of depth, the
+                same for the whole clip.
             tile: side of the frames returned; by default none are, and memory does not grow with the clip.
 
         Returns:
             the frames, uint8 [tile, tile, 3] each.
         """
-        ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras, clip.times, clip.psi)
+        ws = map_look(self.G, clip.codes, clip.look, clip.map_cameras, clip.times)
         size = self.G.config.resolution * self.upscale
-        kinds = {'': True, '-depth': depth, '-normals': normals}
-        paths = {k: self.outdir / f'{clip.name}{k}{self.suffix}' for k, wanted in kinds.items() if wanted}
+        names = {'image': clip.name, **{kind: f'{clip.name}-{kind}' for kind in beside}}
+        paths = {kind: self.outdir / f'{name}{self.suffix}' for kind, name in names.items()}
         near_far, tiles = None, []
         with contextlib.ExitStack() as stack:
-            videos = {
-                kind: video.open_video(path, self.fps, self.crf, self.note) for kind, path in paths.items()
-            }
+            videos = {kind: self.open(path) for kind, path in paths.items()}
             append = {kind: stack.enter_context(writer) for kind, writer in videos.items()}
 
             def write(fetched: Callable[[], dict[str, np.ndarray]]) -> None:
@@ -78,18 +76,25 @@ class ClipWriter:
                 for kind, frames in shown.items():
                     for frame in images.resize(frames, size):
                         append[kind](frame)
-                tiles.extend(images.resize(shown[''], tile) if tile else ())
-                self.count(len(shown['']))
+                tiles.extend(images.resize(shown['image'], tile) if tile else ())
+                self.count(len(shown['image']))
 
             later = stack.enter_context(in_background(write, _AHEAD))
             inputs = clip.codes, ws, clip.cameras, clip.times, self.render
             for batch in rollout.render_batches(self.G, *inputs):
-                if depth and near_far is None:
+                if 'depth' in beside and near_far is None:
                     near_far = images.depth_range(batch.depth, batch.opacity)
-                later(rollout.fetch({kind: images.pixels(_shown(batch, kind, near_far)) for kind in append}))
+                shown = {kind: images.pixels(images.shown(batch, kind, near_far)) for kind in append}
+                later(rollout.fetch(shown))
         for path in paths.values():
             self.report(str(path))
         return tiles
+
+    def open(self, path: Path) -> contextlib.AbstractContextManager[Callable[[np.ndarray], None]]:
+        """Opens a file or folder of videos; the context gives a function that appends a frame."""
+        if self.suffix in ('', '.png'):
+            return images.open_frames(path, self.note)
+        return video.open_video(path, self.fps, self.crf, self.note)
 
     def sheet(self, clip: Clip) -> None:
         """Writes NAME-sheet.png: columns are moments of the training span, rows three views of the head."""
@@ -97,7 +102,7 @@ class ClipWriter:
         views = trajectories.view_labels(self.G.config.focal)
         times = moments.repeat_interleave(len(views))  # views of a moment are neighbours: they share planes
         cameras = views.repeat(len(moments), 1)
-        ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras[:1], times, clip.psi)
+        ws = map_look(self.G, clip.codes, clip.look, clip.map_cameras[:1], times)
         tiles = []
         for batch in rollout.render_batches(self.G, clip.codes, ws, cameras, times, self.render):
             tiles.append(images.to_uint8(batch.image))
@@ -130,11 +135,11 @@ class ClipWriter:
         Returns:
             the number of meshes.
         """
-        ws = rollout.map_codes(self.G, clip.codes, clip.map_cameras, clip.times, clip.psi)
+        ws = map_look(self.G, clip.codes, clip.look, clip.map_cameras, clip.times)
         made = 0
         for i in frames:
             w = ws[min(i, len(ws) - 1)][None]
-            planes = rollout.scene_at(self.G, clip.codes, w, clip.times[i : i + 1])
+            planes = rollout.scene_at(self.G, clip.codes, w, clip.times[i : i + 1], self.render.strength)
             try:
                 mesh, chosen = shapes.head_mesh(self.G, planes, w, resolution, level, parts)
             except Skip as reason:
@@ -145,12 +150,3 @@ class ClipWriter:
             self.report(f'{path}  ({len(mesh.faces)} triangles; surface at {chosen.reason})')
             made += 1
         return made
-
-
-def _shown(batch: rollout.Frames, kind: str, near_far: tuple[float, float]) -> Tensor:
-    """Returns what a kind of video shows of rendered frames [T, 3, H, W] in [-1, 1]."""
-    if kind == '-depth':
-        return images.colorize_depth(batch.depth, batch.opacity, *near_far)
-    if kind == '-normals':
-        return images.colorize_normals(images.normals_from_xyz(batch.xyz), batch.opacity)
-    return batch.image

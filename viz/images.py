@@ -3,6 +3,8 @@
 Images are uint8 arrays [H, W, 3], stacks of them [N, H, W, 3]; tensors from the generator are NCHW.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from dnnlib.util import atomic_write
+from viz.rollout import Frames
 
+KINDS = ('image', 'raw', 'depth', 'normals', 'opacity')  # what `shown` makes of frames
 # near to far, yellow to violet: eight even steps of a perceptually uniform map (viridis, public domain)
 _COLOR_STEPS = ('fde725', 'addc30', '5ec962', '28ae80', '21918c', '2c728e', '3b528b', '472d7b', '440154')
 _BACKGROUND = 0.5  # gray behind depth and normals where rays hit nothing
@@ -63,6 +67,24 @@ def grid_shape(count: int) -> tuple[int, int]:
 def strip(frames: np.ndarray) -> np.ndarray:
     """Arranges frames [T, H, W, C] in one row."""
     return grid(frames, cols=len(frames))
+
+
+def shown(frames: Frames, kind: str, near_far: tuple[float, float] | None = None) -> Tensor:
+    """Returns one of KINDS of rendered frames as images in about [-1, 1], [T, 3, H, W].
+
+    All but `image` have the size of the volume rendering.
+
+    near_far: range of the colours of depth, scene units; None = that of these frames.
+    """
+    if kind == 'depth':
+        return colorize_depth(
+            frames.depth, frames.opacity, *(near_far or depth_range(frames.depth, frames.opacity))
+        )
+    if kind == 'normals':
+        return colorize_normals(normals_from_xyz(frames.xyz), frames.opacity)
+    if kind == 'opacity':
+        return frames.opacity.expand(-1, 3, -1, -1) * 2 - 1
+    return frames.image_raw if kind == 'raw' else frames.image
 
 
 def depth_range(depth: Tensor, opacity: Tensor) -> tuple[float, float]:
@@ -117,3 +139,26 @@ def save_png(path: Path | str, image: np.ndarray, note: str = '') -> None:
         info.add_text('Comment', note)
     with atomic_write(path) as file:
         Image.fromarray(image).save(file, format='png', pnginfo=info)
+
+
+@contextlib.contextmanager
+def open_frames(path: Path, note: str = '') -> Iterator[Callable[[np.ndarray], None]]:
+    """Yields a function that writes the next frame [H, W, 3] of a clip as PNG.
+
+    Args:
+        path: NAME.png, the file of a clip of one frame, or the folder in which frames are 0000.png, 0001.png
+            and so on. Frames of a longer clip that was there before are removed.
+        note: comment in the metadata of each.
+    """
+    single, written = path.suffix == '.png', []
+    if not single:
+        path.mkdir(parents=True, exist_ok=True)
+
+    def append(frame: np.ndarray) -> None:
+        written.append(path if single else path / f'{len(written):04d}.png')
+        save_png(written[-1], frame, note)
+
+    yield append
+    for old in () if single else path.glob('[0-9][0-9][0-9][0-9]*.png'):
+        if old not in written:
+            old.unlink()

@@ -23,15 +23,17 @@ class Frames(NamedTuple):
     depth: Tensor | None  # distance along the unit ray, scene units, [T, 1, h, w]
     opacity: Tensor | None  # [T, 1, h, w] in [0, 1]
     xyz: Tensor | None  # world points [T, 3, h, w]
+    image_raw: Tensor | None = None  # volume-rendered image, about [-1, 1], [T, 3, h, w]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RenderOptions:
-    """How frames are rendered; none of it changes what is seen, except the renderer's own settings."""
+    """How frames are rendered; only the renderer's own settings and `strength` change what is seen."""
 
     renderer: RendererConfig | None = None  # sampling that replaces the network's own (resolution, samples)
     frame_batch: int = 4  # frames in memory at once
     ray_chunk: int | None = 2048  # rays of each frame in memory at once
+    strength: float = 1.0  # factor on motion, counted from t = 0; other values need a network with 3D
 
 
 DEFAULT_OPTIONS = RenderOptions()
@@ -56,7 +58,14 @@ def device_of(G: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def map_codes(G: VideoGenerator, codes: Codes, cameras: Tensor, times: Tensor, psi: float = 1.0) -> Tensor:
+def map_codes(
+    G: VideoGenerator,
+    codes: Codes,
+    cameras: Tensor,
+    times: Tensor,
+    psi: float = 1.0,
+    cutoff: int | None = None,
+) -> Tensor:
     """Maps the codes of a clip to intermediate codes.
 
     Args:
@@ -65,13 +74,14 @@ def map_codes(G: VideoGenerator, codes: Codes, cameras: Tensor, times: Tensor, p
         cameras: of the mapping: one for the whole clip [1, 25], which is MapT, or one for each frame [T, 25].
         times: [T].
         psi: truncation.
+        cutoff: number of the ws that are truncated; None = all.
 
     Returns:
         ws, one for the whole clip [1, num_ws, w_dim] where camera and network allow it, else one for each
         frame.
     """
     device = device_of(G)
-    return G.condition(to(codes, device), cameras.to(device), times.to(device), psi)
+    return G.condition(to(codes, device), cameras.to(device), times.to(device), psi, cutoff)
 
 
 def to(codes: Codes, device: torch.device) -> Codes:
@@ -80,9 +90,16 @@ def to(codes: Codes, device: torch.device) -> Codes:
 
 
 @torch.no_grad()
-def scene_at(G: VideoGenerator, codes: Codes, ws: Tensor, times: Tensor) -> Tensor:
-    """Synthesises the scenes [T, ...] of a clip at times [T] with ws [1 or T, num_ws, w_dim]."""
-    return G.scene(to(codes, ws.device), ws, times.to(ws.device, non_blocking=True))
+def scene_at(G: VideoGenerator, codes: Codes, ws: Tensor, times: Tensor, strength: float = 1.0) -> Tensor:
+    """Synthesises the scenes [T, ...] of a clip at times [T] with ws [1 or T, num_ws, w_dim].
+
+    strength: factor on motion, counted from t = 0; other values than 1 need a RadianceGenerator.
+    """
+    codes, times = to(codes, ws.device), times.to(ws.device, non_blocking=True)
+    if strength == 1:
+        return G.scene(codes, ws, times)
+    start = G.motion_at(codes, torch.zeros_like(times))
+    return G.moved_scene(ws, start + strength * (G.motion_at(codes, times) - start))
 
 
 @torch.no_grad()
@@ -108,10 +125,18 @@ def render_batches(
     """
     device = device_of(G)
     codes, ws, cameras = to(codes, device), ws.to(device), cameras.to(device)
-    for part, scene in _scenes(G, codes, ws, times, options.frame_batch):
-        w = ws.expand(len(scene), -1, -1) if len(ws) == 1 else ws[part]
-        out = G.render(scene, w, cameras[part], renderer=options.renderer, ray_chunk=options.ray_chunk)
-        yield Frames(out.image.float(), out.depth, out.opacity, out.xyz)
+    for part, scene in _scenes(G, codes, ws, times, options):
+        yield render_scene(G, scene, ws if len(ws) == 1 else ws[part], cameras[part], options)
+
+
+@torch.no_grad()
+def render_scene(
+    G: VideoGenerator, scene: Tensor, ws: Tensor, cameras: Tensor, options: RenderOptions = DEFAULT_OPTIONS
+) -> Frames:
+    """Renders scenes [T, ...] with ws [1 or T, num_ws, w_dim] from cameras [T, 25], on the device of G."""
+    ws = ws.expand(len(scene), -1, -1)
+    out = G.render(scene, ws, cameras, renderer=options.renderer, ray_chunk=options.ray_chunk)
+    return Frames(out.image.float(), out.depth, out.opacity, out.xyz, out.image_raw.float())
 
 
 def render_frames(
@@ -128,21 +153,21 @@ def render_frames(
 
 
 def _scenes(
-    G: VideoGenerator, codes: Codes, ws: Tensor, times: Tensor, size: int
+    G: VideoGenerator, codes: Codes, ws: Tensor, times: Tensor, options: RenderOptions
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yields batches of `size` frames: their place in the clip and their scenes [n, ...].
+    """Yields batches of frames: their place in the clip and their scenes [n, ...].
 
     A scene is kept while later frames show it, as long as there is room.
     """
-    left, kept = Counter(times.tolist()), {}
+    left, kept, size = Counter(times.tolist()), {}, options.frame_batch
     for start in range(0, len(times), size):
         part = slice(start, start + size)
         if len(ws) > 1:  # frames have their own
-            yield part, scene_at(G, codes, ws[part], times[part])
+            yield part, scene_at(G, codes, ws[part], times[part], options.strength)
             continue
         moments = times[part].tolist()
         new = [t for t in dict.fromkeys(moments) if t not in kept]
-        made = scene_at(G, codes, ws, times.new_tensor(new)) if new else ()
+        made = scene_at(G, codes, ws, times.new_tensor(new), options.strength) if new else ()
         kept |= zip(new, made, strict=True)
         yield part, made if new == moments else _stack([kept[t] for t in moments])
         left.subtract(moments)

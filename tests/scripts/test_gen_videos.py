@@ -211,7 +211,7 @@ def test_frames_are_written_as_they_come(G, tmp_path, monkeypatch):
         name='a', codes=rollout.draw_codes(G, 0), cameras=cameras, map_cameras=cameras[:1], times=times
     )
     assert writer.videos(clip) == []
-    tiles = writer.videos(clip, depth=True, normals=True, tile=10)
+    tiles = writer.videos(clip, ['depth', 'normals'], tile=10)
     assert len(batches) == 8 and np.shape(tiles) == (14, 10, 10, 3)
     videos = [iio.imread(tmp_path / f'a{end}.mp4').astype(int) for end in ('', '-depth', '-normals')]
     assert [v.shape for v in videos] == [(14, 32, 32, 3)] * 3
