@@ -201,14 +201,14 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _without_extras(paths: list[Path]) -> list[Path]:
-    """Leaves out what gen_videos.py writes beside its seedNNNN videos: their depth, normals and grid."""
+    """Leaves out what gen_videos.py writes beside its seedNNNN videos: their depth and the like, and grid."""
     known, generated = set(paths), {p.parent for p in paths if p.stem.startswith('seed')}
 
     def is_extra(path: Path) -> bool:
-        name = re.fullmatch('(seed.+)-(depth|normals)', path.stem)
+        name = re.fullmatch('(seed.+)-(raw|depth|normals|opacity)', path.stem)
         if name:
             return path.with_name(name[1] + path.suffix) in known
-        return path.stem == 'grid' and path.parent in generated and not path.is_dir()
+        return path.stem == 'grid' and path.parent in generated
 
     extra = [path for path in paths if is_extra(path)]
     if extra:

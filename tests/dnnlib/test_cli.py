@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
-from dnnlib.cli import ARGUMENT, OnlyWith, Range
+from dnnlib.cli import ARGUMENT, NotWith, OnlyWith, Range
 
 import click
 import pytest
@@ -51,6 +51,8 @@ class Options(Parent):
     grid: bool = True  # draw it
     mirror: bool | None = None  # either way
     extra: Annotated[str, OnlyWith('home')] | None = None  # beside home
+    other: Annotated[bool, NotWith('extra', 'grid')] = False  # not beside extra and grid
+    back: Annotated[int, NotWith('kind', values=('front',))] | None = None  # not for the default kind
 
 
 def call(*args, run=lambda options: None):
@@ -115,11 +117,20 @@ def test_help_comes_from_comments_and_docstring():
         ('a --gpus=8', 2, 'torchrun --nproc_per_node=8'),
         ('a --fast', 1, '--fast is for --kind back, not for front'),
         ('a --extra x', 1, '--extra is for --home, which is not given'),
+        ('a --other --home h --extra x', 1, '--other has no effect beside --extra; leave one of them out'),
+        ('a --other --grid', 1, '--other has no effect beside --grid'),
+        ('a --back 3', 1, '--back has no effect beside --kind front; give another --kind or leave --back'),
     ],
 )
 def test_errors_in_options(args, code, reason):
     result = call(*args.split())
     assert result.exit_code == code and reason in result.output.splitlines()[-1]
+
+
+def test_options_beside_others_with_which_they_have_an_effect():
+    """A default does not count, nor does --no-grid."""
+    assert call('a', '--other').other and call('a', '--other', '--no-grid').other
+    assert call('a', '--back', '3', '--kind', 'back').back == 3
 
 
 @pytest.mark.parametrize(

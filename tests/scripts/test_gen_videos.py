@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import shlex
 import weakref
 from unittest import mock
 
@@ -14,12 +15,15 @@ import trimesh
 from click.testing import CliRunner
 
 import gen_videos
+from dnnlib.scene import Camera
 from editing.codes import save_portrait
 from support import tiny
 from support.portraits import portrait
 from torch_utils.checkpoint import save_snapshot
-from viz import images, rollout, sheets, trajectories
+from viz import camera_path, images, rollout, sheets, trajectories
 from viz.clip_writer import Clip, ClipWriter
+from viz.look import Look
+from viz.view import View, Views, command_line
 
 SPAN = 4
 
@@ -185,6 +189,18 @@ def test_without_a_surface_there_is_no_mesh_and_an_error(tmp_path, density, leve
         ('--data x.zip --trajectory dataset', 'x.zip: no such file or folder'),
         (f'--outdir {__file__}', 'test_gen_videos.py: it exists already'),
         ('--frames 5 --shapes ply --shape-frames 1,5', '--shape-frames 5 is beyond seed0000'),
+        ('--interpolate 1,2', '--seeds has no effect beside --interpolate; leave one of them out'),
+        ('--psi-cutoff 3', '--psi-cutoff has no effect beside --psi 1.0; give another --psi or leave'),
+        ('--psi 0.5 --psi-cutoff 99', 'is beyond the network, whose layers are 0 to'),
+        ('--mix-layers 3', '--mix-layers is for --mix-seed, which is not given'),
+        ('--camera 9,9 --trajectory orbit', '--camera is for --trajectory front, not for orbit'),
+        ('--camera 9', "'9' is not a camera; write YAW,PITCH"),
+        ('--map-camera x', "'x' is none of auto, canonical, first, per-frame"),
+        ('--camera-path none.json', 'none.json: no such file or folder'),
+        ('--camera-path a.json --frames 3', '--camera-path has no effect beside --frames'),
+        ('--image-at 0 --fps 3', '--fps has no effect beside --image-at'),
+        ('--image-at 0 --sheet', '--sheet has no effect beside --image-at'),
+        ('--portrait x --mix-seed 3', '--mix-seed has no effect beside --portrait'),
     ],
 )
 def test_errors_are_one_sentence(snapshot, tmp_path, args, message):
@@ -249,3 +265,94 @@ def test_portrait_is_shown_and_one_of_another_network_refused(snapshot, G, tmp_p
     result = call(snapshot, tmp_path / 'out2', *args)
     assert result.exit_code == 1 and 'belongs to another network' in result.output
     assert not (tmp_path / 'out2').exists()
+
+
+VIEWS = [
+    View(seed=2, time=0.0),
+    View(seed=1, motion_seed=5, time=1 / 3, camera=Camera(yaw=-20.0, pitch=100 / 7, fov=15.5)),
+    View(
+        look=Look(psi=0.7, cutoff=3, mix_seed=4, mix_layers=(1, 2), mix_weight=0.3),
+        strength=1.5,
+        time=0.6,
+        camera=Camera(radius=3.1, look_at=(0.0, 0.05, 0.1)),
+        map_camera=Camera(yaw=10.0),
+        neural_resolution=12,
+        render_samples=8,
+    ),
+    View(look=Look(psi=-0.5, mix_seed=4), camera=Camera(yaw=30.0), map_camera='per-frame'),
+]
+
+
+@pytest.mark.parametrize('view', VIEWS)
+def test_printed_command_makes_the_image_of_the_view(snapshot, G, tmp_path, view):
+    """Bit for bit, whatever was rendered before."""
+    views = Views(G)
+    views.image(View(seed=9))
+    line = command_line(view, snapshot, tmp_path / 'a folder', more=['--device=cpu', '--depth', '--raw'])
+    python, script, *args = shlex.split(line)
+    result = CliRunner().invoke(gen_videos.main, args)
+    assert (python, script) == ('python', 'gen_videos.py') and result.exit_code == 0, result.output
+    (stem,) = (p.stem for p in (tmp_path / 'a folder').glob('*-raw.png'))
+    assert len(names(tmp_path / 'a folder')) == 3
+    for kind, end in (('image', ''), ('raw', '-raw'), ('depth', '-depth')):
+        made = iio.imread(tmp_path / 'a folder' / f'{stem.removesuffix("-raw")}{end}.png')
+        assert np.array_equal(made, views.image(view, kind))
+
+
+def test_images_of_several_people_and_their_grid(snapshot, G, tmp_path):
+    assert call(snapshot, tmp_path, '--seeds', '0,3', '--image-at', '0.5').exit_code == 0
+    assert names(tmp_path) == ['grid.png', 'seed0000.png', 'seed0003.png']
+    assert np.array_equal(iio.imread(tmp_path / 'seed0003.png'), Views(G).image(View(seed=3, time=0.5)))
+    assert iio.imread(tmp_path / 'grid.png').shape == (128, 256, 3)
+
+
+def test_numbered_frames_replace_those_of_a_longer_clip(snapshot, tmp_path):
+    args = ['--seeds', '0,1', '--no-sheet', '--video-format', 'png', '--opacity', '--frames']
+    assert call(snapshot, tmp_path, *args, '5').exit_code == 0
+    first = iio.imread(tmp_path / 'seed0001' / '0001.png')
+    assert call(snapshot, tmp_path, *args, '2').exit_code == 0
+    assert names(tmp_path) == ['grid', 'seed0000', 'seed0000-opacity', 'seed0001', 'seed0001-opacity']
+    assert all(names(folder) == ['0000.png', '0001.png'] for folder in tmp_path.iterdir())
+    assert np.abs(iio.imread(tmp_path / 'seed0001' / '0001.png').astype(int) - first).max() <= 1
+
+
+def test_loop_through_people(snapshot, G, tmp_path):
+    """At their turns they look as by themselves, with the motion of the first."""
+    args = [
+        '--no-sheet',
+        '--video-format',
+        'png',
+        '--frames',
+        '6',
+        '--interpolate',
+        '1,5,9',
+        '--time',
+        'cycle',
+    ]
+    command = ['--network', snapshot, '--outdir', str(tmp_path), '--device', 'cpu', *args]
+    assert CliRunner().invoke(gen_videos.main, command).exit_code == 0
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == 'seed0001-0005-0009' and len(names(folder)) == 6
+    for i, seed in enumerate((1, 5, 9)):
+        t = float(trajectories.frame_times(6, SPAN, 'cycle')[2 * i])
+        alone = Views(G).image(View(seed=seed, motion_seed=1, time=t)).astype(int)
+        assert np.abs(iio.imread(folder / f'{2 * i:04d}.png') - alone).max() <= 1  # batches round differently
+
+
+def test_camera_path_is_followed_at_the_frame_rate(snapshot, G, tmp_path):
+    keys = [camera_path.Keyframe(time_sec=s, camera=Camera(yaw=y)) for s, y in ((0.0, -20.0), (0.4, 20.0))]
+    camera_path.save_path(tmp_path / 'a.json', camera_path.CameraPath(keyframes=tuple(keys)))
+    args = f'--camera-path {tmp_path}/a.json --fps 10 --no-sheet --video-format png --motion-strength 0'
+    assert call(snapshot, tmp_path / 'out', *args.split()).exit_code == 0
+    folder = tmp_path / 'out' / 'seed0000'
+    assert len(names(folder)) == 5
+    for i, yaw in ((0, -20.0), (4, 20.0)):
+        alone = Views(G).image(View(time=0.0, camera=Camera(yaw=yaw))).astype(int)
+        assert np.abs(iio.imread(folder / f'{i:04d}.png') - alone).max() <= 1
+
+
+def test_a_command_without_people(snapshot, tmp_path):
+    result = CliRunner().invoke(gen_videos.main, ['--network', snapshot, '--outdir', str(tmp_path)])
+    assert (
+        result.exit_code == 1 and 'Error: give people: --seeds LIST, or --interpolate LIST' in result.output
+    )

@@ -114,6 +114,7 @@ def test_depth_normals_and_grids_of_gen_videos_are_no_clips(tmp_path, caplog):
         'seed1.mp4',
         'seed1-depth.mp4',
         'seed1-normals.mp4',
+        'seed1-opacity.mp4',
         'grid.mp4',
         'seed2-depth.mp4',
         'x-depth.mp4',
@@ -125,7 +126,7 @@ def test_depth_normals_and_grids_of_gen_videos_are_no_clips(tmp_path, caplog):
     folder = folders.Folder(tmp_path)
     kept = {'mine/grid.mp4', 'seed1.mp4', 'seed2-depth.mp4', 'x-depth.mp4', 'x.mp4'}  # seed2 is not there
     assert {folder.name(p) for p in folder.paths} == kept
-    assert all(name in caplog.messages[0] for name in names[1:4])
+    assert all(name in caplog.messages[0] for name in names[1:5])
 
 
 def test_folders_that_cannot_be_used(tmp_path):
