@@ -61,12 +61,16 @@ class Options:
     # --- What
     # network snapshot, or a checkpoint of the released PV3D or EG3D; nothing else is needed
     network: Annotated[str, 'PKL']
-    # people, e.g. 0-15 or 0,4,8-11; either this or --interpolate is needed
-    seeds: Annotated[Numbers, NotWith('interpolate')] | None = None
+    # people, e.g. 0-15 or 0,4,8-11; either this or --interpolate or --motion-of is needed
+    seeds: Annotated[Numbers, NotWith('interpolate', 'motion_of')] | None = None
     outdir: Annotated[Path, 'DIR']  # folder for the results; made when missing
-    motion_seeds: Numbers | None = None  # gives each person each of these motions [default: the person's own]
+    # gives each person each of these motions [default: the person's own]
+    motion_seeds: Annotated[Numbers, NotWith('motion_of')] | None = None
     # NAME.portrait.pt of edit_videos.py: shows that person; seeds then are those of motions alone
     portrait: Annotated[str, 'FILE'] | None = None
+    # NAME.portrait.pt of a video, whose motion the portrait gets in place of a sampled one: with the same
+    # file as recorded, with another one transferred. --image-at 1 is its last frame
+    motion_of: Annotated[str, 'FILE', OnlyWith('portrait')] | None = None
     # truncation: 1 = none, 0 = the mean face
     psi: Annotated[float, Range(-10, 10), NotWith('portrait')] = 1.0
     # number of layers that --psi truncates, coarse ones first [default: all]
@@ -164,7 +168,7 @@ def run(options: Options) -> None:
     from viz.trajectories import VIEW_NAMES
     from viz.view import sampling
 
-    if not (options.seeds or options.interpolate):
+    if not (options.seeds or options.interpolate or options.motion_of):
         raise UserError('give people: --seeds LIST, or --interpolate LIST for a loop through them')
 
     set_float32_precision()
@@ -174,7 +178,7 @@ def run(options: Options) -> None:
     if options.portrait:
         from editing.codes import open_portrait
 
-        G = open_portrait(G, options.portrait)
+        G = open_portrait(G, options.portrait, motion_of=options.motion_of)
     if options.compile:
         for part in G.compilable():
             part.compile()
@@ -250,7 +254,7 @@ def plan(G: nn.Module, snapshot: Snapshot, options: Options) -> list[Clip]:
     from viz.look import map_look
 
     look, clips = _look(options), []
-    people = options.seeds or options.interpolate[:1]  # a loop has the motion of its first person
+    people = options.seeds or (options.interpolate or (0,))[:1]  # a loop has the motion of its first person
     for seed, cameras in zip(people, _cameras(G, snapshot, options, len(people)), strict=True):
         times = trajectories.frame_times(len(cameras), G.config.span, options.time)
         if options.image_at is not None or options.trajectory == 'still':
@@ -262,7 +266,7 @@ def plan(G: nn.Module, snapshot: Snapshot, options: Options) -> list[Clip]:
             'times': times,
             'look': look,
         }
-        stem = 'seed' + '-'.join(f'{s:04d}' for s in options.interpolate or (seed,))
+        stem = _stem(options, seed)
         for motion_seed in options.motion_seeds or (None,):
             codes = rollout.draw_codes(G, seed, motion_seed)
             name = stem + (f'-motion{motion_seed:04d}' if motion_seed is not None else '')
@@ -280,6 +284,14 @@ def plan(G: nn.Module, snapshot: Snapshot, options: Options) -> list[Clip]:
     return clips
 
 
+def _stem(options: Options, seed: int) -> str:
+    """Returns the name of a person's files."""
+    if options.motion_of:
+        person, source = (Path(path).name.partition('.')[0] for path in (options.portrait, options.motion_of))
+        return f'{person}-as-{source}'
+    return 'seed' + '-'.join(f'{s:04d}' for s in options.interpolate or (seed,))
+
+
 def _cameras(G: nn.Module, snapshot: Snapshot, options: Options, people: int) -> list[Tensor]:
     """Returns the cameras [T, 25] for each person."""
     from viz import camera_path, trajectories
@@ -293,6 +305,7 @@ def _cameras(G: nn.Module, snapshot: Snapshot, options: Options, people: int) ->
         keyframes = camera_path.load_path(options.camera_path)
         return [trajectories.placed(keyframes.cameras(options.fps, focal), focal)] * people
     usual = _PERIODS[path] * 2 * max(span - 1, 1) * len(options.interpolate or (0,))
+    usual = span if options.motion_of else usual
     count = 1 if options.image_at is not None else options.frames or usual
     if options.camera is not None:
         cameras = trajectories.placed([options.camera], focal).expand(count, -1)

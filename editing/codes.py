@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dnnlib.scene import LABEL_DIM
 from dnnlib.util import CheckpointError, UserError
+from editing.motion import transferred
 from metrics.records.digests import tensors_digest
 from torch_utils.checkpoint import PORTRAIT, load_state, save_state
 from training.networks.contract import Codes, RadianceGenerator, Rendering, VideoGenerator
@@ -187,16 +188,46 @@ class PortraitGenerator(RadianceGenerator):
         return self.G.example_inputs(n)
 
 
-def open_portrait(G: VideoGenerator, path: str | Path, strength: float = 1.0) -> PortraitGenerator:
+class MovedPortrait(PortraitGenerator):
+    """The person of a portrait with a given path of motion; times 0 to 1 run through its frames.
+
+    Codes change nothing; a time between two frames shows the nearer one.
+    """
+
+    def __init__(self, G: RadianceGenerator, portrait: Portrait, u: Tensor) -> None:
+        """u: motion of each frame [T, motion_dim], T >= 2."""
+        super().__init__(G, portrait)
+        self.config = dataclasses.replace(G.config, span=len(u))
+        self.register_buffer('u', u.to(self.ws.device))
+
+    def motion_at(self, codes: Codes, times: Tensor) -> Tensor:
+        """See the contract."""
+        last = len(self.u) - 1
+        return self.u[(times * last).round().long().clamp(0, last)]
+
+
+def open_portrait(
+    G: VideoGenerator, path: str | Path, strength: float = 1.0, motion_of: str | Path | None = None
+) -> PortraitGenerator:
     """Opens a portrait file as a generator of that person.
 
     Args:
         G: the network that it was made with.
         path: the file.
-        strength: factor on motion.
+        strength: factor on sampled motion.
+        motion_of: the portrait file, with two frames or more, whose motion takes the place of sampled motion:
+            with the same file the motion as recorded, with another one transferred, counted from its neutral.
 
     Raises:
-        UserError: if the file cannot be used, or belongs to another network.
+        UserError: if a file cannot be used, or belongs to another network.
     """
     portrait = load_portrait(path)
-    return PortraitGenerator(own_network(require_3d(G, str(path)), portrait, path), portrait, strength)
+    own = own_network(require_3d(G, str(path)), portrait, path)
+    if motion_of is None:
+        return PortraitGenerator(own, portrait, strength)
+    source = load_portrait(motion_of)
+    if source.network != portrait.network:
+        raise UserError(f'{motion_of} and {path} belong to different networks; use one for both')
+    if len(source.u) < 2:
+        raise UserError(f'{motion_of} has one frame and no motion; give the portrait of a video')
+    return MovedPortrait(own, portrait, transferred(source.u, source.neutral, portrait.neutral))

@@ -9,6 +9,7 @@ import dataclasses
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,14 +91,14 @@ class Views:
         return camera, trajectories.mapping_cameras(self.G, view.map_camera, camera)
 
 
-def arguments(view: View) -> list[str]:
-    """Returns the options of gen_videos.py that state a view, without those at their defaults."""
+def arguments(view: View, seeds: bool = True) -> list[str]:
+    """Returns the options of gen_videos.py that state a view, without those at their defaults, or seeds."""
     look = view.look
     layers = None if look.mix_layers is None else ','.join(map(str, look.mix_layers))
     mixed = look.mix_seed is not None
     given = {
-        'seeds': view.seed,
-        'motion-seeds': view.motion_seed,
+        'seeds': view.seed if seeds else None,
+        'motion-seeds': view.motion_seed if seeds else None,
         'psi': None if look.psi == 1 else look.psi,
         'psi-cutoff': None if look.psi == 1 else look.cutoff,
         'mix-seed': look.mix_seed,
@@ -110,6 +111,10 @@ def arguments(view: View) -> list[str]:
         'neural-resolution': view.neural_resolution,
         'render-samples': view.render_samples,
     }
+    return _options(given)
+
+
+def _options(given: dict[str, Any]) -> list[str]:
     return [f'--{name}={value}' for name, value in given.items() if value is not None]
 
 
@@ -118,6 +123,7 @@ def command_line(
     network: str | Path,
     outdir: str | Path = 'out',
     portrait: str | Path | None = None,
+    motion_of: str | Path | None = None,
     more: Iterable[str] = (),
 ) -> str:
     """Returns the command that writes the image of a view.
@@ -127,8 +133,10 @@ def command_line(
         network: its file.
         outdir: folder for the image.
         portrait: the portrait file whose person is shown.
+        motion_of: the portrait file that gives the motion in place of the seeds.
         more: further options, for example ('--depth',) or ('--device=cuda:1',).
     """
-    person = [] if portrait is None else [f'--portrait={portrait}']
-    words = [f'--network={network}', *person, *arguments(view), *more, f'--outdir={outdir}']
+    person = {'portrait': portrait, 'motion-of': motion_of}
+    words = [f'--network={network}', *_options(person), *arguments(view, motion_of is None), *more]
+    words.append(f'--outdir={outdir}')
     return shlex.join(['python', 'gen_videos.py', *words])

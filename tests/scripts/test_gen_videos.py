@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import gen_videos
 from dnnlib.scene import Camera
-from editing.codes import save_portrait
+from editing.codes import open_portrait, save_portrait
 from support import tiny
 from support.portraits import portrait
 from torch_utils.checkpoint import save_snapshot
@@ -196,6 +196,7 @@ def test_without_a_surface_there_is_no_mesh_and_an_error(tmp_path, density, leve
         ('--camera 9,9 --trajectory orbit', '--camera is for --trajectory front, not for orbit'),
         ('--camera 9', "'9' is not a camera; write YAW,PITCH"),
         ('--map-camera x', "'x' is none of auto, canonical, first, per-frame"),
+        ('--motion-of a.pt', '--seeds has no effect beside --motion-of'),
         ('--camera-path none.json', 'none.json: no such file or folder'),
         ('--camera-path a.json --frames 3', '--camera-path has no effect beside --frames'),
         ('--image-at 0 --fps 3', '--fps has no effect beside --image-at'),
@@ -349,6 +350,34 @@ def test_camera_path_is_followed_at_the_frame_rate(snapshot, G, tmp_path):
     for i, yaw in ((0, -20.0), (4, 20.0)):
         alone = Views(G).image(View(time=0.0, camera=Camera(yaw=yaw))).astype(int)
         assert np.abs(iio.imread(folder / f'{i:04d}.png') - alone).max() <= 1
+
+
+def test_recorded_and_transferred_motion_of_portraits(snapshot, G, tmp_path):
+    """The command of a view makes its image, whose motion is that of the frame."""
+    me, you = (tmp_path / f'{name}.portrait.pt' for name in ('me', 'you'))
+    own, other = portrait(G, 3), portrait(G, 5, seed=1)
+    save_portrait(me, own)
+    save_portrait(you, other)
+    moved = other.u[2:3] + own.neutral - other.neutral
+    for source, time, u in ((me, 1.0, own.u[2:]), (you, 0.5, moved)):
+        view = View(time=time, camera=Camera(yaw=9.0))
+        person = open_portrait(G, me, motion_of=source)
+        line = command_line(view, snapshot, tmp_path / 'out', me, source, ['--device=cpu'])
+        result = CliRunner().invoke(gen_videos.main, shlex.split(line)[2:])
+        assert result.exit_code == 0, result.output
+        name = f'me-as-{source.name.partition(".")[0]}'
+        made = iio.imread(tmp_path / 'out' / f'{name}.png')
+        assert np.array_equal(made, Views(person).image(view))
+        with torch.no_grad():
+            planes = G.moved_scene(own.ws, u)
+            torch.testing.assert_close(Views(person).scene(view)[0], planes)
+    args = ['--portrait', str(me), '--motion-of', str(you), '--no-sheet', '--video-format', 'png']
+    line = ['--network', snapshot, '--outdir', str(tmp_path / 'clip'), '--device', 'cpu', *args]
+    assert CliRunner().invoke(gen_videos.main, line).exit_code == 0
+    assert len(names(tmp_path / 'clip' / 'me-as-you')) == 5
+    save_portrait(you, portrait(G, 1))
+    result = CliRunner().invoke(gen_videos.main, line)
+    assert result.exit_code == 1 and 'you.portrait.pt has one frame and no motion' in result.output
 
 
 def test_a_command_without_people(snapshot, tmp_path):
