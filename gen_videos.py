@@ -190,8 +190,9 @@ def run(options: Options) -> None:
     clips = plan(G, snapshot, options)
     options.outdir.mkdir(parents=True, exist_ok=True)
     renderer = sampling(G, options.neural_resolution, options.render_samples)
-    sheet_frames = SHEET_COLUMNS * len(VIEW_NAMES) if _has_sheet(options) else 0
-    with tqdm(total=sum(len(clip.times) + sheet_frames for clip in clips), unit='frame', disable=None) as bar:
+    sheet_frames = min(SHEET_COLUMNS, G.config.span) * len(VIEW_NAMES) if _has_sheet(options) else 0
+    beside = sheet_frames + (len(options.shape_frames) if options.shapes else 0)
+    with tqdm(total=sum(len(clip.times) + beside for clip in clips), unit='frame', disable=None) as bar:
 
         def report(line: str) -> None:
             bar.clear()

@@ -39,7 +39,8 @@ class ClipWriter:
     G: nn.Module
     outdir: Path
     report: Callable[[str], None]  # gets a line for each file
-    count: Callable[[int], object] = lambda frames: None  # gets the number of frames after each batch
+    # gets the number of frames after each batch, and 1 after each mesh
+    count: Callable[[int], object] = lambda frames: None
     render: rollout.RenderOptions = rollout.DEFAULT_OPTIONS
     # of videos: .mp4, .gif, none for a folder of numbered PNG files, .png for a single image
     suffix: str = '.mp4'
@@ -145,6 +146,8 @@ class ClipWriter:
             except Skip as reason:
                 self.report(f'{clip.name}: no mesh of frame {i}, {reason}')
                 continue
+            finally:
+                self.count(1)
             path = self.outdir / f'{clip.name}-{i:04d}.{kind}'
             shapes.save_mesh(path, mesh)
             self.report(f'{path}  ({len(mesh.faces)} triangles; surface at {chosen.reason})')

@@ -380,6 +380,18 @@ def test_recorded_and_transferred_motion_of_portraits(snapshot, G, tmp_path):
     assert result.exit_code == 1 and 'you.portrait.pt has one frame and no motion' in result.output
 
 
+@pytest.mark.parametrize(
+    'what', ['--frames 3 --shapes ply --shape-resolution 16 --shape-frames 0,2', '--image-at 0']
+)
+def test_progress_ends_at_its_total(snapshot, tmp_path, monkeypatch, what):
+    """Videos, sheets and meshes count."""
+    tqdm = mock.MagicMock()
+    monkeypatch.setattr('tqdm.tqdm', tqdm)
+    assert call(snapshot, tmp_path, '--seeds', '0,1', *what.split()).exit_code == 0
+    done = tqdm.return_value.__enter__.return_value.update.call_args_list
+    assert sum(c.args[0] for c in done) == tqdm.call_args.kwargs['total']
+
+
 def test_a_command_without_people(snapshot, tmp_path):
     result = CliRunner().invoke(gen_videos.main, ['--network', snapshot, '--outdir', str(tmp_path)])
     assert (
