@@ -74,7 +74,7 @@ class Options:
     # truncation: 1 = none, 0 = the mean face
     psi: Annotated[float, Range(-10, 10), NotWith('portrait')] = 1.0
     # number of layers that --psi truncates, coarse ones first [default: all]
-    psi_cutoff: Annotated[int, Range(1), NotWith('portrait'), NotWith('psi', values=(1.0,))] | None = None
+    psi_cutoff: Annotated[int, Range(0), NotWith('portrait'), NotWith('psi', values=(1.0,))] | None = None
     # mixes each person with that of this seed: in W, after truncation; the motion stays that of the first
     mix_seed: Annotated[int, Range(0, 2**32 - 1), NotWith('portrait', 'interpolate')] | None = None
     # layers that the second person enters, 0 = coarsest, e.g. 0-6 for head and hair, the last for colours;

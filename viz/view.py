@@ -95,13 +95,13 @@ def arguments(view: View, seeds: bool = True) -> list[str]:
     """Returns the options of gen_videos.py that state a view, without those at their defaults, or seeds."""
     look = view.look
     layers = None if look.mix_layers is None else ','.join(map(str, look.mix_layers))
-    mixed = look.mix_seed is not None
+    mixed = look.mix_seed is not None and look.mix_layers != ()
     given = {
         'seeds': view.seed if seeds else None,
         'motion-seeds': view.motion_seed if seeds else None,
         'psi': None if look.psi == 1 else look.psi,
         'psi-cutoff': None if look.psi == 1 else look.cutoff,
-        'mix-seed': look.mix_seed,
+        'mix-seed': look.mix_seed if mixed else None,
         'mix-layers': layers if mixed else None,
         'mix-weight': look.mix_weight if mixed else None,
         'motion-strength': None if view.strength == 1 else view.strength,

@@ -280,6 +280,7 @@ VIEWS = [
         neural_resolution=12,
         render_samples=8,
     ),
+    View(look=Look(psi=0.5, cutoff=0, mix_seed=4, mix_layers=())),
     View(look=Look(psi=-0.5, mix_seed=4), camera=Camera(yaw=30.0), map_camera='per-frame'),
 ]
 
