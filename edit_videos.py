@@ -185,7 +185,7 @@ def views(options: Views) -> None:
     _report(write_take(path, G, take, portrait.fps, portrait.note, depth=True))
     if options.shapes:
         path = folder / f'{stem}.{options.shapes}'
-        write_mesh(path, G, portrait.ws, portrait.u[:1], options.shape_resolution)
+        write_mesh(path, G, portrait, options.shape_resolution)
         click.echo(path)
 
 
@@ -207,7 +207,8 @@ def score(options: Score) -> None:
             )
     path = _folder(options) / f'{_stem(options.portrait)}-score.json'
     with atomic_write(path, 'w') as file:
-        json.dump(scores, file, indent=2)
+        made = {'provenance': portrait.provenance, 'notice': portrait.note}
+        json.dump(scores | made, file, indent=2)
     click.echo(path)
 
 

@@ -13,7 +13,7 @@ from dnnlib.cli import NotWith, Numbers, OnlyWith, Range, command
 import click
 
 from dnnlib.scene import Camera, parse_camera, parse_map_camera
-from dnnlib.util import UserError
+from dnnlib.util import UserError, file_sha256
 
 if TYPE_CHECKING:  # functions import what they need: --help and errors in options need no torch
     from torch import Tensor, nn
@@ -164,6 +164,7 @@ def run(options: Options) -> None:
     from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
     from training.networks.registry import load_generator
     from viz.clip_writer import SHEET_COLUMNS, ClipWriter
+    from viz.notice import notice
     from viz.rollout import RenderOptions
     from viz.trajectories import VIEW_NAMES
     from viz.view import sampling
@@ -173,7 +174,7 @@ def run(options: Options) -> None:
 
     set_float32_precision()
     keep_freed_memory()
-    snapshot = open_snapshot(options.network)
+    snapshot, digest = open_snapshot(options.network), file_sha256(options.network)
     G = load_generator(snapshot, pick_device(options.device))
     if options.portrait:
         from editing.codes import open_portrait
@@ -208,7 +209,7 @@ def run(options: Options) -> None:
             fps=options.fps,
             crf=options.crf,
             upscale=options.upscale,
-            note=G.note if options.portrait else '',
+            note=G.note if options.portrait else notice(Path(options.network).name, digest),
         )
         meshes = write(writer, clips, options)
     if options.shapes and not meshes:

@@ -294,6 +294,8 @@ def open_video(
             if not encoder:
                 raise ValueError(f'video {path} has no frames')
             _close_encoder(encoder[0], path)
+            if note and Path(path).suffix == '.gif':
+                _comment_gif(Path(file.name), note)
         finally:
             for process in encoder:
                 process.kill()
@@ -334,6 +336,14 @@ def _close_encoder(encoder: 'subprocess.Popen[bytes]', path: Path | str) -> None
     if encoder.returncode:
         reason = errors.decode(errors='replace').strip().splitlines() or ['no reason given']
         raise UserError(f'cannot write {path}: the video encoder stopped ({reason[-1]}); is the disk full?')
+
+
+def _comment_gif(path: Path, note: str) -> None:
+    """Adds a comment, which ffmpeg does not write into gifs: blocks of 255 bytes before the last byte."""
+    data, text = path.read_bytes(), note.encode()
+    pieces = [text[i : i + 255] for i in range(0, len(text), 255)]
+    blocks = b''.join(bytes([len(piece)]) + piece for piece in pieces)
+    path.write_bytes(data[:-1] + b'\x21\xfe' + blocks + b'\0' + data[-1:])
 
 
 def _encoder_command(width: int, height: int, suffix: str, fps: float, crf: int) -> list[str]:

@@ -18,6 +18,7 @@ from metrics.records.digests import tensors_digest
 from torch_utils.checkpoint import PORTRAIT, load_state, save_state
 from training.networks.contract import Codes, RadianceGenerator, Rendering, VideoGenerator
 from training.volumetric_rendering.renderer import RendererConfig
+from viz.notice import notice
 
 SUFFIX = '.portrait.pt'
 
@@ -46,7 +47,8 @@ class Portrait:
     def note(self) -> str:
         """The comment in the metadata of all that shows the person."""
         made = self.provenance
-        return f'Synthetic, made by PV3D: {made.get("command")} (source {made.get("source")})'
+        network = notice(made.get('network', ''), made.get('network sha256', ''))
+        return f'{network}: {made.get("command")} (source {made.get("source")})'
 
 
 def network_digest(G: VideoGenerator) -> str:

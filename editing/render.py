@@ -65,20 +65,20 @@ def write_take(
     return paths
 
 
-def write_mesh(path: Path, G: RadianceGenerator, ws: Tensor, u: Tensor, resolution: int) -> None:
-    """Writes a coloured mesh of a person with motion u [1, motion_dim], in the format of the suffix.
+def write_mesh(path: Path, G: RadianceGenerator, portrait: Portrait, resolution: int) -> None:
+    """Writes a coloured mesh of the first frame of a portrait, in the format of the suffix.
 
     Raises:
         UserError: if the scene has no surface.
     """
-    ws, u = (x.to(device_of(G)) for x in (ws, u))
+    ws, u = (x.to(device_of(G)) for x in (portrait.ws, portrait.u[:1]))
     with torch.no_grad():
         planes = G.moved_scene(ws, u)
     try:
         mesh, _ = shapes.head_mesh(G, planes, ws, resolution)
     except Skip as reason:
         raise UserError(f'no mesh of {path.stem} can be made, {reason}') from reason
-    shapes.save_mesh(path, mesh)
+    shapes.save_mesh(path, mesh, portrait.note)
 
 
 def panels(G: RadianceGenerator, portrait: Portrait, frames: Sequence[int]) -> Iterator[np.ndarray]:

@@ -47,7 +47,7 @@ class ClipWriter:
     fps: float = 25.0
     crf: int = 15  # quality of mp4, see video.open_video
     upscale: int = 1  # enlarges the frames of videos
-    note: str = ''  # comment in the metadata of videos and images
+    note: str = ''  # comment in the metadata of all files
 
     def videos(self, clip: Clip, beside: Sequence[str] = (), tile: int | None = None) -> list[np.ndarray]:
         """Writes NAME.mp4 and the likes of NAME-depth.mp4, all while they are rendered.
@@ -149,7 +149,7 @@ class ClipWriter:
             finally:
                 self.count(1)
             path = self.outdir / f'{clip.name}-{i:04d}.{kind}'
-            shapes.save_mesh(path, mesh)
+            shapes.save_mesh(path, mesh, self.note)
             self.report(f'{path}  ({len(mesh.faces)} triangles; surface at {chosen.reason})')
             made += 1
         return made

@@ -8,7 +8,7 @@ watertight. scipy, scikit-image and trimesh are imported when a mesh is made: al
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -196,8 +196,11 @@ def shell_features(
     return torch.cat(chunks)
 
 
-def save_mesh(path: Path | str, mesh: Mesh) -> None:
-    """Writes a mesh in one of FORMATS, by suffix, with vertex colours (linear light in .glb, as in glTF)."""
+def save_mesh(path: Path | str, mesh: Mesh, note: str = '') -> None:
+    """Writes a mesh in one of FORMATS, by suffix, with vertex colours (linear light in .glb, as in glTF).
+
+    The note is a comment of .ply and .obj, where it becomes ASCII, and `asset.extras` of .glb.
+    """
     import trimesh
 
     kind = Path(path).suffix[1:]
@@ -207,6 +210,23 @@ def save_mesh(path: Path | str, mesh: Mesh) -> None:
         linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
         colors = (linear * 255).round().astype(np.uint8)
     solid = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=colors, process=False)
-    data = solid.export(file_type=kind)
+    data = solid.export(file_type=kind, **_noted(kind, note))
+    data = data.encode() if isinstance(data, str) else data
+    if kind == 'ply' and note:  # a comment follows the line of the format, the second
+        data = data.replace(b'\nelement', b'\ncomment ' + _ascii(note).encode() + b'\nelement', 1)
     with atomic_write(path) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.write(data)
+
+
+def _noted(kind: str, note: str) -> dict[str, Any]:
+    """Returns the arguments by which trimesh notes something in a file of a kind; for ply it has none."""
+    if kind == 'obj' and note:
+        return {'header': _ascii(note)}
+    if kind == 'glb' and note:
+        return {'tree_postprocessor': lambda tree: tree['asset'].update(extras={'comment': note})}
+    return {}
+
+
+def _ascii(note: str) -> str:
+    """Returns a note as one line of ASCII."""
+    return ' '.join(note.encode('ascii', 'backslashreplace').decode().split())

@@ -199,6 +199,15 @@ def test_no_other_module_runs_ffmpeg():
     assert users == ['dnnlib/video.py']
 
 
+def test_a_gif_has_its_note(tmp_path):
+    path, frames = tmp_path / 'a.gif', smooth_frames()[:2]
+    write_video(path, frames, note='synthetic ' * 30)
+    with Image.open(path) as gif:
+        assert gif.n_frames == 2
+    block = b'\xff' + b'synthetic ' * 25 + b'synth'  # at most 255 bytes
+    assert path.read_bytes().endswith(b'!\xfe' + block + b'\x2detic ' + b'synthetic ' * 4 + b'\0;')
+
+
 def test_sound_of_another_video(tmp_path):
     plain, loud = tmp_path / 'a.mp4', tmp_path / 'b.mp4'
     frames = smooth_frames()

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import edit_videos
+from dnnlib.util import file_sha256
 from editing.codes import load_portrait
 from support import tiny
 from torch_utils.checkpoint import save_snapshot
@@ -91,9 +92,14 @@ def test_applications(snapshot, found, tmp_path):
     assert iio.imread(tmp_path / 'clip-edit0000.mp4').shape == (4, 32, 32, 3)
     names = done(snapshot, tmp_path, 'transfer', clip, image)
     assert iio.imread(tmp_path / 'image-as-clip.mp4').shape == (3, 32, 32, 3)
-    names = done(snapshot, tmp_path, 'views', clip, '--frames', '3')
-    assert {'clip-orbit.mp4', 'clip-orbit-depth.mp4'} < set(names)
-    assert 'clip-score.json' in done(snapshot, tmp_path, 'score', clip)
+    shape = ['--shapes', 'glb', '--shape-resolution', '16']
+    names = done(snapshot, tmp_path, 'views', clip, '--frames', '3', *shape)
+    assert {'clip-orbit.mp4', 'clip-orbit-depth.mp4', 'clip.glb'} < set(names)
+    names = done(snapshot, tmp_path, 'score', clip)
+    assert 'clip-score.json' in names
+    for name in names:  # who made it, and with what
+        content = (tmp_path / name).read_bytes()
+        assert b'Synthetic, made by PV3D' in content and file_sha256(snapshot).encode() in content, name
 
 
 @pytest.mark.parametrize(

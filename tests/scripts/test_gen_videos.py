@@ -5,6 +5,7 @@ import functools
 import itertools
 import shlex
 import weakref
+from pathlib import Path
 from unittest import mock
 
 import imageio.v3 as iio
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 
 import gen_videos
 from dnnlib.scene import Camera
+from dnnlib.util import file_sha256
 from editing.codes import open_portrait, save_portrait
 from support import tiny
 from support.portraits import portrait
@@ -78,6 +80,10 @@ def test_everything_at_once(snapshot, G, tmp_path):
         assert iio.imread(out / f'{clips[0]}{name}.mp4').shape == (5, 64, 64, 3)
     assert iio.imread(out / 'grid.mp4').shape == (5, 128, 256, 3)
     assert np.shape(iio.imread(out / f'{clips[0]}-sheet.png'))[1] > 4 * 128  # a column for each moment
+    notice = (
+        f'Synthetic, made by PV3D with the network {Path(snapshot).name} (SHA-256 {file_sha256(snapshot)})'
+    )
+    assert all(notice.encode() in (out / name).read_bytes() for name in names(out))
     mesh = trimesh.load(out / meshes[0])
     assert mesh.is_watertight and mesh.volume > 0
     assert mesh.visual.vertex_colors.shape == (len(mesh.vertices), 4)

@@ -1,5 +1,7 @@
 """Surfaces of analytic fields: radius, orientation, colours, levels, files."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -131,7 +133,9 @@ def test_files_come_back(tmp_path, kind):
     vertices, faces = surface(sphere(), 16)
     colors = np.repeat(np.array([[0, 128, 255]], np.uint8), len(vertices), axis=0)
     path = tmp_path / f'ball.{kind}'
-    shapes.save_mesh(path, shapes.Mesh(vertices.astype(np.float32), faces, colors))
+    shapes.save_mesh(path, shapes.Mesh(vertices.astype(np.float32), faces, colors), 'made\nby é')
+    note = 'made\nby é' if kind == 'glb' else r'made by \xe9'  # one line of ASCII
+    assert (json.dumps(note) if kind == 'glb' else f' {note}\n').encode() in path.read_bytes()
     mesh = trimesh.load(path, force='mesh')
     assert mesh.volume == pytest.approx(trimesh.Trimesh(vertices, faces).volume, rel=1e-4)
     stored = mesh.visual.vertex_colors[0, :3].tolist()
