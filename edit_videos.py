@@ -29,6 +29,7 @@ from editing.options import (
 if TYPE_CHECKING:  # functions import what they need: --help and errors in options need no torch
     from editing.codes import Portrait
     from editing.recipes import Recipe
+    from metrics.detectors.vgg16 import Perceptual
     from training.networks.contract import RadianceGenerator
 
 
@@ -70,6 +71,7 @@ def _find(options: Search, piece: Any, motion: dict[str, Any]) -> None:
         network=Path(options.network).name,
         network_sha256=digest,
         command=_command(),
+        perceptual=_perceptual(options),
     )
     find_and_write(G, source, job, click.echo)
 
@@ -81,7 +83,7 @@ def _recipe(options: Search, photo: bool, motion: dict[str, Any]) -> Recipe:
 
     o = options
     given = {'space': o.space, 'steps': o.steps, 'tune_steps': o.tune_steps, 'tune_rate': o.tune_rate}
-    given |= {'hold': o.hold_views, 'refine_camera': o.refine_camera, **motion}
+    given |= {'hold': o.hold_views, 'mirror': o.mirror, 'refine_camera': o.refine_camera, **motion}
     background = o.background if o.background is not None else (0.3 if photo else 1.0)
     identity = o.identity if o.identity is not None else (0.1 if photo else 0.0)
     weights = Weights(background=background, identity=identity)
@@ -142,11 +144,12 @@ def edit(options: Edit) -> None:
         path = _folder(options) / f'{_stem(options.portrait)}-edit{seed:04d}.mp4'
         take = Take(portrait.ws, u, recorded(portrait.cameras, count))
         _report(write_take(path, G, take, portrait.fps, portrait.note))
+        if options.sound:  # beyond the frame the lips go their own way
+            _add_sound(path, options.sound, portrait, (start + 1) / portrait.fps)
 
 
 def transfer(options: Transfer) -> None:
     """Moves one person as another."""
-    from dnnlib.video import add_sound
     from editing.codes import load_portrait
     from editing.motion import transferred
     from editing.render import Take, write_take
@@ -164,8 +167,8 @@ def transfer(options: Transfer) -> None:
     cameras['front'] = front(count, G.config.focal)
     path = _folder(options) / f'{_stem(options.target)}-as-{_stem(options.source)}.mp4'
     _report(write_take(path, G, Take(target.ws, u, cameras[options.camera]), source.fps, target.note))
-    if options.sound and not add_sound(path, options.sound, source.provenance['start_sec']):
-        click.echo(f'{options.sound} has no sound')
+    if options.sound:
+        _add_sound(path, options.sound, source)
 
 
 def views(options: Views) -> None:
@@ -195,11 +198,17 @@ def score(options: Score) -> None:
 
     from dnnlib.util import atomic_write
     from editing.codes import load_portrait, own_network
-    from editing.scores import measure
+    from editing.inputs import open_views
+    from editing.scores import measure, view_scores
 
     G, _ = _network(options)
     portrait = load_portrait(options.portrait)
-    scores = measure(G, own_network(G, portrait, options.portrait), portrait)
+    own, perceptual = own_network(G, portrait, options.portrait), _perceptual(options)
+    scores = measure(G, own, portrait, perceptual)
+    if options.truth:
+        scores['truth'] = view_scores(
+            own, portrait, open_views(options.truth, G.config.resolution), perceptual
+        )
     for heading, rows in scores.items():
         for name, value in rows.items() if isinstance(rows, dict) else [('', rows)]:
             click.echo(
@@ -231,6 +240,24 @@ def _portrait(options: Common, path: str) -> tuple[RadianceGenerator, Portrait]:
 
     portrait = load_portrait(path)
     return own_network(_network(options)[0], portrait, path), portrait
+
+
+def _perceptual(options: Search | Score) -> Perceptual | None:
+    """Opens the files that the user names for the perceptual distance."""
+    from metrics.detectors.vgg16 import load_perceptual
+    from torch_utils.misc import pick_device
+
+    if options.vgg is None:
+        return None
+    return load_perceptual(options.vgg, options.lpips, pick_device(options.device))
+
+
+def _add_sound(path: Path, video: Path, portrait: Portrait, length_sec: float | None = None) -> None:
+    """Adds the sound of the piece of a video that a portrait was made of."""
+    from dnnlib.video import add_sound
+
+    if not add_sound(path, video, portrait.provenance['start_sec'], length_sec):
+        click.echo(f'{video} has no sound')
 
 
 def _folder(options: Common) -> Path:

@@ -24,6 +24,7 @@ from editing.motion import sampled
 from editing.objective import psnr
 from editing.recipes import PRESETS, Recipe, find_person
 from editing.render import Take, render_take
+from editing.scores import depth_error
 from editing.search import Session
 from heads.dataset import FPS, clip_seed, sample_camera_path
 from heads.identity import sample_identity
@@ -184,12 +185,6 @@ def timed(G: RadianceGenerator, source: Source, recipe: Recipe) -> tuple[Fit, Ro
 def decibels(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
     """Returns the mean PSNR of images."""
     return float(psnr(a, b, mask).mean())
-
-
-def depth_error(a: Tensor, b: Tensor, head: Tensor) -> float:
-    """Returns the root mean square difference of depths in the head without its median, scene units."""
-    difference = (a - b)[head]
-    return float((difference - difference.median()).square().mean().sqrt())
 
 
 CASES: dict[str, Callable[[Bench], Row]] = {

@@ -311,8 +311,10 @@ def write_video(
             append(frame)
 
 
-def add_sound(path: Path, source: Path, start_sec: float = 0.0) -> bool:
+def add_sound(path: Path, source: Path, start_sec: float = 0.0, length_sec: float | None = None) -> bool:
     """Gives an mp4 the sound of another video, from a time on; returns whether that has any.
+
+    It ends with the images, or after `length_sec`.
 
     Raises:
         DataError: if the sound cannot be used.
@@ -320,7 +322,8 @@ def add_sound(path: Path, source: Path, start_sec: float = 0.0) -> bool:
     """
     if not re.search(r'Stream #0\S*: Audio:', run_ffmpeg(['-i', f'file:{source}']).stderr):
         return False
-    command = ['-y', '-i', f'file:{path}', '-ss', f'{start_sec:.4f}', '-i', f'file:{source}']
+    piece = ['-ss', f'{start_sec:.4f}', *(['-t', f'{length_sec:.4f}'] if length_sec else [])]
+    command = ['-y', '-i', f'file:{path}', *piece, '-i', f'file:{source}']
     command += ['-map', '0:v', '-map', '1:a:0', '-c:v', 'copy', '-c:a', 'aac', '-threads', '1']
     command += ['-fflags', '+bitexact', '-flags:a', '+bitexact', '-movflags', '+faststart', '-f', 'mp4']
     command += ['-t', f'{probe(path).length_sec:.4f}']  # a longer sound ends with the images

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from editing.cameras import ANGLES, OFFSETS, SIDE_YAWS_DEG, improbability, turn, view
 from editing.objective import Objective, Targets, psnr
 from torch_utils.misc import seeded_generator
+from training.camera import mirror_label
 from training.networks.contract import Codes, RadianceGenerator, Rendering
 
 MotionModel = Literal['zm+', 'single', 'none']
@@ -44,6 +45,7 @@ class Stage:
     batch: int = 8  # frames at a time, neighbours
     smooth: float = 0.0  # weight of squared differences of motion between neighbours
     hold: float = 0.0  # weight of the side views of the network as it was
+    mirror: float = 0.0  # weight of the mirrored frames
 
 
 class Fit(nn.Module):
@@ -269,6 +271,7 @@ class StageRun:
     ) -> None:
         fit.set_trainable(stage)
         self.fit, self.stage, self.objective, self.targets = fit, stage, objective, targets
+        self.mirrored = objective.mirrored(targets) if stage.mirror else None
         self.before, self.seed, self.step = before, seed, 0
         self.optimizers = Optimizers(fit, stage)
         self.best, self.best_loss = learned(fit), math.inf
@@ -282,9 +285,13 @@ class StageRun:
         seen, wanted = fit(rows), self.targets.rows(rows)
         distance = self.objective(seen, wanted)
         loss = distance + penalties(fit, rows, stage, distance)
+        generator = seeded_generator('cpu', self.seed, _SIDE_KEY, self.step)
+        row = rows[torch.randint(len(rows), (1,), generator=generator)]
+        if self.mirrored is not None:
+            # the refined camera is mirrored, not the stated one: a face is seen twice, from both sides
+            other = fit(row, mirror_label(fit.cameras(row)))
+            loss = loss + stage.mirror * self.objective(other, self.mirrored.rows(row))
         if stage.hold:
-            generator = seeded_generator('cpu', self.seed, _SIDE_KEY, self.step)
-            row = rows[torch.randint(len(rows), (1,), generator=generator)]
             side = view(SIDE_YAWS_DEG[self.step % len(SIDE_YAWS_DEG)], fit.G.config.focal)
             loss = loss + stage.hold * side_change(fit, self.before, row, side.to(fit.w.device))
         value, quality = loss.item(), psnr(seen.image.detach(), wanted.image).mean().item()

@@ -4,6 +4,7 @@ Images and videos as they come from a camera go through the detection, alignment
 `preprocessing`; a network whose cameras have another focal length sees the middle of that crop.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError, file_sha256
+from dnnlib.util import DataError, UserError, file_sha256
 from dnnlib.video import IMAGE_TYPES, VIDEO_TYPES
+from metrics.measures.geometry_truth import TruthReader
 from preprocessing.one_face import align_image, align_video, known_labels, read_aligned
 from training.data.dataset import VideoDataset
 from viz.images import resize
@@ -102,6 +104,35 @@ def clip_source(text: str, resolution: int, piece: Piece) -> Source:
     facts = {'source': Path(text).name, 'clip': known, 'first frame': rows[0]}
     stem = '-'.join([Path(path).stem, known.replace('/', '_'), *([frame] if frame else [])])
     return Source(stem, as_planes(images, resolution), data.clip_cameras(known)[rows], data.fps, facts)
+
+
+class Views(NamedTuple):
+    """Other images of a head, for comparison."""
+
+    images: Tensor  # uint8 [T, 3, R, R]
+    cameras: Tensor  # [T, 25]
+    depth: Tensor | None  # distance along the unit ray, scene units [T, 1, R, R]; none = not known
+    mask: Tensor | None  # fraction of the pixel that the head covers [T, 1, R, R]
+
+
+def open_views(text: str, resolution: int) -> Views:
+    """Opens DATASET:CLIP or DATASET:CLIP:FRAME, with depth and mask where the data set has them.
+
+    Raises:
+        UserError: as `clip_source`, and for anything else.
+    """
+    if not _CLIP.fullmatch(text):
+        raise UserError(
+            f'{text} is no clip of a data set; give DATASET.zip:0, or one frame as DATASET.zip:0:5'
+        )
+    source = clip_source(text, resolution, Piece())
+    data = VideoDataset.Config(path=_CLIP.fullmatch(text)['path']).build()
+    first, clip = source.facts['first frame'], source.facts['clip']
+    depth = mask = None
+    with contextlib.suppress(DataError):  # of a data set without truth
+        truth = TruthReader(data, 1, data.num_frames(clip), clip).read([0], resolution)
+        depth, mask = (x[first:][: len(source.cameras)] for x in (truth.depth, truth.mask))
+    return Views(source.images, source.cameras, depth, mask)
 
 
 def as_planes(images: np.ndarray | Sequence[np.ndarray], resolution: int) -> Tensor:

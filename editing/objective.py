@@ -1,7 +1,8 @@
 """How well rendered frames agree with those that are wanted: pixels, features, identity.
 
-The perceptual distance is that of LPIPS with EfficientNet-lite0 in place of VGG, whose weights need a
-download: squared distance of features of unit length [Zhang et al. 2018]. Blocks and size are chosen here.
+The perceptual distance is that of LPIPS [Zhang et al. 2018] with the files that the user names, otherwise
+EfficientNet-lite0's, which a package has: squared distance of features of unit length. Its blocks and size
+are chosen here.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from metrics.detectors.face_alignment import align_faces, find_faces
 from metrics.detectors.registry import default_cache, load_detector
+from metrics.detectors.vgg16 import Perceptual
 from training.camera import project
 from training.networks.contract import Rendering
 
@@ -39,7 +41,7 @@ class Targets(NamedTuple):
     image: Tensor  # [T, 3, R, R] in [-1, 1]
     raw: Tensor  # reduced to the resolution of the volume rendering [T, 3, r, r]
     weight: Tensor  # of the pixels [T, 1, R, R], mean 1
-    features: tuple[Tensor, ...]  # of lite0, unit length [T, C, h, w]; empty without it
+    features: tuple[Tensor, ...]  # for the perceptual distance [T, C, h, w]; empty without it
     points: Tensor  # of the face, see face_alignment [T, 5, 2]
     identity: Tensor  # [T, 128], 0 where no face was found
 
@@ -52,12 +54,15 @@ class Targets(NamedTuple):
 class Objective(nn.Module):
     """The distance that is minimised."""
 
-    def __init__(self, weights: Weights, device: torch.device | str) -> None:
+    def __init__(
+        self, weights: Weights, device: torch.device | str, perceptual: Perceptual | None = None
+    ) -> None:
+        """Opens the networks that the weights need; `perceptual` replaces lite0."""
         super().__init__()
-        self.weights = weights
+        self.weights, self.given = weights, perceptual
         look = {'files': {}, 'cache_dir': default_cache(), 'device': device, 'offline': True}
         self.lite0 = self.sface = None
-        if weights.perceptual:
+        if weights.perceptual and perceptual is None:
             self.lite0 = load_detector('lite0', 'image', **look).network
         if weights.identity:
             self.sface = load_detector('sface', 'identity', **look).network
@@ -88,7 +93,7 @@ class Objective(nn.Module):
         for ours, theirs in zip(self._features(seen.image), wanted.features, strict=True):
             distance = (ours - theirs).square().sum(dim=1, keepdim=True)
             apart = weighted_mean(distance, reduce(wanted.weight, distance.shape[-1]))
-            terms = terms + self.weights.perceptual / len(BLOCKS) * apart
+            terms = terms + self.weights.perceptual * apart
         known = wanted.identity.any(dim=1)
         if known.any():
             crops = align_faces(seen.image[known] * 127.5 + 127.5, wanted.points[known])
@@ -96,11 +101,22 @@ class Objective(nn.Module):
             terms = terms + self.weights.identity * (1 - cosine).sum() / len(known)
         return terms
 
+    @torch.no_grad()
+    def mirrored(self, wanted: Targets) -> Targets:
+        """Returns the targets of mirrored frames, without identity: for cameras mirrored likewise."""
+        flipped = (x.flip(-1) for x in wanted[:3])
+        image, raw, weight = (x.contiguous() for x in flipped)
+        nobody = torch.zeros_like(wanted.identity)
+        return Targets(image, raw, weight, self._features(image), wanted.points, nobody)
+
     def _features(self, image: Tensor) -> tuple[Tensor, ...]:
+        if self.given is not None and self.weights.perceptual:
+            return self.given(image)
         if self.lite0 is None:
             return ()
         resized = F.interpolate(image, (_SIDE, _SIDE), mode='bilinear', antialias=True)
-        return tuple(F.normalize(f, dim=1) for f in self.lite0.maps(resized, BLOCKS))
+        share = len(BLOCKS) ** -0.5  # of the mean over blocks
+        return tuple(share * F.normalize(f, dim=1) for f in self.lite0.maps(resized, BLOCKS))
 
 
 def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:

@@ -43,8 +43,14 @@ class Search(Common):
     hold_views: Annotated[float, Range(0)] | None = None
     # weight of pixels outside the head [default: 0.3 for images and videos, 1 for clips of data sets]
     background: Annotated[float, Range(0, 1)] | None = None
+    # weight of the mirrored image; for symmetric faces that are turned [default: 0]
+    mirror: Annotated[float, Range(0)] | None = None
     # weight of the identity network, where it finds a face [default: 0.1 for images and videos, else 0]
     identity: Annotated[float, Range(0)] | None = None
+    # torchvision's vgg16 file, for the perceptual distance [default: EfficientNet-lite0]
+    vgg: Annotated[Path, 'FILE'] | None = None
+    # LPIPS' file of linear layers for it, vgg.pth [default: all channels weigh the same]
+    lpips: Annotated[Path, 'FILE', OnlyWith('vgg')] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +127,7 @@ class Edit(Common):
     strength: Annotated[float, Range(-10, 10)] = 1.0  # factor on motion
     blend: Annotated[int, Range(1)] = 8  # frames in which the old expression fades
     frames: Annotated[int, Range(1)] = 60  # from that frame on
+    sound: Annotated[Path, 'FILE'] | None = None  # video whose sound is kept up to that frame: the source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,8 +169,15 @@ class Views(Common):
 class Score(Common):
     """Measures a portrait: likeness, motion, geometry, identity; prints a table, writes NAME-score.json.
 
-    Example:
+    Examples:
       python edit_videos.py score out/me.portrait.pt --network snapshot.pkl --outdir out
+      python edit_videos.py score out/me.portrait.pt --network snapshot.pkl --outdir out --truth heads.zip:0
     """
 
     portrait: Annotated[str, ARGUMENT, 'PORTRAIT']
+    # other images of the same head, DATASET:CLIP or DATASET:CLIP:FRAME: views that were not looked for
+    truth: Annotated[str, 'CLIP'] | None = None
+    # torchvision's vgg16 file, for the perceptual distance [default: none]
+    vgg: Annotated[Path, 'FILE'] | None = None
+    # LPIPS' file of linear layers for it, vgg.pth [default: all channels weigh the same]
+    lpips: Annotated[Path, 'FILE', OnlyWith('vgg')] | None = None

@@ -7,6 +7,7 @@ from editing.fit import Fit, MotionModel, Stage, mean_code, starts_moving
 from editing.inputs import Source
 from editing.objective import Objective, Weights
 from editing.search import Found, Session, search
+from metrics.detectors.vgg16 import Perceptual
 from torch_utils.misc import keep_freed_memory
 from training.networks.contract import RadianceGenerator
 
@@ -32,6 +33,7 @@ class Recipe:
     tune_steps: int = 100  # of the network; 0 = it stays as it is
     tune_rate: float = 1e-3
     hold: float = 1.0  # weight of the side views of the person before tuning
+    mirror: float = 0.0  # weight of the mirrored frames, in the code and in tuning
     weights: Weights = Weights()
 
 
@@ -62,6 +64,7 @@ def stages(recipe: Recipe, frames: int, moving: bool) -> list[Stage]:
             code=recipe.code_rate,
             motion=first,
             camera=camera,
+            mirror=recipe.mirror,
             first_only=True,
         )
     ]
@@ -70,13 +73,18 @@ def stages(recipe: Recipe, frames: int, moving: bool) -> list[Stage]:
         joint = {'batch': recipe.batch, 'smooth': recipe.smooth}
         found.append(Stage(name='motion', steps=recipe.motion_steps, **rates, **joint))
     if recipe.tune_steps:
-        rates = {'network': recipe.tune_rate, 'hold': recipe.hold, 'batch': recipe.batch}
-        found.append(Stage(name='tuning', steps=recipe.tune_steps, **rates))
+        rates = {'network': recipe.tune_rate, 'hold': recipe.hold, 'mirror': recipe.mirror}
+        found.append(Stage(name='tuning', steps=recipe.tune_steps, batch=recipe.batch, **rates))
     return found
 
 
 def find_person(
-    G: RadianceGenerator, source: Source, recipe: Recipe, seed: int, session: Session
+    G: RadianceGenerator,
+    source: Source,
+    recipe: Recipe,
+    seed: int,
+    session: Session,
+    perceptual: Perceptual | None = None,
 ) -> tuple[Fit, Found]:
     """Looks for the person of a source in a network.
 
@@ -86,6 +94,7 @@ def find_person(
         recipe: what to do.
         seed: of all random draws.
         session: progress and state.
+        perceptual: replaces the distance of features that the project has.
 
     Returns:
         what was found, on the device of the network, and the course of the search.
@@ -97,7 +106,7 @@ def find_person(
     if recipe.space == 'w+':
         w = w.expand(-1, Fit(G, w, cameras).num_ws, -1)
     fit = Fit(G, w, cameras, recipe.motion, recipe.neutral, source.photo)
-    objective = Objective(recipe.weights, device)
+    objective = Objective(recipe.weights, device, perceptual)
     targets = objective.targets(images, cameras, G.renderer.resolution)
     plan = stages(recipe, len(cameras), starts_moving(G))
     return fit, search(fit, plan, objective, targets, seed, session)

@@ -16,6 +16,7 @@ from editing.render import Take, comparison, write_comparison, write_take
 from editing.reporting import write_report
 from editing.scores import measure
 from editing.search import Found, Session, stop_on_interrupt, tuned_tensors
+from metrics.detectors.vgg16 import Perceptual
 from metrics.records.digests import json_digest, tensors_digest
 from training.networks.contract import RadianceGenerator
 from viz.images import save_png
@@ -35,6 +36,7 @@ class Job:
     network: str  # name of its file
     network_sha256: str
     command: str  # as the user gave it
+    perceptual: Perceptual | None = None  # what the user gave for the perceptual distance
 
 
 def find_and_write(
@@ -46,14 +48,15 @@ def find_and_write(
     """
     digest = network_digest(G)
     images = tensors_digest([('images', source.images), ('cameras', source.cameras)])
-    key = json_digest([digest, images, dataclasses.asdict(job.recipe), job.seed])
+    features = job.perceptual.sha256 if job.perceptual else ()
+    key = json_digest([digest, images, dataclasses.asdict(job.recipe), job.seed, features])
     state = job.outdir / f'.{job.name}.state.pt'
     with stop_on_interrupt() as should_stop:
         session = Session(path=state, key=key, report=report, should_stop=should_stop)
-        fit, found = find_person(G, source, job.recipe, job.seed, session)
+        fit, found = find_person(G, source, job.recipe, job.seed, session, job.perceptual)
     portrait = make_portrait(G, fit, source, job, digest)
     own = own_network(G, portrait, job.name)
-    portrait = dataclasses.replace(portrait, scores=measure(G, own, portrait))
+    portrait = dataclasses.replace(portrait, scores=measure(G, own, portrait, job.perceptual))
     for path in write_files(own, portrait, source, job, found):
         report(path)
     if found.stopped:
@@ -79,6 +82,7 @@ def make_portrait(G: RadianceGenerator, fit: Fit, source: Source, job: Job, dige
             'command': job.command,
             'network': job.network,
             'network sha256': job.network_sha256,
+            'perceptual': ', '.join(job.perceptual.sha256) if job.perceptual else 'EfficientNet-lite0',
             'start_sec': first / source.fps,
         },
         scores={},

@@ -4,6 +4,7 @@ Images are compared as 8-bit RGB. Figures of identity are SFace's and need a fac
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,27 +14,35 @@ from torch import Tensor
 from dnnlib.util import UserError
 from editing.cameras import SIDE_YAWS_DEG, view
 from editing.codes import Portrait
+from editing.inputs import Views
+from editing.objective import psnr
 from editing.render import Take, render_take
 from metrics.detectors.face_alignment import align_faces, find_faces, project_face_points
 from metrics.detectors.registry import default_cache, load_detector
+from metrics.detectors.vgg16 import Perceptual
+from metrics.measures.geometry_truth import shrink
 from training.networks.contract import RadianceGenerator
 from viz.images import to_uint8
 from viz.rollout import Frames, concatenate
 
 # of the spread of depth after tuning, in units of that before; beyond it the head has collapsed
 _RELIEF_LIMITS = (0.75, 1.25)
+_INSIDE = 0.5  # of a pixel that the head covers, so that its depth counts
 _OPAQUE = 0.9  # opacity of the head before tuning, and in the mean after it; backgrounds may have less
 
 Scores = dict[str, Any]
 
 
-def measure(G: RadianceGenerator, own: RadianceGenerator, portrait: Portrait) -> Scores:
+def measure(
+    G: RadianceGenerator, own: RadianceGenerator, portrait: Portrait, perceptual: Perceptual | None = None
+) -> Scores:
     """Measures a portrait.
 
     Args:
         G: the network before tuning.
         own: the network of the portrait (`codes.own_network`).
         portrait: see Portrait.
+        perceptual: gives a perceptual distance, too.
 
     Returns:
         plain values: `image` (figures of all frames), `motion` (of a video), `geometry`, `identity` (none
@@ -44,21 +53,68 @@ def measure(G: RadianceGenerator, own: RadianceGenerator, portrait: Portrait) ->
     before = concatenate(list(render_take(G, take)))
     source = portrait.images.permute(0, 2, 3, 1).numpy()
     shown = to_uint8(seen.image)
-    scores: Scores = {'image': image_scores(source, shown), 'geometry': geometry_scores(seen, before)}
+    scores: Scores = {'image': image_scores(source, shown, perceptual)}
+    scores['geometry'] = geometry_scores(seen, before)
     if len(source) > 1:
         scores['motion'] = motion_scores(source, shown)
     scores['identity'] = identity_scores(own, portrait, torch.from_numpy(shown).permute(0, 3, 1, 2))
     return {**scores, 'warnings': warnings(scores['geometry'])}
 
 
-def image_scores(source: np.ndarray, shown: np.ndarray) -> Scores:
-    """Compares frames, uint8 [T, H, W, 3]: PSNR in dB (mean over frames, worst frame) and SSIM."""
+def image_scores(source: np.ndarray, shown: np.ndarray, perceptual: Perceptual | None = None) -> Scores:
+    """Compares frames, uint8 [T, H, W, 3]: PSNR in dB (mean over frames, worst frame), SSIM, LPIPS or VGG."""
     from skimage.metrics import structural_similarity
 
     square = ((source.astype(np.float64) - shown) ** 2).mean(axis=(1, 2, 3))
-    psnr = 20 * math.log10(255) - 10 * np.log10(np.maximum(square, 1e-5))
+    decibels = 20 * math.log10(255) - 10 * np.log10(np.maximum(square, 1e-5))
     ssim = [structural_similarity(a, b, channel_axis=2) for a, b in zip(source, shown, strict=True)]
-    return {'psnr': float(psnr.mean()), 'worst psnr': float(psnr.min()), 'ssim': float(np.mean(ssim))}
+    scores = {'psnr': float(decibels.mean()), 'worst psnr': float(decibels.min())}
+    scores['ssim'] = float(np.mean(ssim))
+    if perceptual is not None:
+        pairs = zip(
+            *(torch.from_numpy(x).permute(0, 3, 1, 2) / 127.5 - 1 for x in (source, shown)), strict=True
+        )
+        near = [float(perceptual.distance(a[None], b[None])) for a, b in pairs]
+        scores['lpips' if perceptual.linear else 'vgg distance'] = float(np.mean(near))
+    return scores
+
+
+@torch.no_grad()
+def view_scores(
+    own: RadianceGenerator, portrait: Portrait, views: Views, perceptual: Perceptual | None = None
+) -> Scores:
+    """Compares a portrait with other images of the same head, which the search need not have seen.
+
+    Motion is that of each frame where there are as many images as frames in the portrait, otherwise that of
+    the neutral frame.
+
+    Args:
+        own: the network of the portrait.
+        portrait: see Portrait.
+        views: the images.
+        perceptual: as in `measure`.
+    """
+    count = len(views.cameras)
+    u = portrait.u if count == len(portrait.u) else portrait.neutral.expand(count, -1)
+    seen = concatenate(list(render_take(own, Take(portrait.ws, u, views.cameras))))
+    source = views.images.permute(0, 2, 3, 1).numpy()
+    scores = {'images': count, **image_scores(source, to_uint8(seen.image), perceptual)}
+    if views.mask is None or not views.mask.any():
+        return scores
+    rows = views.mask.flatten(1).any(dim=1)
+    wanted = views.images / 127.5 - 1
+    scores['psnr in the head'] = float(psnr(seen.image[rows], wanted[rows], views.mask[rows]).mean())
+    size = seen.depth.shape[-1]
+    inside = shrink(views.mask, size) > _INSIDE
+    depths = zip(seen.depth, shrink(views.depth, size, views.mask), inside, strict=True)
+    errors = [depth_error(*x) for x in depths if x[2].any()]
+    return scores | {'depth error': float(np.mean(errors)) if errors else None}
+
+
+def depth_error(a: Tensor, b: Tensor, head: Tensor) -> float:
+    """Returns the root mean square difference of depths in the head without its median, scene units."""
+    difference = (a - b)[head]
+    return float((difference - difference.median()).square().mean().sqrt())
 
 
 def motion_scores(source: np.ndarray, shown: np.ndarray) -> Scores:
@@ -91,6 +147,8 @@ def spread(depth: Tensor) -> float:
 def identity_scores(G: RadianceGenerator, portrait: Portrait, shown: Tensor) -> Scores | None:
     """Returns cosines of SFace, means over frames: of the source with what was found, and with its sides.
 
+    Of a video, also how steady the person is, see `steadiness`.
+
     Args:
         G: network of the portrait.
         portrait: see Portrait.
@@ -102,13 +160,14 @@ def identity_scores(G: RadianceGenerator, portrait: Portrait, shown: Tensor) -> 
         yunet = load_detector('yunet', 'faces', **look).network
     except UserError:
         return None  # the packages are optional
-    found = find_faces(portrait.images, yunet)
-    rows = [i for i, points in enumerate(found) if points is not None]
+    faces = find_faces(portrait.images, yunet)
+    rows = [i for i, points in enumerate(faces) if points is not None]
     if not rows:
         return None
-    points = torch.stack([found[i] for i in rows])
+    points = torch.stack([faces[i] for i in rows])
     source = sface(align_faces(portrait.images[rows], points))
-    scores = {'found': _cosine(source, sface(align_faces(shown[rows], points)))}
+    found = sface(align_faces(shown[rows], points))
+    scores = {'found': _cosine(source, found), **steadiness(source, found, rows)}
     for yaw in SIDE_YAWS_DEG:
         cameras = view(yaw, G.config.focal).expand(len(rows), -1)
         side = concatenate(list(render_take(G, Take(portrait.ws, portrait.u[rows], cameras))))
@@ -116,6 +175,27 @@ def identity_scores(G: RadianceGenerator, portrait: Portrait, shown: Tensor) -> 
         crops = align_faces(pixels, project_face_points(cameras, pixels.shape[-1]))
         scores[f'yaw {yaw:.0f}'] = _cosine(source, sface(crops))
     return {**scores, 'frames': len(rows)}
+
+
+def steadiness(source: Tensor, found: Tensor, rows: Sequence[int]) -> Scores:
+    """Returns TL-ID and TG-ID [Tzaban et al. 2022]: 1 = the person is as steady as in the source.
+
+    They are the mean similarity of identity between neighbouring frames (local) and between all pairs of
+    frames (global), of what was found divided by that of the source; none without such frames.
+
+    Args:
+        source, found: of unit length [N, D].
+        rows: numbers of the frames.
+    """
+    if len(rows) < 2:
+        return {}
+    a, b = torch.triu_indices(len(rows), len(rows), 1)
+    near = torch.tensor(rows)[b] - torch.tensor(rows)[a] == 1
+    alike = [(x[a] * x[b]).sum(dim=1) for x in (found, source)]
+    scores = {'TG-ID': float(alike[0].mean() / alike[1].mean())}
+    if near.any():
+        scores['TL-ID'] = float(alike[0][near].mean() / alike[1][near].mean())
+    return scores
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

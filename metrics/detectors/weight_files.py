@@ -66,7 +66,7 @@ def read_file(path: Path) -> tuple[bytes, str]:
     return data, hashlib.sha256(data).hexdigest()
 
 
-def load_state(network: nn.Module, data: bytes, path: Path) -> None:
+def load_state(network: nn.Module, data: bytes, path: Path, ignored: str | None = None) -> None:
     """Loads a file of plain tensors, all of them, into a network whose tensors have the same names.
 
     Counters of batch normalisation (`num_batches_tracked`), which older files lack, may be missing: nothing
@@ -76,6 +76,7 @@ def load_state(network: nn.Module, data: bytes, path: Path) -> None:
         network: receives the tensors.
         data: the content of the file.
         path: for messages.
+        ignored: how names of tensors begin that the network does not use.
 
     Raises:
         UserError: if it is not such a file, or has other tensors than the network; some are named.
@@ -88,6 +89,7 @@ def load_state(network: nn.Module, data: bytes, path: Path) -> None:
         raise UserError(f'{path}: refused, it is corrupted or holds more than plain tensors') from err
     try:
         missing, unexpected = network.load_state_dict(state, strict=False)
+        unexpected = [n for n in unexpected if ignored is None or not n.startswith(ignored)]
         odd = [n for n in (*missing, *unexpected) if not n.endswith('.num_batches_tracked')]
     except (RuntimeError, TypeError, AttributeError) as err:  # of another shape, not a dictionary of tensors
         odd = str(err).split()

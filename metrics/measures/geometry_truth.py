@@ -49,16 +49,18 @@ class TruthReader:
         data: data set.
         clips: most clips to use, spread over the set.
         frames: most frames of each, spread over the clip.
+        only: name of the only clip that is used.
 
     Raises:
         DataError: when the first frame has no true depth and normals beside it.
     """
 
-    def __init__(self, data: VideoDataset, clips: int, frames: int) -> None:
+    def __init__(self, data: VideoDataset, clips: int, frames: int, only: str | None = None) -> None:
         path = data.config.path
         index = read_index(path)
         self.resolution = index.resolution
         good = [i for i in range(len(data)) if index.clips[i] not in index.problems]
+        good = [i for i in good if only in (None, index.clips[i])]
         bounds = [index.starts[good[i] : good[i] + 2].tolist() for i in _spread(len(good), clips)]
         self._rows = [[start + i for i in _spread(end - start, frames)] for start, end in bounds]
         every = [row for rows in self._rows for row in rows]

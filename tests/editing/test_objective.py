@@ -9,7 +9,7 @@ from torch import nn
 from editing import objective
 from editing.objective import Objective, Weights, head_mask, psnr
 from support import tiny
-from training.camera import orbit_label
+from training.camera import mirror_label, orbit_label
 from training.networks.contract import Rendering
 
 PIXELS = Weights(pixels=1.0, raw=0.0, perceptual=0.0)
@@ -57,6 +57,26 @@ def test_features_are_compared_at_unit_length(monkeypatch):
     assert loss(rendering(wanted.image * 0.5), wanted).item() == pytest.approx(0, abs=1e-5)
     opposite = loss(rendering(-wanted.image), wanted).item()  # 2 from each of the two unit vectors
     assert opposite == pytest.approx(2 * 4, rel=1e-3)
+
+
+def test_given_features_replace_those_of_the_project():
+    class Given(nn.Module):
+        def forward(self, image):
+            return (image, 2 * image)
+
+    loss = Objective(Weights(pixels=0.0, raw=0.0, perceptual=3.0), 'cpu', Given())
+    wanted = loss.targets(images(), tiny.cameras(2), 8)
+    seen = rendering(wanted.image + 0.1)
+    assert loss(seen, wanted).item() == pytest.approx(3 * 3 * (0.1**2 + 0.2**2), rel=1e-4)  # three colours
+
+
+def test_mirrored_frames_and_cameras_belong_together():
+    loss = Objective(PIXELS, 'cpu')
+    frames, cameras = images(2), tiny.cameras(2)
+    ours = loss.mirrored(loss.targets(frames, cameras, 8))
+    theirs = loss.targets(frames.flip(-1), mirror_label(cameras), 8)
+    for a, b in zip(ours[:3], theirs[:3], strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_rows_are_single_targets():

@@ -6,8 +6,12 @@ import torch
 
 from editing import scores
 from editing.codes import own_network
+from editing.inputs import Views
+from editing.render import Take, render_take
 from support import tiny
 from support.portraits import portrait
+from viz.images import to_uint8
+from viz.rollout import concatenate
 
 RNG = np.random.default_rng(0)
 
@@ -43,6 +47,38 @@ def test_all_figures_of_a_portrait():
     assert found['geometry']['ratio'] == 1 and found['warnings'] == []
     assert found['identity'] is None  # there is no face in black images
     assert set(found) == {'image', 'motion', 'geometry', 'identity', 'warnings'}
+
+
+def test_steadiness_compares_neighbours_and_all_pairs():
+    angle = torch.tensor([0.0, 0.1, 0.2, 0.6])
+    source, found = (torch.stack([(k * angle).cos(), (k * angle).sin()], dim=1) for k in (1, 2))
+    got = scores.steadiness(source, found, [0, 1, 2, 5])  # the last has no neighbour
+    assert got['TL-ID'] == pytest.approx(np.cos(0.2) / np.cos(0.1))
+    pairs = [abs(a - b) for a in angle.tolist() for b in angle.tolist() if a < b]
+    assert got['TG-ID'] == pytest.approx(np.cos([2 * p for p in pairs]).sum() / np.cos(pairs).sum())
+    assert scores.steadiness(source[:1], found[:1], [0]) == {}
+    assert set(scores.steadiness(source[:2], found[:2], [0, 2])) == {'TG-ID'}
+
+
+def test_views_of_the_truth():
+    G = tiny.solid_generator()
+    person = portrait(G)
+    _, _, _, cameras = tiny.codes(3, 1, G.z_dim)
+    u = person.neutral.expand(3, -1)
+    seen = concatenate(list(render_take(G, Take(person.ws, u, cameras))))
+    images = torch.from_numpy(to_uint8(seen.image)).permute(0, 3, 1, 2)
+    depth = torch.nn.functional.interpolate(seen.depth, images.shape[-1]) + 0.25
+    mask = torch.zeros_like(images[:, :1], dtype=torch.float32)
+    mask[:2, :, 8:24, 8:24] = 1  # the last image shows no head
+    views = Views(images, cameras, depth, mask)
+    found = scores.view_scores(G, person, views)
+    assert found['images'] == 3 and found['psnr'] == pytest.approx(20 * np.log10(255) + 50)
+    assert found['psnr in the head'] > 50 and found['depth error'] == pytest.approx(0, abs=1e-6)
+    wrong = views._replace(images=images // 2, depth=depth * torch.linspace(1, 2, 32))
+    worse = scores.view_scores(G, person, wrong)
+    assert worse['psnr in the head'] < 30 and worse['depth error'] > 0.1
+    plain = scores.view_scores(G, person, views._replace(depth=None, mask=None))
+    assert 'depth error' not in plain and plain['psnr'] == found['psnr']
 
 
 def test_a_collapsed_head_is_named():

@@ -84,7 +84,7 @@ def test_same_command_same_bytes(snapshot, data, found, tmp_path, monkeypatch):
         assert path.read_bytes() == (tmp_path / 'b' / path.name).read_bytes(), path.name
 
 
-def test_applications(snapshot, found, tmp_path):
+def test_applications(snapshot, data, found, tmp_path):
     clip, image = found / 'clip.portrait.pt', found / 'image.portrait.pt'
     names = done(snapshot, tmp_path, 'animate', image, '--frames', '3', '--motion-seeds', '0-1', '--depth')
     assert names == [f'image-motion000{i}{kind}.mp4' for i in range(2) for kind in ('-depth', '')]
@@ -95,7 +95,8 @@ def test_applications(snapshot, found, tmp_path):
     shape = ['--shapes', 'glb', '--shape-resolution', '16']
     names = done(snapshot, tmp_path, 'views', clip, '--frames', '3', *shape)
     assert {'clip-orbit.mp4', 'clip-orbit-depth.mp4', 'clip.glb'} < set(names)
-    names = done(snapshot, tmp_path, 'score', clip)
+    names = done(snapshot, tmp_path, 'score', clip, '--truth', f'{data}:1')
+    assert json.loads((tmp_path / 'clip-score.json').read_text())['truth']['images'] > 3
     assert 'clip-score.json' in names
     for name in names:  # who made it, and with what
         content = (tmp_path / name).read_bytes()
@@ -112,6 +113,8 @@ def test_applications(snapshot, found, tmp_path):
         (['reconstruct', '{data}:0', '--frames', '2', '--neutral', '2'], '--neutral 2'),
         (['edit', '{clip}', '--from-frame', '3'], '--from-frame 3'),
         (['animate', '{data}'], 'not a PV3D portrait'),
+        (['score', '{clip}', '--truth', 'x.png'], 'x.png is no clip'),
+        (['score', '{clip}', '--lpips', 'x'], '--lpips'),
     ],
 )
 def test_bad_input_is_one_sentence(snapshot, data, found, tmp_path, args, named):
