@@ -1,6 +1,7 @@
 """Decoding of videos: every frame once, the right colours, errors as one sentence; finding clips."""
 
 import os
+import re
 import subprocess
 
 import imageio_ffmpeg
@@ -220,3 +221,6 @@ def test_sound_of_another_video(tmp_path):
     report = run_ffmpeg(['-i', str(plain)]).stderr
     assert 'Audio: aac' in report and 'made up' in report
     assert all(np.array_equal(a, b) for a, (b, _) in zip(before, video_frames(plain), strict=True))
+    assert add_sound(plain, loud, 0.2, 0.1)  # silence after that
+    heard = run_ffmpeg(['-i', str(plain), '-map', '0:a', '-f', 'null', '-']).stderr
+    assert 0.05 < float(re.findall(r'time=00:00:([0-9.]+)', heard)[-1]) < 0.16

@@ -88,7 +88,9 @@ def test_applications(snapshot, data, found, tmp_path):
     clip, image = found / 'clip.portrait.pt', found / 'image.portrait.pt'
     names = done(snapshot, tmp_path, 'animate', image, '--frames', '3', '--motion-seeds', '0-1', '--depth')
     assert names == [f'image-motion000{i}{kind}.mp4' for i in range(2) for kind in ('-depth', '')]
-    names = done(snapshot, tmp_path, 'edit', clip, '--from-frame', '1', '--frames', '3')
+    silent = ['--sound', found / 'clip-compare.mp4']
+    result = call(snapshot, tmp_path, 'edit', clip, '--from-frame', '1', '--frames', '3', *silent)
+    assert 'clip-compare.mp4 has no sound' in result.output
     assert iio.imread(tmp_path / 'clip-edit0000.mp4').shape == (4, 32, 32, 3)
     names = done(snapshot, tmp_path, 'transfer', clip, image)
     assert iio.imread(tmp_path / 'image-as-clip.mp4').shape == (3, 32, 32, 3)
