@@ -45,6 +45,7 @@ VIDEO_FRAMES = 6
 SIDES = (15.0, 30.0)  # degrees to both sides
 _OPAQUE = 0.9  # opacity of the head in a network's own image; the background has less
 _CODE_ONLY = dataclasses.replace(PRESETS['standard'], tune_steps=0)
+_LONG = dataclasses.replace(_CODE_ONLY, motion_steps=PRESETS['best'].motion_steps)
 _MIRRORED = dataclasses.replace(PRESETS['standard'], mirror=0.3)
 _GIVEN_CAMERA = dataclasses.replace(_CODE_ONLY, refine_camera=False)
 
@@ -218,6 +219,7 @@ CASES: dict[str, Callable[[Bench], Row]] = {
     'own clip, no motion': lambda bench: bench.clip(dataclasses.replace(_GIVEN_CAMERA, motion='none')),
     'fresh motion codes': Bench.animated,
     'motion found again on another person': lambda bench: bench.again(_CODE_ONLY),
+    'the same, 150 steps': lambda bench: bench.again(_LONG),
 }
 
 
