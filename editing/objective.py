@@ -60,6 +60,7 @@ class Objective(nn.Module):
         """Opens the networks that the weights need; `perceptual` replaces lite0."""
         super().__init__()
         self.weights, self.given = weights, perceptual
+        self.share = weights.perceptual / (len(BLOCKS) if perceptual is None else 1)  # of each of the features
         look = {'files': {}, 'cache_dir': default_cache(), 'device': device, 'offline': True}
         self.lite0 = self.sface = None
         if weights.perceptual and perceptual is None:
@@ -93,7 +94,7 @@ class Objective(nn.Module):
         for ours, theirs in zip(self._features(seen.image), wanted.features, strict=True):
             distance = (ours - theirs).square().sum(dim=1, keepdim=True)
             apart = weighted_mean(distance, reduce(wanted.weight, distance.shape[-1]))
-            terms = terms + self.weights.perceptual * apart
+            terms = terms + self.share * apart
         known = wanted.identity.any(dim=1)
         if known.any():
             crops = align_faces(seen.image[known] * 127.5 + 127.5, wanted.points[known])
@@ -115,8 +116,7 @@ class Objective(nn.Module):
         if self.lite0 is None:
             return ()
         resized = F.interpolate(image, (_SIDE, _SIDE), mode='bilinear', antialias=True)
-        share = len(BLOCKS) ** -0.5  # of the mean over blocks
-        return tuple(share * F.normalize(f, dim=1) for f in self.lite0.maps(resized, BLOCKS))
+        return tuple(F.normalize(f, dim=1) for f in self.lite0.maps(resized, BLOCKS))
 
 
 def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
