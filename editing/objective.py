@@ -60,7 +60,7 @@ class Objective(nn.Module):
         """Opens the networks that the weights need; `perceptual` replaces lite0."""
         super().__init__()
         self.weights, self.given = weights, perceptual
-        self.share = weights.perceptual / (len(BLOCKS) if perceptual is None else 1)  # of each of the features
+        self.share = weights.perceptual / (len(BLOCKS) if perceptual is None else 1)  # of a feature map
         look = {'files': {}, 'cache_dir': default_cache(), 'device': device, 'offline': True}
         self.lite0 = self.sface = None
         if weights.perceptual and perceptual is None:
