@@ -60,7 +60,10 @@ def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, impl: s
     impl: `ref` is torch's on every device; otherwise CPUs, which are as fast with it, have torch's gradients.
     """
     if not _own(x, impl):
-        return torch.conv2d(x, weight, stride=stride, padding=padding)
+        # what lies between the taps of a 1x1 filter changes nothing, but makes torch choose oneDNN, which is
+        # two to five times faster than what small batches get on one thread
+        dilation = 2 if weight.shape[-1] == 1 and _in_onednn(x) and impl != 'ref' else 1
+        return torch.conv2d(x, weight, stride=stride, padding=padding, dilation=dilation)
     return _Convolution.apply(x, weight, _Geometry(stride, padding, False))
 
 
@@ -69,6 +72,10 @@ def conv_transpose2d(x: Tensor, weight: Tensor, stride: int = 1, impl: str = 'au
     if not _own(x, impl):
         return torch.conv_transpose2d(x, weight, stride=stride)
     return _Convolution.apply(x, weight, _Geometry(stride, 0, True))
+
+
+def _in_onednn(x: Tensor) -> bool:
+    return x.dtype is torch.float32 and x.device.type == 'cpu' and torch.backends.mkldnn.is_available()
 
 
 def _own(x: Tensor, impl: str) -> bool:
