@@ -42,6 +42,14 @@ class Modulation(NamedTuple):
 
 
 _NOTHING = Modulation()
+_LINEAR = (1.0, 1.0, -1.0)  # slope, gain and limit of the identity
+
+
+def scale_channels(x: Tensor, scale: Tensor, impl: str = 'auto') -> Tensor:
+    """Returns x [N, C, ...] times scale [N, C], of x's type; impl: as in bias_act."""
+    if not torch.is_grad_enabled() or not kernels.has_kernels(x, impl):
+        return x * _per_channel(scale.to(x.dtype), x)
+    return _Scale.apply(x, scale.to(_wide(x)))
 
 
 def bias_act(
@@ -71,10 +79,12 @@ def bias_act(
     """
     slope, act_gain = _ACTIVATIONS[act]
     numbers = (slope, act_gain * gain, -1.0 if clamp is None else float(clamp * gain))
-    plain = slope is None or gain <= 0 or not _regular(x, bias, modulation)
+    # stock operators add a bias alone as fast, and their backward copies nothing
+    plain = numbers == _LINEAR and modulation.scale is None and modulation.noise is None
+    plain = plain or slope is None or gain <= 0 or not _regular(x, bias, modulation)
     if plain or not kernels.has_kernels(x, impl):
         return _reference(x, bias, modulation, *numbers)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32  # of the small operands
+    wide = _wide(x)
     small = [v if v is None or v.dtype is wide else v.to(wide) for v in (*modulation, bias)]
     if not torch.is_grad_enabled():
         return _forward_op(x, *small, *numbers)
@@ -136,6 +146,26 @@ def _per_channel(v: Tensor, x: Tensor) -> Tensor:
     return v.reshape([-1, x.shape[1]] + [1] * (x.ndim - 2))
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    """Returns the type of small operands and sums."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class _Scale(torch.autograd.Function):
+    """`scale_channels`; both gradients in one pass, that of a linear bias_act whose result was x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        return x * _per_channel(scale.to(x.dtype), x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        x, scale = ctx.saved_tensors
+        dx, sums = _gradients(dy, x, None, scale, None, _LINEAR)
+        return dx, sums.select(2, 1)
+
+
 class _BiasAct(torch.autograd.Function):
     """The kernel. Only its result is kept, which the next layer keeps too: activations can be inverted.
 
@@ -156,10 +186,7 @@ class _BiasAct(torch.autograd.Function):
         y, x, scale, noise, strength, bias = ctx.saved_tensors
         if scale is None and (no_weight_gradients.active or not any(ctx.needs_input_grad[1:])):
             return _derivative(dy, y, ctx.numbers), None, None, None, None, None
-        if torch.is_grad_enabled():
-            dx, sums = _Backward.apply(dy, y, x, scale, noise, ctx.numbers)
-        else:
-            dx, sums = _backward_op(dy, y, x, scale, noise, *ctx.numbers)
+        dx, sums = _gradients(dy, y, x, scale, noise, ctx.numbers)
         if scale is None and noise is None:
             return dx, None, None, None, sums.select(2, 0).sum(dim=0), None
         d, d_in, d_noise = sums.unbind(dim=2)  # [N, C]
@@ -169,6 +196,14 @@ class _BiasAct(torch.autograd.Function):
             d_scale = (d_in - offset) / scale
         d_strength = None if noise is None else d_noise.sum()
         return dx, d_scale, None, d_strength, None if bias is None else d.sum(dim=0), None
+
+
+def _gradients(dy: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """Returns what `_Backward` does, with a graph where one is wanted."""
+    if torch.is_grad_enabled():
+        return _Backward.apply(dy, *args)
+    *others, numbers = args
+    return _backward_op(dy, *others, *numbers)
 
 
 def _derivative(dy: Tensor, y: Tensor, numbers: tuple[float, float, float]) -> Tensor:
@@ -275,8 +310,7 @@ def _backward_kernel(dy: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]
     n, c, pixels, last = _sizes(y, layout)
     part = _part(y, n, c, pixels, last)
     parts = -(-pixels // part)
-    wide = torch.float64 if y.dtype == torch.float64 else torch.float32
-    sums = y.new_empty((n, parts, c, 3) if last else (n, c, parts, 3), dtype=wide)
+    sums = y.new_empty((n, parts, c, 3) if last else (n, c, parts, 3), dtype=_wide(y))
     dx = torch.empty_like(y)
     noise_n = 0 if small[1] is None else small[1].shape[0]
     sizes = (n, c, pixels, last, noise_n, part, parts)
@@ -289,8 +323,7 @@ def _same(x: Tensor, *_: Any) -> Tensor:
 
 
 def _same_and_sums(dy: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    wide = torch.float64 if y.dtype == torch.float64 else torch.float32
-    return _same(y), y.new_empty((*y.shape[:2], 3), dtype=wide)
+    return _same(y), y.new_empty((*y.shape[:2], 3), dtype=_wide(y))
 
 
 _SMALL, _NUMBERS = 'Tensor? scale, Tensor? noise', 'float slope, float gain, float limit'

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torch_utils.ops.bias_act import Modulation, bias_act
+from torch_utils.ops.bias_act import Modulation, bias_act, scale_channels
 from torch_utils.ops.conv2d_resample import conv2d_resample
 
 _EPS = 1e-8  # keeps the demodulation finite for zero weights
@@ -55,7 +55,7 @@ def modulated_conv2d(
         fan_in = weight[0].numel()
         weight = weight / (weight.norm(float('inf'), dim=(1, 2, 3), keepdim=True) * fan_in**0.5)
         styles = styles / styles.norm(float('inf'), dim=1, keepdim=True)
-    x = x * styles.to(x.dtype)[:, :, None, None]
+    x = scale_channels(x, styles, impl)
     x = conv2d_resample(x, weight.to(x.dtype), f, up=1 if f is None else 2, impl=impl)
     scale = demodulation(weight, styles) if demodulate else None
     modulation = Modulation(scale, epilogue.noise, epilogue.strength)

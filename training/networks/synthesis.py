@@ -62,7 +62,8 @@ class SynthesisBlock(nn.Module):
             x = self._move(self.conv0(x, ws[:, 0], *noise), u, noise)
             x = self.conv1(x, ws[:, 1], *noise)
         out = self.torgb(x, ws[:, -1])
-        return x, out if skip is None else out + upsample2d(skip, self.resample_filter)
+        # in place: no gradient needs the result of the filter
+        return x, out if skip is None else upsample2d(skip, self.resample_filter).add_(out)
 
     def _move(self, x: Tensor, u: Tensor, noise: tuple) -> Tensor:
         return x if self.motion is None else self.motion(x, u, *noise)
