@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import common, doctor, ops, render, step
-from torch_utils.misc import seeded_generator
+from torch_utils.misc import seeded_generator, set_float32_precision
 from torch_utils.ops import kernels
 from training.camera import front_label
 from training.config import TrainConfig
@@ -35,6 +35,8 @@ _TF32_PEAK = 400e12
 _TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _TOLERANCE = doctor._TOLERANCE | {torch.float64: 1e-10}
 _TOP = 14  # kernels of a profile
+# to run phases in: stock operators; cuDNN's guess of the fastest algorithm; what float32_precision can be
+WAYS = ('reference', 'cudnn.benchmark off', 'float32 exact', 'float32 tf32')
 _MEASURE_SEC = 0.3  # of an operator
 
 
@@ -192,8 +194,8 @@ def step_items(plan: Plan) -> Iterator[Item]:
                 run = functools.partial(time_phase, plan, bench, name, clips)
                 yield Item(f'step/{cfg}/{clips}/{name}', 60, run)
             if (cfg, clips) in (todo[0], ('tiny', 4)):
-                for way in ('reference', 'cudnn.benchmark off'):
-                    run = functools.partial(_other_way, bench, way)
+                for way in WAYS:
+                    run = functools.partial(other_way, bench, way)
                     yield Item(f'step/{cfg}/{clips}/{way}', 60, run)
             del bench, run  # gigabytes
 
@@ -227,17 +229,21 @@ def phase_floor(config: TrainConfig, clips: int, phase: str) -> dict[str, float]
     return {'floor_exact_sec': floor.exact_sec, 'floor_tf32_sec': floor.tf32_sec, 'counted_gib': gib}
 
 
-def _other_way(make: Callable[[], step.Bench], way: str) -> dict[str, float]:
-    """Returns the seconds of phases in another way than the usual one."""
-    parts = {name: make().parts()[name][1] for name in ('Gmain', 'Dmain')}
+def other_way(make: Callable[[], step.Bench], way: str) -> dict[str, float]:
+    """Returns the seconds of phases in one of WAYS, which differs from the usual one in nothing else."""
+    bench = make()
     os.environ[kernels.ENVIRONMENT] = 'ref' if way == 'reference' else 'auto'
+    kernels.forget()
+    if way.startswith('float32 '):
+        set_float32_precision(way.removeprefix('float32 '))
+    torch.backends.cudnn.benchmark = way != 'cudnn.benchmark off'
     try:
-        with torch.backends.cudnn.flags(benchmark=way == 'reference', allow_tf32=False):
-            return {
-                n: min(make().measure(run, memory=False)[0] for _ in range(2)) for n, run in parts.items()
-            }
+        runs = {name: bench.parts()[name][1] for name in ('Gmain', 'Dmain')}
+        return {n: min(bench.measure(run, memory=False)[0] for _ in range(2)) for n, run in runs.items()}
     finally:
         os.environ[kernels.ENVIRONMENT] = 'auto'
+        kernels.forget()
+        set_float32_precision(bench.trainer.config.float32_precision)
 
 
 def rendering_items(plan: Plan) -> Iterator[Item]:

@@ -13,6 +13,8 @@ from torch.autograd import DeviceType
 from benchmarks import gpu_items, step
 from benchmarks.gpu_day import Day, summary
 from support.paths import ROOT
+from torch_utils.misc import set_float32_precision
+from torch_utils.ops import kernels
 
 
 def day(folder, seconds=60.0, **options):
@@ -92,6 +94,41 @@ def test_floor_is_the_larger_of_arithmetic_and_bytes():
     with gpu_items.Floor() as floor:
         x + 1
     assert floor.exact_sec == floor.tf32_sec == 2 * x.nbytes / 3e12
+
+
+def switches():
+    """What another way may change: kernels, the search of cuDNN, TF32."""
+    cudnn = torch.backends.cudnn
+    return kernels.has_kernels(torch.zeros(1), 'auto'), cudnn.benchmark, cudnn.allow_tf32, cudnn.enabled
+
+
+@pytest.mark.parametrize(
+    ('way', 'expected'),
+    [
+        ('reference', (False, True, True, True)),
+        ('cudnn.benchmark off', (True, False, True, True)),
+        ('float32 exact', (True, True, False, True)),
+        ('float32 tf32', (True, True, True, True)),
+    ],
+)
+def test_another_way_changes_one_thing(way, expected, choose_kernels):
+    choose_kernels('auto')
+    assert way in gpu_items.WAYS
+    seen = []
+    parts = {name: (1.0, lambda: seen.append(switches())) for name in ('Gmain', 'Dmain')}
+
+    def measure(run, memory):
+        run()
+        return 2.0, 0
+
+    config = SimpleNamespace(float32_precision='tf32')
+    bench = SimpleNamespace(parts=lambda: parts, measure=measure, trainer=SimpleNamespace(config=config))
+    set_float32_precision('tf32')
+    try:
+        assert gpu_items.other_way(lambda: bench, way) == {'Gmain': 2.0, 'Dmain': 2.0}
+        assert set(seen) == {expected} and switches() == (True, True, True, True)
+    finally:
+        set_float32_precision()
 
 
 @pytest.mark.slow
