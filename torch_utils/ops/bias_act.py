@@ -272,14 +272,14 @@ def _sizes(x: Tensor, layout: torch.memory_format) -> tuple[int, ...]:
     return n, c, math.prod(sides), int(not sides or layout is torch.channels_last)
 
 
-def _pack(layout: torch.memory_format, *tensors: Tensor | None) -> list[Tensor | None]:
-    """Brings tensors into a memory layout."""
-    return [None if t is None else t.contiguous(memory_format=layout) for t in tensors]
+def _dense(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """Returns small operands with their numbers side by side."""
+    return [None if t is None else t.contiguous() for t in tensors]
 
 
 def _forward_kernel(x: Tensor, *args: Any) -> Tensor:
     layout = kernels.memory_format(x)
-    (x,), small = _pack(layout, x), _pack(torch.contiguous_format, *args[:4])
+    x, small = x.contiguous(memory_format=layout), _dense(args[:4])
     out = torch.empty_like(x)
     noise_n = 0 if small[1] is None else small[1].shape[0]
     kernels.call('bias_act', x, x, None, *small, out, *_sizes(x, layout), noise_n, *args[4:])
@@ -288,7 +288,7 @@ def _forward_kernel(x: Tensor, *args: Any) -> Tensor:
 
 def _derivative_kernel(dy: Tensor, y: Tensor, *numbers: float) -> Tensor:
     layout = kernels.memory_format(y)
-    y, dy = _pack(layout, y, dy)
+    y, dy = y.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
     out = torch.empty_like(y)
     kernels.call('bias_act', y, dy, y, None, None, None, None, out, *_sizes(y, layout), 0, *numbers)
     return out
@@ -306,7 +306,8 @@ def _part(y: Tensor, n: int, c: int, pixels: int, last: int) -> int:
 
 def _backward_kernel(dy: Tensor, y: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     layout = kernels.memory_format(y)
-    (y, dy, x), small = _pack(layout, y, dy, args[0]), _pack(torch.contiguous_format, *args[1:3])
+    y, dy, small = y.contiguous(memory_format=layout), dy.contiguous(memory_format=layout), _dense(args[1:3])
+    x = None if args[0] is None else args[0].contiguous(memory_format=layout)
     n, c, pixels, last = _sizes(y, layout)
     part = _part(y, n, c, pixels, last)
     parts = -(-pixels // part)

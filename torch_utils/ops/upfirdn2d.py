@@ -106,18 +106,23 @@ def _kernel(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bo
     x = x.contiguous(memory_format=layout)
     wide = torch.float64 if x.dtype is torch.float64 else torch.float32
     f = (f if f.dtype is wide else f.to(wide)).contiguous()
-    y = _fake(x, f, up, down, padding, flip, gain)
+    y = _empty(x, f, up, down, padding, layout)
     last = int(layout is torch.channels_last)
     where = (up, down, padding[0], padding[2], last, int(flip), float(gain))
     kernels.call('upfirdn2d', x, x, f, y, *x.shape, *y.shape[2:], *f.shape, *where)
     return y
 
 
-def _fake(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, flip: bool, gain: float) -> Tensor:
+def _empty(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, layout: torch.memory_format) -> Tensor:
+    """Returns room for the result."""
     left, right, top, bottom = padding
     (n, c, h, w), (fh, fw) = x.shape, f.shape
     size = (n, c, (h * up + top + bottom - fh) // down + 1, (w * up + left + right - fw) // down + 1)
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=kernels.memory_format(x))
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _fake(x: Tensor, f: Tensor, up: int, down: int, padding: Padding, *_: Any) -> Tensor:
+    return _empty(x, f, up, down, padding, kernels.memory_format(x))
 
 
 _op = kernels.register(

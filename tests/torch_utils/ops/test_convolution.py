@@ -179,3 +179,21 @@ def test_r1_takes_gradients_of_weights_once(monkeypatch):
     assert filters_of('Dreg', 'tiny').weight_gradients == 2 * layers
     monkeypatch.setattr(loss, 'no_weight_gradients', contextlib.nullcontext)
     assert filters_of('Dreg', 'tiny').weight_gradients == 3 * layers
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='torch without oneDNN')
+def test_pixels_on_one_thread_go_to_onednn(choose_kernels):
+    """Which torch does with large batches alone; the result and both derivatives stay those of a product."""
+    choose_kernels('auto')
+    x, weight = draw(2, 3, 5, 4, grad=True), draw(6, 3, 1, 1, seed=1, grad=True)
+    found = []
+    for run in (conv2d, lambda x, w: torch.einsum('nchw,oc->nohw', x, w[:, :, 0, 0])):
+        leaves = [t.detach().float().requires_grad_() for t in (x, weight)]
+        with torch.profiler.profile() as profiler:
+            y = run(*leaves)
+        calls = {event.key for event in profiler.key_averages()}
+        grads = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
+        found.append([y, *grads, *torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)])
+        assert ('aten::mkldnn_convolution' in calls) == (run is conv2d)
+    for ours, product in zip(*found, strict=True):
+        assert (ours - product).norm() < 1e-5 * product.norm()

@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from support.tiny import draw
 from torch_utils.ops import bias_act as bias_act_module
 from torch_utils.ops import kernels
-from torch_utils.ops.bias_act import Modulation, bias_act
+from torch_utils.ops.bias_act import Modulation, bias_act, scale_channels
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.upfirdn2d import make_filter, upfirdn2d, upsample2d
 
@@ -125,6 +125,25 @@ def test_bias_act(act, shape):
     clipped = np.clip(expected, -0.35, 0.35)  # the clamp is scaled by the gain
     np.testing.assert_allclose(bias_act(x, bias, act, gain=0.7, clamp=0.5).numpy(), clipped, atol=1e-8)
     assert torch.equal(bias_act(x), x) and bias_act(x.bfloat16(), bias, act).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('shape', [(3, 6), (2, 6, 3, 4)])
+@pytest.mark.parametrize('last', [True, False])
+def test_scale_channels(shape, last):
+    """A scale may be 0: its gradient does not divide by it."""
+    x, scale = draw(*shape), draw(*shape[:2], seed=1)
+    scale[0, 1] = 0
+    if last and x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    leaves = x.requires_grad_(), scale.requires_grad_()
+    y = scale_channels(*leaves)
+    shaped = scale.reshape(*scale.shape, *[1] * (x.ndim - 2))
+    assert torch.equal(y, x * shaped) and kernels.memory_format(y) == kernels.memory_format(x)
+    found = [torch.autograd.grad(z.pow(3).sum(), leaves) for z in (y, x * shaped)]
+    for ours, stock in zip(*found, strict=True):
+        torch.testing.assert_close(ours, stock, rtol=1e-12, atol=1e-12)
+    assert gradcheck(scale_channels, leaves, fast_mode=True)
+    assert gradgradcheck(lambda *x: scale_channels(*x).pow(3), leaves, fast_mode=True)
 
 
 def modulated_example(shape, noise_n, last):
