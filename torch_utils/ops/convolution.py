@@ -13,6 +13,7 @@ from torch import Tensor
 from torch_utils.ops import kernels
 
 _NO_DILATION, _GROUPS = (1, 1), 1
+_ONEDNN = torch.backends.mkldnn.is_available()
 _ONLY_WEIGHT = (False, True, False)  # of the gradients of input, weight and bias
 
 
@@ -75,7 +76,7 @@ def conv_transpose2d(x: Tensor, weight: Tensor, stride: int = 1, impl: str = 'au
 
 
 def _in_onednn(x: Tensor) -> bool:
-    return x.dtype is torch.float32 and x.device.type == 'cpu' and torch.backends.mkldnn.is_available()
+    return _ONEDNN and x.dtype is torch.float32 and x.device.type == 'cpu'
 
 
 def _own(x: Tensor, impl: str) -> bool:
