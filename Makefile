@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml
 	  exit 1; }
 	@if [ ! -e $(PY) ]; then mkdir -p $(VENV) && touch $(VENV)/.installing && $(PYTHON) -m venv $(VENV); fi
 	@touch $(VENV)/.installing
-	$(PY) -m pip install --disable-pip-version-check -e '.[dev,metrics]'
+	$(PY) -m pip install --disable-pip-version-check -e '.[dev,metrics,viewer]'
 	@rm $(VENV)/.installing && touch $(STAMP)
 
 DATA := $(DEMO)/heads.zip

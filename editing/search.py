@@ -30,6 +30,8 @@ class Session:
     key: str = ''  # of all that the search depends on: a state with another is not continued
     report: Callable[[str], object] = lambda line: None  # gets a line per stage
     should_stop: Callable[[], bool] = lambda: False
+    # gets stage, steps done, steps of the stage, PSNR in dB after each step
+    watch: Callable[[str, int, int, float], object] = lambda stage, step, steps, quality: None
 
     def read(self) -> dict[str, Any] | None:
         """Returns the state of this search, if there is one."""
@@ -106,6 +108,7 @@ def run_stage(run: StageRun, session: Session, write: Callable[[], None]) -> boo
             quality = run.advance()
             bar.update()
             bar.set_postfix_str(f'{quality:.2f} dB')
+            session.watch(run.stage.name, run.step, total, quality)
             stop = session.should_stop() and run.step < total
             if stop or (run.step % _SAVE_STEPS == 0 and run.step < total):
                 write()

@@ -196,14 +196,13 @@ def shell_features(
     return torch.cat(chunks)
 
 
-def save_mesh(path: Path | str, mesh: Mesh, note: str = '') -> None:
-    """Writes a mesh in one of FORMATS, by suffix, with vertex colours (linear light in .glb, as in glTF).
+def mesh_file(mesh: Mesh, kind: str, note: str = '') -> bytes:
+    """Returns the file of a mesh in one of FORMATS, with vertex colours (linear light in glb, as in glTF).
 
-    The note is a comment of .ply and .obj, where it becomes ASCII, and `asset.extras` of .glb.
+    The note is a comment of ply and obj, where it becomes ASCII, and `asset.extras` of glb.
     """
     import trimesh
 
-    kind = Path(path).suffix[1:]
     colors = mesh.colors
     if kind == 'glb':
         srgb = colors / 255
@@ -214,8 +213,13 @@ def save_mesh(path: Path | str, mesh: Mesh, note: str = '') -> None:
     data = data.encode() if isinstance(data, str) else data
     if kind == 'ply' and note:  # a comment follows the line of the format, the second
         data = data.replace(b'\nelement', b'\ncomment ' + _ascii(note).encode() + b'\nelement', 1)
+    return data
+
+
+def save_mesh(path: Path | str, mesh: Mesh, note: str = '') -> None:
+    """Writes a mesh in one of FORMATS, by suffix; see mesh_file."""
     with atomic_write(path) as file:
-        file.write(data)
+        file.write(mesh_file(mesh, Path(path).suffix[1:], note))
 
 
 def _noted(kind: str, note: str) -> dict[str, Any]:
