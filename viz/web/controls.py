@@ -21,11 +21,15 @@ def same(value: Any) -> Any:
 
 
 class Bound:
-    """Controls that show fields of the state and change them."""
+    """Controls that show fields of the state and change them.
+
+    A control is set only when its field has changed elsewhere: what a person is just typing stays.
+    """
 
     def __init__(self, page: Page) -> None:
         self.page = page
         self._handles: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
+        self._seen: dict[str, Any] = {}  # what the control of a field was set to, or has set
 
     def bind(
         self,
@@ -33,18 +37,36 @@ class Bound:
         handle: Any,
         to_state: Callable[[Any], Any] = same,
         to_handle: Callable[[Any], Any] = same,
+        then: Callable[[], object] = lambda: None,
     ) -> Any:
-        """Binds a control to a field; the functions convert where they speak differently."""
-        self._handles[field] = handle, to_handle
-        handle.on_update(self.page.guard(lambda: self.page.change(**{field: to_state(handle.value)})))
+        """Binds a control to a field.
+
+        Args:
+            field: of the state.
+            handle: of the control.
+            to_state, to_handle: convert values where they speak differently.
+            then: what else is done when the control has changed the field.
+        """
+
+        def changed() -> None:
+            value = to_state(handle.value)
+            if to_handle(getattr(self.page.state, field)) == handle.value:
+                return
+            self.page.change(**{field: value})
+            self._seen[field] = getattr(self.page.state, field)
+            then()
+
+        self._handles[field], self._seen[field] = (handle, to_handle), getattr(self.page.state, field)
+        handle.on_update(self.page.guard(changed))
         return handle
 
     def settled(self, state: State) -> None:
-        """Shows the state."""
+        """Shows the fields that have changed elsewhere."""
         for field, (handle, to_handle) in self._handles.items():
-            value = to_handle(getattr(state, field))
-            if handle.value != value:
-                handle.value = value
+            value = getattr(state, field)
+            if value != self._seen[field]:
+                self._seen[field] = value
+                handle.value = to_handle(value)
 
     def close(self) -> None:
         """Nothing is left to end."""
@@ -124,8 +146,8 @@ class MotionPanel(Bound):
             self.speed = slider(gui, 'speed', (0.05, 4), 0.05, 1, '1 = as fast as the training clips')
             self.own = gui.add_checkbox('own motion', True, hint="the motion of the person's seed")
             self.seed = gui.add_number('motion seed', 0, min=0, max=MAX_SEED, step=1)
-            for handle in (self.own, self.seed):
-                handle.on_update(page.guard(self._choose))
+            self.bind('motion_seed', self.own, self._motion_seed, lambda seed: seed is None)
+            self.seed.on_update(page.guard(self._choose))
             hint = 'factor on motion: 0 = a still'
             self.bind('strength', slider(gui, 'strength', (0, 1.5), 0.05, state.strength, hint))
         page.advance = self.advance
@@ -134,8 +156,12 @@ class MotionPanel(Bound):
         person = self.page.painter.model.people.get(state.person)
         return tuple(person.motions) if person else (SAMPLED,)
 
+    def _motion_seed(self, own: bool) -> int | None:
+        return None if own else self.seed.value
+
     def _choose(self) -> None:
-        self.page.change(motion_seed=None if self.own.value else self.seed.value)
+        if not self.own.value:
+            self.page.change(motion_seed=self.seed.value)
 
     def advance(self, seconds: float) -> None:
         """Moves time on by so many seconds of the wall clock."""
@@ -154,9 +180,6 @@ class MotionPanel(Bound):
         if names != self.names:
             self.names = self.motion.options = names
         super().settled(state)
-        self.own.value = state.motion_seed is None
-        if state.motion_seed is not None:
-            self.seed.value = state.motion_seed
 
 
 def travel(place: float, step: float, forward: bool, pingpong: bool) -> tuple[float, bool]:
@@ -174,37 +197,29 @@ class CameraPanel(Bound):
     def __init__(self, page: Page, gui: Any) -> None:
         super().__init__(page)
         model = page.painter.model
-        self.usual = fov_degrees(model.G.config.focal)
         hint = 'degrees; training cameras were from {:.0f} to {:.0f}'
         with gui.add_folder('Camera'):
             self.sign = gui.add_markdown(_OUTSIDE)
             self.sign.visible = False
             for field, limits in zip(('yaw', 'pitch'), model.coverage, strict=True):
                 handle = slider(gui, field, limits, 0.5, 0.0, hint.format(*limits))
-                handle.on_update(page.guard(lambda f=field, h=handle: self._turn(f, h)))
-                self._handles[field] = handle, same
-            hint = f'degrees; training cameras had {self.usual:.1f}'
-            fov = slider(gui, 'field of view', (LIMITS['fov'][0], 40), 0.1, self.usual, hint)
-            self._handles['fov'] = fov, lambda value: round(self.usual if value is None else value, 1)
-            fov.on_update(page.guard(lambda: self._zoom(fov)))
+                self.bind(field, handle, then=page.aim)
+            usual = round(fov_degrees(model.G.config.focal), 1)
+            hint = f'degrees; training cameras had {usual}'
+            fov = slider(gui, 'field of view', (LIMITS['fov'][0], 40), 0.1, usual, hint)
+            self.bind(
+                'fov',
+                fov,
+                lambda value: None if value == usual else value,
+                lambda value: usual if value is None else value,
+                page.aim,
+            )
             gui.add_button('Reset camera').on_click(page.guard(self.reset))
             hint = 'that the mapping network sees: the frontal one, a fixed one, or the one that renders'
             mapping = gui.add_dropdown('mapping camera', ('canonical', 'first', 'current'), hint=hint)
             self.bind('map_camera', mapping)
             button = gui.add_button('First = this one', hint='for the mapping camera `first`')
             button.on_click(page.guard(self.keep_first))
-
-    def _turn(self, field: str, handle: Any) -> None:
-        if abs(getattr(self.page.state, field) - handle.value) > 0.01:
-            self.page.change(**{field: handle.value})
-            self.page.aim()
-
-    def _zoom(self, handle: Any) -> None:
-        shown = self._handles['fov'][1](self.page.state.fov)
-        if abs(shown - handle.value) > 0.01:
-            usual = handle.value == round(self.usual, 1)
-            self.page.change(fov=None if usual else handle.value)
-            self.page.aim()
 
     def reset(self) -> None:
         """Returns to the frontal camera."""

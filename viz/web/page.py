@@ -18,6 +18,7 @@ from viz.web.worker import Player, Worker
 
 _LOSSLESS_SIDE = 256  # images up to it are sent as PNG while they move, too
 _MOVING_QUALITY = 80  # of JPEG
+_SAME_DEG = 0.05  # a camera that is so near is the same: browsers report rounded numbers
 _DEAF_SEC = 0.5  # after we moved the browser's camera, its own reports of that are not taken for drags
 _ADVICE = 'choose fewer voxels or samples'
 
@@ -101,7 +102,10 @@ class Page:
             return
         wanted = coverage.orbit_angles(np.asarray(camera.position), np.asarray(camera.look_at))
         yaw, pitch, self.outside = self.painter.model.coverage.clamp(*wanted)
-        self.change(yaw=yaw, pitch=pitch)
+        if max(abs(yaw - self.state.yaw), abs(pitch - self.state.pitch)) > _SAME_DEG:
+            self.change(yaw=yaw, pitch=pitch)
+        elif self.outside:
+            self.redraw()
 
     def aim(self) -> None:
         """Moves the browser's camera to where the state has it."""
@@ -177,7 +181,7 @@ class Page:
         if still and not self.player.playing:
             self.shown = state
             for panel in self.panels:
-                panel.settled(state)
+                panel.settled(self.state)
 
     def send(self, image: np.ndarray, still: bool = True) -> None:
         """Shows an image [H, W, 3] in the middle of the window, whatever the shape of that is."""

@@ -1,4 +1,4 @@
-"""Pages without a browser: controls change the image, errors become sentences, files are what they should be."""
+"""Pages without a browser: controls change images, errors become sentences, files are what they should be."""
 
 import io
 import time

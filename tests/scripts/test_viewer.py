@@ -1,0 +1,231 @@
+"""The viewer end to end: its command, its page in a real browser, the command lines that it prints."""
+
+import contextlib
+import io
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import gen_videos
+import viewer
+from editing.codes import save_portrait
+from support import browser, tiny
+from support.paths import ROOT
+from support.portraits import portrait
+from torch_utils.checkpoint import save_snapshot
+from viz import trajectories
+from viz.web.follow import Follower
+from viz.web.painter import Painter
+from viz.web.panels import Panels
+from viz.web.state import State
+
+DEMO = str(ROOT / 'assets' / 'demo.pkl')
+
+
+@pytest.fixture(scope='module')
+def G():
+    return tiny.generator(span=4).eval()
+
+
+@pytest.fixture(scope='module')
+def network(G, tmp_path_factory):
+    path = tmp_path_factory.mktemp('network') / 'network-snapshot-000001.pkl'
+    save_snapshot(path, {'G_ema': G}, {'cameras': [trajectories.orbit(3).tolist()], 'fps': 25.0})
+    return str(path)
+
+
+def options(network, **changes):
+    return viewer.Options(network=network, device='cpu', **changes)
+
+
+def refused(*args):
+    """Runs the command, which must fail, and returns its sentence."""
+    result = CliRunner().invoke(viewer.main, [str(a) for a in args])
+    assert result.exit_code == 1 and result.output.startswith('Error: ') and result.output.count('\n') == 1
+    return result.output
+
+
+def test_what_cannot_be_shown_is_refused(network, tmp_path):
+    assert '--data ZIP alone' in refused()
+    assert '--data ZIP alone' in refused('--network', network, '--run', tmp_path)
+    assert 'need --network' in refused('--data', 'a.zip', '--allow-upload')
+    assert 'no network-snapshot' in refused('--run', tmp_path)
+    assert 'missing.pkl' in refused('--network', tmp_path / 'missing.pkl')
+    pytest.importorskip('viser')
+    assert '--host' in refused('--network', network, '--device', 'cpu', '--host', '203.0.113.7')
+
+
+def test_printed_commands_make_the_same_image(network, G, tmp_path):
+    path = tmp_path / 'ann.portrait.pt'
+    save_portrait(path, portrait(G, 3))
+    painter = Painter(viewer.open_model(network, options(network, portrait=(str(path),))))
+    states = [
+        State(seed=4, psi=0.7, cutoff=3, mix=0.25, other_seed=9, time=0.37, yaw=12.34, pitch=-5, fov=17.5),
+        State(motion_seed=3, strength=0.6, time=1, samples=2, kind='depth', map_camera='current', yaw=-8),
+        State(yaw=5, kind='normals', map_camera='first', first=(10.0, 4.0, None)),
+        State(person='ann', seed=2, time=0.5, kind='raw'),
+        State(kind='opacity', second='image', split_at=0.0),
+    ]
+    for i, state in enumerate(states):
+        words = shlex.split(painter.command(state))
+        assert words[:2] == ['python', 'gen_videos.py'] and words[-1] == '--outdir=out'
+        out = tmp_path / str(i)
+        done = CliRunner().invoke(gen_videos.main, [*words[2:-1], f'--outdir={out}', '--device=cpu'])
+        assert done.exit_code == 0, done.output
+        kind = state.second or state.kind
+        file = min(out.iterdir()) if kind != 'image' else min(out.iterdir(), key=lambda f: len(f.name))
+        assert kind == 'image' or file.stem.endswith(f'-{kind}')
+        assert np.array_equal(np.asarray(Image.open(file)), painter.paint(state)), state
+
+
+def test_portraits_move_as_recorded_and_as_each_other(network, G, tmp_path):
+    paths = []
+    for i, frames in enumerate((1, 3, 4)):
+        paths.append(str(tmp_path / f'p{i}.portrait.pt'))
+        save_portrait(paths[-1], portrait(G, frames, seed=i))
+    people = viewer.people(G, tuple(paths))
+    assert [list(person.motions) for person in people.values()] == [
+        ['sampled', 'as p1', 'as p2'],
+        ['sampled', 'recorded', 'as p2'],
+        ['sampled', 'as p1', 'recorded'],
+    ]
+    recorded = people['p2'].motions['recorded']
+    u = portrait(G, 4, seed=2).u
+    tiny.same(recorded.motion_at(None, u.new_tensor([0.0, 1 / 3, 1.0])), u[[0, 1, 3]], 1e-6)
+    assert people['p2'].seconds['recorded'] == 3 / 25
+
+
+class Watched:
+    """Stands for the server."""
+
+    def __init__(self):
+        self.painters, self.messages = [], []
+
+    def replace(self, painter):
+        self.painters.append(painter)
+
+    def message(self, text, title):
+        self.messages.append(text)
+
+
+def test_a_run_is_followed(G, tmp_path):
+    first = tmp_path / 'network-snapshot-000000001.pkl'
+    save_snapshot(first, {'G_ema': G}, {})
+    watched = Watched()
+    follower = Follower(tmp_path, first, lambda path: viewer.open_model(path, options(path)), watched)
+    follower.close()
+    follower.look()
+    assert not watched.messages
+    (tmp_path / 'network-snapshot-000000002.pkl').write_bytes(b'broken')
+    follower.look()
+    follower.look()
+    assert len(watched.messages) == 1 and '000000002' in watched.messages[0] and not watched.painters
+    save_snapshot(tmp_path / 'network-snapshot-000000003.pkl', {'G_ema': G}, {})
+    follower.look()
+    assert watched.painters[0].model.path.endswith('000000003.pkl')
+
+
+@pytest.mark.slow
+def test_the_command_prints_its_address_and_ends_well(network):
+    pytest.importorskip('viser')
+    command = [sys.executable, str(ROOT / 'viewer.py'), '--network', network, '--port', '0']
+    env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            url, tunnel = (process.stdout.readline().strip() for _ in range(2))
+            assert url.startswith('http://127.0.0.1:') and f'ssh -L {url.rpartition(":")[2]}:' in tunnel
+            with urllib.request.urlopen(url) as page:
+                assert page.status == 200
+            with pytest.raises(urllib.error.HTTPError):
+                urllib.request.urlopen(f'{url}/../../../../etc/passwd')
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope='module')
+def tab():
+    pytest.importorskip('viser')
+    with browser.open_browser() as found:
+        yield found
+
+
+@contextlib.contextmanager
+def served(painter, **panels):
+    """Serves pages in this process."""
+    from viz.web.server import Viewer
+
+    server = Viewer(painter, Panels(**panels), '127.0.0.1', 0)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+CHANGES = [  # controls in an order in which each changes the image
+    ('type', 'seed', 3, 0),
+    ('type', 'time', 1, 0),
+    ('type', 'strength', 0.5, 1),
+    ('type', 'psi', 0.5, 1),
+    ('type', 'cutoff', 3, 10),
+    ('type', 'mix', 0.4, 0),
+    ('type', 'second seed', 7, 1),
+    ('type', 'pitch', 6, 0),
+    ('type', 'yaw', -12, 0),
+    ('choose', 'mapping camera', 'current', 'canonical'),
+    ('type', 'field of view', 12, 8.2),
+    ('choose', 'right half', 'normals', 'none'),
+    ('type', 'split at', 0.4, 0.5),
+    ('choose', 'show', 'depth', 'image'),
+    ('choose', 'samples', '4', '1'),
+]
+
+
+@pytest.mark.slow
+def test_a_person_uses_the_page(tab):
+    """Moves every control and back, drags, plays, makes a mesh, saves; then nothing may be wrong."""
+    painter = Painter(viewer.open_model(DEMO, options(DEMO)))
+    with served(painter) as server:
+        screen = browser.Screen(tab, server.url)
+        page = browser.until(lambda: next(iter(server.pages.values()), None))
+        screen.label('samples').wait_for()
+        browser.until(lambda: screen.look().std() > 10)  # no longer blank
+        seen = first = screen.still()
+        for act, label, value, _ in CHANGES:
+            getattr(screen, act)(label, value)
+            seen = screen.other(seen)
+        for act, label, _, value in reversed(CHANGES):
+            getattr(screen, act)(label, value)
+        browser.until(lambda: page.state == State())
+        screen.again(first)
+        screen.drag(40)
+        screen.other(first)
+        assert page.state.yaw < -3
+        screen.click('Reset camera')
+        screen.again(first)
+        sent = page.speed.frames
+        screen.tick('play')
+        browser.until(lambda: page.speed.frames > sent + 8)
+        screen.tick('play')
+        screen.type('time', 0)
+        screen.again(first)
+        screen.click('Geometry')
+        screen.choose('voxels', '64')
+        screen.click('Make mesh')
+        screen.other(first)
+        screen.tick('show in the scene')
+        screen.again(first)
+        screen.click('Capture')
+        image = Image.open(io.BytesIO(screen.download('Image (PNG)')))
+        assert np.array_equal(np.asarray(image), painter.paint(State()))
+        assert screen.problems == []
