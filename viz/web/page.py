@@ -70,7 +70,8 @@ class Page:
         self.speed = Speed()
         self.outside = False  # whether the browser's camera is where no training camera was
         self.backdrop: np.ndarray | None = None  # is shown instead of renderings
-        self.state, self.shown = State(), State()  # wanted; of the last still image
+        self.state = State()
+        self.shown: State | None = None  # what the browser sees in full; none = something is being drawn
         self._lock, self._deaf_until, self._aspect = threading.Lock(), 0.0, 0.0
         self.worker: Worker[State] = Worker(self._draw, self._full)
         self.player = Player(self._advance, self.worker)
@@ -84,11 +85,12 @@ class Page:
             new = dataclasses.replace(self.state, **values)
             if new == self.state:
                 return
-            self.state = new
+            self.state, self.shown = new, None
         self.worker.ask(new)
 
     def redraw(self) -> None:
         """Asks for the image of the state as it is."""
+        self.shown = None
         self.worker.ask(self.state)
 
     def look(self) -> None:

@@ -91,14 +91,14 @@ def test_every_field_changes_the_image_and_going_back_restores_it(painter, chang
 
 def test_a_person_takes_the_place_of_the_seeds(painter, G):
     other = tiny.build(tiny.G_CONFIG, seed=7).eval()
-    painter.add(
-        'ann', Person(motions={'sampled': other, 'recorded': G}, path='ann.portrait.pt', private=True)
-    )
+    motions, sources = {'sampled': other, 'recorded': G}, {'recorded': 'bob.portrait.pt'}
+    painter.add('ann', Person(motions=motions, sources=sources, path='ann.portrait.pt', private=True))
     shown = painter.paint(State(person='ann'))
     assert not np.array_equal(shown, painter.paint(State()))
     assert np.array_equal(painter.paint(State(person='ann', motion='recorded')), painter.paint(State()))
     assert painter.model.names([]) == () and painter.model.names(['ann']) == ('ann',)
-    assert '--portrait=ann.portrait.pt' in painter.command(State(person='ann'))
-    assert painter.command(State(person='ann', motion='recorded')) == ''
+    assert '--portrait=ann.portrait.pt --seeds' in painter.command(State(person='ann'))
+    moved = painter.command(State(person='ann', motion='recorded'))
+    assert '--motion-of=bob.portrait.pt' in moved and '--seeds' not in moved
     painter.remove('ann')
     assert np.array_equal(painter.paint(State(person='ann')), painter.paint(State()))
