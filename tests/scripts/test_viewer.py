@@ -175,6 +175,8 @@ def served(painter, **panels):
 CHANGES = [  # controls in an order in which each changes the image
     ('type', 'seed', 3, 0),
     ('type', 'time', 1, 0),
+    ('tick', 'own motion', False, True),
+    ('type', 'motion seed', 5, 0),
     ('type', 'strength', 0.5, 1),
     ('type', 'psi', 0.5, 1),
     ('type', 'cutoff', 3, 10),
@@ -214,16 +216,17 @@ def test_a_person_uses_the_page(tab):
         screen.click('Reset camera')
         screen.again(first)
         sent = page.speed.frames
-        screen.tick('play')
+        screen.tick('play', True)
         browser.until(lambda: page.speed.frames > sent + 8)
-        screen.tick('play')
+        screen.tick('play', False)
+        browser.until(lambda: page.shown == page.state and not page.player.playing)
         screen.type('time', 0)
         screen.again(first)
         screen.click('Geometry')
-        screen.choose('voxels', '64')
+        screen.choose('voxels', '32')
         screen.click('Make mesh')
         screen.other(first)
-        screen.tick('show in the scene')
+        screen.tick('show in the scene', False)
         screen.again(first)
         screen.click('Capture')
         image = Image.open(io.BytesIO(screen.download('Image (PNG)')))

@@ -103,9 +103,9 @@ class Screen:
         self.control(text).click()
         self.tab.get_by_role('option', name=option, exact=True).locator('visible=true').click()
 
-    def tick(self, text):
-        """Clicks a check box."""
-        self.control(text).click(force=True)
+    def tick(self, text, on):
+        """Sets a check box."""
+        self.control(text).set_checked(on, force=True)
 
     def click(self, text):
         """Clicks a button or a heading."""

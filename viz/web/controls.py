@@ -12,6 +12,7 @@ from viz.web.state import LIMITS, MAX_SEED, State
 
 _NETWORK = 'seeds'  # in the list of people
 _NONE = 'none'
+_FASTEST = 4  # times as fast as the training clips
 _STEPS = 4  # times of a played clip between two training frames
 
 
@@ -141,9 +142,9 @@ class MotionPanel(Bound):
             hint = 'of the training span, or of the recording'
             self.bind('time', slider(gui, 'time', (0, 1), 0.01, state.time, hint))
             self.playing = gui.add_checkbox('play', False)
-            self.playing.on_update(page.guard(lambda: page.player.play(self.playing.value)))
+            self.playing.on_update(page.guard(self._play))
             self.pingpong = gui.add_checkbox('forth and back', True, hint='else it starts again with a jump')
-            self.speed = slider(gui, 'speed', (0.05, 4), 0.05, 1, '1 = as fast as the training clips')
+            self.speed = slider(gui, 'speed', (0.05, _FASTEST), 0.05, 1, '1 = as fast as the training clips')
             self.own = gui.add_checkbox('own motion', True, hint="the motion of the person's seed")
             self.seed = gui.add_number('motion seed', 0, min=0, max=MAX_SEED, step=1)
             self.bind('motion_seed', self.own, self._motion_seed, lambda seed: seed is None)
@@ -156,6 +157,11 @@ class MotionPanel(Bound):
         person = self.page.painter.model.people.get(state.person)
         return tuple(person.motions) if person else (SAMPLED,)
 
+    def _play(self) -> None:
+        self.page.player.play(self.playing.value)
+        if not self.playing.value:
+            self.page.redraw()  # and the controls show where it has stopped
+
     def _motion_seed(self, own: bool) -> int | None:
         return None if own else self.seed.value
 
@@ -166,7 +172,7 @@ class MotionPanel(Bound):
     def advance(self, seconds: float) -> None:
         """Moves time on by so many seconds of the wall clock."""
         state, model = self.page.state, self.page.painter.model
-        step = seconds * self.speed.value / model.span_sec(state.person, state.motion)
+        step = seconds * min(max(self.speed.value, 0), _FASTEST) / model.span_sec(state.person, state.motion)
         if state.time != self.shown:  # the slider was moved
             self.place = min(state.time, 1.0)
         self.place, self.forward = travel(self.place, step, self.forward, self.pingpong.value)

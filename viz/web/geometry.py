@@ -10,7 +10,7 @@ from viz.web.page import Page
 from viz.web.state import State
 
 _NODE = '/mesh'
-_VOXELS = ('64', '128', '256')
+_VOXELS = ('32', '64', '128', '256')
 _GRAY = np.full((8, 8, 3), 60, np.uint8)  # behind the mesh
 
 
@@ -38,6 +38,8 @@ class GeometryPanel:
         page, state = self.page, self.page.state
         if not page.painter.has_3d:
             raise UserError('this network has no 3D, so there is no mesh of it')
+        if self.voxels.value not in _VOXELS:
+            raise UserError(f'voxels must be one of {", ".join(_VOXELS)}')
         self.facts.content = 'working ...'
         with page.painter.lock:
             views = page.painter.views(state)

@@ -5,7 +5,8 @@ import io
 import math
 import socket
 import threading
-from collections.abc import Callable
+import urllib.parse
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dnnlib.scene import FOCAL, PIVOT, RADIUS, fov_degrees
@@ -91,6 +92,9 @@ class Viewer:
             self.server.stop()
 
     def _connect(self, client: Any) -> None:
+        connection = self.server._websock_server._live_connections.get(client.client_id)
+        if connection is None or not is_own_page(connection.request.headers, self.host):
+            return  # another site's script has no page here
         page = Page(client, self.painter)
         with self._lock:
             self.pages[client.client_id] = page
@@ -104,6 +108,23 @@ class Viewer:
             page = self.pages.pop(client.client_id, None)
         if page is not None:
             page.close()
+
+
+def is_own_page(headers: Mapping[str, str], host: str) -> bool:
+    """Returns whether a browser's connection comes from a page of ours, not from one of another site.
+
+    Any site may open a socket to this machine, but browsers state which it is (Origin). A site whose name
+    points to this machine calls us by it (Host), and a server that only this machine reaches has no name.
+
+    Args:
+        headers: of the request.
+        host: that the server listens at.
+    """
+    asked, origin = headers.get('Host', ''), headers.get('Origin')
+    if origin is not None and origin.partition('://')[2] != asked:
+        return False
+    name = urllib.parse.urlsplit(f'//{asked}').hostname
+    return host not in LOOPBACK or name in LOOPBACK
 
 
 def check_address(host: str, port: int) -> int:

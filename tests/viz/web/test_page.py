@@ -150,7 +150,10 @@ def test_playing_moves_time(open_page):
 def test_mesh(open_page):
     page = open_page()
     gui = page.client.gui
-    gui['voxels'].value = '64'
+    gui['voxels'].value = '99999'
+    gui['Make mesh'].press()
+    assert 'voxels' in page.client.messages.pop()
+    gui['voxels'].value = '32'
     image = shown(page)
     gui['Make mesh'].press()
     assert not page.client.messages
