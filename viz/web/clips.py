@@ -20,6 +20,7 @@ _FRUSTUM = 0.12  # length, scene units
 _THUMB = 64  # pixels of the image in a frustum
 _OVERVIEW = (2.4, 1.6, 6.0)  # from where the scene is seen first
 _HEAD_RADII = (0.17, 0.23, 0.2)  # of the ellipsoid that stands for a head, scene units
+_NOSE = (0.0, -0.05, 0.22)
 _DARK = np.full((8, 8, 3), 45, np.uint8)
 
 
@@ -148,7 +149,6 @@ class ClipPanel:
 
 def add_head(scene: Any) -> None:
     """Adds an ellipsoid with a nose, the face towards +z as in all data sets."""
-    look = {'color': (200, 180, 160), 'opacity': 0.6, 'cast_shadow': False}
-    scene.add_icosphere(f'{_ROOT}/head', 1.0, scale=_HEAD_RADII, **look)
-    nose = (0.0, -0.02, _HEAD_RADII[2] + 0.015)
-    scene.add_icosphere(f'{_ROOT}/nose', 0.035, position=nose, **{**look, 'color': (220, 110, 90)})
+    look = {'opacity': 0.4, 'cast_shadow': False, 'subdivisions': 4}
+    scene.add_icosphere(f'{_ROOT}/head', 1.0, color=(200, 180, 160), scale=_HEAD_RADII, **look)
+    scene.add_icosphere(f'{_ROOT}/nose', 0.022, color=(220, 110, 90), position=_NOSE, **look)

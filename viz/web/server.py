@@ -53,6 +53,7 @@ class Viewer:
         with contextlib.redirect_stdout(io.StringIO()):  # a banner; the script prints the address
             self.server = Server(host=host, port=port, verbose=False)
         self.server.scene.set_up_direction('+y')
+        self.server.scene.add_light_ambient('/light', intensity=1.0)  # meshes have no black side
         self.server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False)
         start = self.server.initial_camera
         start.position, start.look_at = (0.0, 0.0, RADIUS), PIVOT
@@ -100,7 +101,8 @@ class Viewer:
             self.pages[client.client_id] = page
         self._build(page)
         client.camera.on_update(page.guard(page.look))
-        page.aim()
+        if page.backdrop is None:  # else a panel has moved the camera
+            page.aim()
         page.redraw()
 
     def _disconnect(self, client: Any) -> None:
