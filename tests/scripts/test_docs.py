@@ -18,7 +18,7 @@ from support.paths import ROOT
 from training.presets import PRESETS
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
-SCRIPTS = ('train', 'gen_videos', 'edit_videos', 'calc_metrics', 'dataset_tool', 'legacy')
+SCRIPTS = ('train', 'gen_videos', 'edit_videos', 'calc_metrics', 'dataset_tool', 'legacy', 'viewer')
 FIELDS = (
     r'(?!dataset\.json)(?:generator|d_image|d_video|loss|dataset|sampling|g_opt|d_opt|ema|output)(?:\.\w+)+'
     r'|float32_precision'
