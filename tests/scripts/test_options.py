@@ -23,7 +23,8 @@ from viz import shapes, trajectories
 
 COMMANDS = ['synth', 'pack', 'from-videos', 'from-images', 'check', 'show']
 EDITS = ['project', 'reconstruct', 'animate', 'edit', 'transfer', 'views', 'score']
-SCRIPTS = ['train', 'gen_videos', 'calc_metrics', 'legacy', 'viewer', *(f'dataset_tool {c}' for c in COMMANDS)]
+SCRIPTS = ['train', 'gen_videos', 'calc_metrics', 'legacy', 'viewer']
+SCRIPTS += [f'dataset_tool {c}' for c in COMMANDS]
 SCRIPTS += [f'edit_videos {c}' for c in EDITS]
 WITHOUT_TORCH = """
 import resource, runpy, sys

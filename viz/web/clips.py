@@ -16,9 +16,9 @@ from viz.web.state import State
 
 _ROOT = '/clip'
 _MOST = 48  # frusta at once
-_FRUSTUM = 0.12  # length, scene units
+_FRUSTUM = 0.3  # length, scene units
 _THUMB = 64  # pixels of the image in a frustum
-_OVERVIEW = (2.4, 1.6, 6.0)  # from where the scene is seen first
+_OVERVIEW = (3.2, 1.4, 4.0)  # from where the scene is seen first
 _HEAD_RADII = (0.17, 0.23, 0.2)  # of the ellipsoid that stands for a head, scene units
 _NOSE = (0.0, -0.05, 0.22)
 _DARK = np.full((8, 8, 3), 45, np.uint8)
@@ -98,11 +98,13 @@ class ClipPanel:
         from viser.transforms import SO3
 
         pose, intrinsics = unpack_label(label.double())
+        half = 0.5 / float(intrinsics[1, 1])
         return self.page.client.scene.add_camera_frustum(
             name,
-            2 * math.atan(0.5 / float(intrinsics[1, 1])),
+            2 * math.atan(half),
             1.0,
-            scale=_FRUSTUM * (2 if image is not None else 1),
+            # viser scales a frustum by its volume
+            scale=_FRUSTUM * (4 if image is not None else 1) * (half**2 / 3) ** (1 / 3),
             thickness=0.004,
             color=color,
             image=image,
@@ -135,9 +137,9 @@ class ClipPanel:
         camera = self.page.client.camera
         with self.page.client.atomic():
             camera.position = _OVERVIEW
-            camera.look_at = (0.0, 0.0, 1.0)
+            camera.look_at = (0.25, -0.1, 1.1)
             camera.up_direction = (0.0, 1.0, 0.0)
-            camera.fov = math.radians(50)
+            camera.fov = math.radians(34)
         self.page.redraw()
 
     def settled(self, state: State) -> None:

@@ -98,7 +98,8 @@ class Page:
         camera = self.client.camera
         if camera.aspect != self._aspect:  # the window has another shape
             self._aspect = camera.aspect
-            camera.fov = self._window_fov()
+            if self.backdrop is None:
+                camera.fov = self._window_fov()
             self.redraw()
         if self.painter is None or self.backdrop is not None or time.monotonic() < self._deaf_until:
             return
