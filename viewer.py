@@ -19,9 +19,8 @@ if TYPE_CHECKING:  # functions import what they need: --help and errors in optio
 
     from editing.codes import Portrait
     from training.networks.contract import VideoGenerator
-    from viz.web.painter import Painter
     from viz.web.people import Model, Person
-    from viz.web.uploads import Project, Watch
+    from viz.web.uploads import Watch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ class Options:
     network: Annotated[str, 'PKL'] | None = None
     # folder of a training run, instead of --network: shows its newest snapshot, and newer ones as they come
     run: Annotated[Path, 'DIR'] | None = None
-    # NAME.portrait.pt of edit_videos.py, made with the network; may be given several times
+    # NAME.portrait.pt of edit_videos.py, made with this --network; may be given several times
     portrait: Annotated[tuple[str, ...], 'FILE'] = ()
     # data set whose clips are shown with their cameras
     data: Annotated[str, 'ZIP|DIR'] | None = None
@@ -73,15 +72,17 @@ def run(options: Options) -> None:
     networks = [given for given in (options.network, options.run) if given]
     if len(networks) > 1 or not (networks or options.data):
         raise UserError('give one of --network FILE and --run DIR, or --data ZIP alone')
-    if not networks and (options.portrait or options.allow_upload):
-        raise UserError('--portrait and --allow-upload need --network or --run')
+    if options.portrait and not options.network:
+        raise UserError('--portrait needs --network FILE, the network that the portraits were made with')
+    if options.allow_upload and not networks:
+        raise UserError('--allow-upload needs --network or --run')
     set_float32_precision()
     keep_freed_memory()
     data = VideoDataset.Config(path=options.data).build() if options.data else None
     path = newest_snapshot(options.run) if options.run else options.network
     painter = Painter(open_model(str(path), options)) if path else None
-    project = projector(painter) if options.allow_upload else None
-    panels = Panels(data=data, project=project, count=lambda: len(viewer.pages))
+    upload = project if options.allow_upload else None
+    panels = Panels(data=data, project=upload, count=lambda: len(viewer.pages))
     viewer = Viewer(painter, panels, options.host, options.port)
     follower = None
     if options.run:
@@ -157,15 +158,11 @@ def person(
     return Person(motions=motions, seconds=seconds, path=path, about=about, note=portrait.note)
 
 
-def projector(painter: Painter) -> Project:
-    """Returns what finds the person of an uploaded image."""
+def project(model: Model, content: bytes, watch: Watch, should_stop: Callable[[], bool]) -> Person:
+    """Finds the person of an uploaded image; see viz.web.uploads.Project."""
     from editing.live import project_upload
 
-    def project(content: bytes, watch: Watch, should_stop: Callable[[], bool]) -> Person:
-        G = painter.model.G
-        return person(G, project_upload(G, content, painter.model.path, watch, should_stop))
-
-    return project
+    return person(model.G, project_upload(model.G, content, model.path, watch, should_stop))
 
 
 main = command(Options, run, 'use a smaller network or another --device')

@@ -57,7 +57,8 @@ def refused(*args):
 def test_what_cannot_be_shown_is_refused(network, tmp_path):
     assert '--data ZIP alone' in refused()
     assert '--data ZIP alone' in refused('--network', network, '--run', tmp_path)
-    assert 'need --network' in refused('--data', 'a.zip', '--allow-upload')
+    assert 'needs --network' in refused('--data', 'a.zip', '--allow-upload')
+    assert 'needs --network' in refused('--run', tmp_path, '--portrait', 'a.portrait.pt')
     assert 'no network-snapshot' in refused('--run', tmp_path)
     assert 'missing.pkl' in refused('--network', tmp_path / 'missing.pkl')
     pytest.importorskip('viser')

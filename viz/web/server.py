@@ -78,6 +78,8 @@ class Viewer:
         self.painter = painter
         for page in list(self.pages.values()):
             page.painter = painter
+            if page.state.person not in painter.model.people:
+                page.change(person='')
             page.redraw()
 
     def message(self, text: str, title: str) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 
 from dnnlib.util import UserError
 from viz.web.page import Page
-from viz.web.people import Person
+from viz.web.people import Model, Person
 from viz.web.state import State
 
 MAX_BYTES = 32 << 20  # of an uploaded file
 
 Watch = Callable[[str, int, int, float], None]
 """Gets the stage, the steps done, those of the stage, and the PSNR in dB."""
-Project = Callable[[bytes, Watch, Callable[[], bool]], Person]
-"""Finds the person of an image file: its bytes, progress, whether to stop -> the best that was found."""
+Project = Callable[[Model, bytes, Watch, Callable[[], bool]], Person]
+"""Finds a person: network, bytes of an image file, progress, whether to stop -> the best that was found."""
 
 
 class UploadPanel:
@@ -47,11 +47,12 @@ class UploadPanel:
         try:
             self.stopping.clear()
             self.stop.disabled, self.progress.visible, self.line.content = False, True, 'looking for a face'
-            person = self.project(content, self.watch, self.stopping.is_set)
+            painter = self.page.painter
+            person = self.project(painter.model, content, self.watch, self.stopping.is_set)
             # nobody guesses the name: other browsers do not see the person
             name = f'upload {len(self.page.own) + 1} ({secrets.token_hex(4)})'
             self.page.own.append(name)
-            self.page.painter.add(name, dataclasses.replace(person, private=True))
+            painter.add(name, dataclasses.replace(person, private=True))
             self.page.change(person=name, motion='sampled', time=0.0)
             self.line.content = f'{name}: {person.about}'
         except UserError:

@@ -226,7 +226,8 @@ def test_data_without_a_network(open_page, data):
 
 
 def test_projecting(open_page, G):
-    def project(content, watch, should_stop):
+    def project(model, content, watch, should_stop):
+        assert model.G is G
         if content != b'face':
             raise UserError('no face was found')
         watch('code', 3, 10, 21.5)
@@ -252,3 +253,13 @@ def test_images_keep_their_shape_in_any_window(aspect, size):
     canvas = fit(image, aspect)
     top, left = (size[0] - 32) // 2, (size[1] - 32) // 2
     assert canvas.shape[:2] == size and np.array_equal(canvas[top : top + 32, left : left + 32], image)
+
+
+def test_browsers_have_their_own_state(open_page):
+    first, second = open_page(), open_page()
+    second.painter = first.painter
+    before = shown(first)
+    second.change(seed=3)
+    assert not np.array_equal(shown(second), before) and first.state == State()
+    first.change(seed=3)
+    assert np.array_equal(shown(first), shown(second))
