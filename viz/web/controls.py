@@ -150,7 +150,9 @@ class MotionPanel(Bound):
             self.bind('motion_seed', self.own, self._motion_seed, lambda seed: seed is None)
             self.seed.on_update(page.guard(self._choose))
             hint = 'factor on motion: 0 = a still'
-            self.bind('strength', slider(gui, 'strength', (0, 1.5), 0.05, state.strength, hint))
+            strength = slider(gui, 'strength', (0, 1.5), 0.05, state.strength, hint)
+            strength.disabled = not page.painter.has_3d  # other networks have no path of motion
+            self.bind('strength', strength)
         page.advance = self.advance
 
     def _names(self, state: State) -> Sequence[str]:
@@ -261,4 +263,5 @@ class ViewPanel(Bound):
             self.bind('split_at', slider(gui, 'split at', (0, 1), 0.05, 0.5, 'where the right half begins'))
             hint = 'times as many samples per ray as trained: smoother depth, slower'
             samples = gui.add_dropdown('samples', ('1', '2', '4'), hint=hint)
+            samples.disabled = not page.painter.has_3d
             self.bind('samples', samples, int, str)

@@ -12,6 +12,7 @@ from dnnlib.scene import PIVOT
 from dnnlib.util import UserError
 from support import tiny
 from support.fake_browser import Client
+from support.second_system import FlatGenerator
 from training.data.dataset import VideoDataset
 from viz.camera_path import parse_path
 from viz.web.coverage import Coverage, orbit_position
@@ -32,9 +33,10 @@ def open_page(G):
     """Returns a function that opens a page on a new painter, or on none."""
     pages = []
 
-    def open_(painter=True, aspect=1.0, **panels):
-        model = Model(G=G, path='a.pkl', coverage=Coverage((-30.0, 30.0), (-10.0, 10.0)))
-        pages.append(page := Page(Client(aspect), Painter(model) if painter else None))
+    usual = Model(G=G, path='a.pkl', coverage=Coverage((-30.0, 30.0), (-10.0, 10.0)))
+
+    def open_(model=usual, **panels):
+        pages.append(page := Page(Client(), Painter(model) if model else None))
         Panels(**panels)(page)
         page.aim()
         page._deaf_until = 0.0
@@ -208,7 +210,7 @@ def test_camera_path(open_page):
 
 def test_data_without_a_network(open_page, data):
     clips = VideoDataset.Config(path=data).build()
-    page = open_page(painter=False, data=clips)
+    page = open_page(model=None, data=clips)
     gui, nodes = page.client.gui, page.client.scene.nodes
     frusta = [name for name in nodes if name.startswith('/clip/cameras/')]
     assert len(frusta) == len(clips.clip_cameras(0))
@@ -263,3 +265,15 @@ def test_browsers_have_their_own_state(open_page):
     assert not np.array_equal(shown(second), before) and first.state == State()
     first.change(seed=3)
     assert np.array_equal(shown(first), shown(second))
+
+
+def test_a_network_without_3d(open_page):
+    flat = FlatGenerator.Config().build().eval()
+    page = open_page(model=Model(G=flat, path='flat.pkl'))
+    before = shown(page)
+    gui = page.client.gui
+    assert gui['strength'].disabled and gui['samples'].disabled and gui['show'].options == ('image',)
+    gui['seed'].value = 4
+    assert not np.array_equal(shown(page), before)
+    gui['Make mesh'].press()
+    assert page.client.messages == ['this network has no 3D, so there is no mesh of it']
