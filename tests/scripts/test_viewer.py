@@ -209,7 +209,7 @@ def test_a_person_uses_the_page(tab):
             seen = screen.other(seen)
         for act, label, _, value in reversed(CHANGES):
             getattr(screen, act)(label, value)
-        browser.until(lambda: page.state == State())
+        browser.until(lambda: page.shown == State())
         screen.again(first)
         screen.drag(40)
         screen.other(first)
@@ -221,6 +221,7 @@ def test_a_person_uses_the_page(tab):
         browser.until(lambda: page.speed.frames > sent + 8)
         screen.tick('play', False)
         browser.until(lambda: page.shown == page.state and not page.player.playing)
+        browser.until(lambda: abs(screen.value('time') - page.state.time) < 0.01)  # the control has followed
         screen.type('time', 0)
         screen.again(first)
         screen.click('Geometry')

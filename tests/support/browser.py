@@ -91,6 +91,10 @@ class Screen:
         row = self.label(text).locator('xpath=ancestor::*[.//input[@type="text"]][1]')
         return row.locator('input[type=text]')
 
+    def value(self, text):
+        """Returns the number beside a slider."""
+        return float(self.number(text).input_value())
+
     def type(self, text, value):
         """Types a value into a field or beside a slider."""
         field = self.number(text)

@@ -182,9 +182,10 @@ class Page:
         self.send(image, still)
         self.speed.note(painted - start, time.perf_counter() - painted)
         if still and not self.player.playing:
-            self.shown = state
             for panel in self.panels:
                 panel.settled(self.state)
+            if state == self.state:
+                self.shown = state
 
     def send(self, image: np.ndarray, still: bool = True) -> None:
         """Shows an image [H, W, 3] in the middle of the window, whatever the shape of that is."""

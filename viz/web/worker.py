@@ -132,5 +132,6 @@ class Player:
                 time.sleep(max(start + self._frame_sec - time.perf_counter(), 0))
                 self._worker.wait(1.0)
                 now = time.perf_counter()
-                self._advance(now - start)
+                if self.playing:  # it was not stopped meanwhile
+                    self._advance(now - start)
                 start = now
