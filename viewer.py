@@ -127,7 +127,7 @@ def people(G: VideoGenerator, paths: tuple[str, ...]) -> dict[str, Person]:
     names = {path: Path(path).name.removesuffix(SUFFIX) for path in paths}
     if len(set(names.values())) < len(paths):
         raise UserError(f'--portrait: two of the files have the same name: {", ".join(paths)}')
-    videos = {names[path]: portrait for path, portrait in portraits.items() if len(portrait.u) > 1}
+    videos = {path: portrait for path, portrait in portraits.items() if len(portrait.u) > 1}
     return {names[path]: person(G, portrait, path, videos) for path, portrait in portraits.items()}
 
 
@@ -140,22 +140,23 @@ def person(
         G: the network.
         portrait: its file's content.
         path: its file.
-        videos: portraits by name whose motion the person may take over; its own is `recorded`.
+        videos: portraits by file whose motion the person may take over; its own is `recorded`.
     """
-    from editing.codes import PortraitGenerator, RecordedGenerator, own_network, require_3d
+    from editing.codes import SUFFIX, MovedPortrait, PortraitGenerator, own_network, require_3d
     from editing.motion import transferred
     from viz.web.people import SAMPLED, Person
 
     own = own_network(require_3d(G, 'the network'), portrait, path or 'the portrait')
-    motions, seconds = {SAMPLED: PortraitGenerator(own, portrait)}, {}
-    for name, other in (videos or {}).items():
-        label = 'recorded' if other is portrait else f'as {name}'
+    motions, seconds, sources = {SAMPLED: PortraitGenerator(own, portrait)}, {}, {}
+    for file, other in (videos or {}).items():
+        name = 'recorded' if other is portrait else f'as {Path(file).name.removesuffix(SUFFIX)}'
         u = transferred(other.u, other.neutral, portrait.neutral)
-        motions[label] = RecordedGenerator(own, portrait, u)
-        seconds[label] = (len(u) - 1) / other.fps
+        motions[name] = MovedPortrait(own, portrait, u)
+        seconds[name], sources[name] = (len(u) - 1) / other.fps, file
     source, quality = portrait.provenance.get('source'), portrait.scores.get('PSNR')
     about = f'found for {source}' + (f', PSNR {quality:.2f} dB' if isinstance(quality, float) else '')
-    return Person(motions=motions, seconds=seconds, path=path, about=about, note=portrait.note)
+    facts = {'path': path, 'about': about, 'note': portrait.note}
+    return Person(motions=motions, seconds=seconds, sources=sources, **facts)
 
 
 def project(model: Model, content: bytes, watch: Watch, should_stop: Callable[[], bool]) -> Person:

@@ -74,6 +74,7 @@ def test_printed_commands_make_the_same_image(network, G, tmp_path):
         State(motion_seed=3, strength=0.6, time=1, samples=2, kind='depth', map_camera='current', yaw=-8),
         State(yaw=5, kind='normals', map_camera='first', first=(10.0, 4.0, None)),
         State(person='ann', seed=2, time=0.5, kind='raw'),
+        State(person='ann', motion='recorded', time=1.0),
         State(kind='opacity', second='image', split_at=0.0),
     ]
     for i, state in enumerate(states):
@@ -102,7 +103,10 @@ def test_portraits_move_as_recorded_and_as_each_other(network, G, tmp_path):
     recorded = people['p2'].motions['recorded']
     u = portrait(G, 4, seed=2).u
     tiny.same(recorded.motion_at(None, u.new_tensor([0.0, 1 / 3, 1.0])), u[[0, 1, 3]], 1e-6)
-    assert people['p2'].seconds['recorded'] == 3 / 25
+    assert people['p2'].seconds['recorded'] == 3 / 25 and people['p0'].sources == {
+        'as p1': paths[1],
+        'as p2': paths[2],
+    }
 
 
 class Watched:

@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -17,7 +16,7 @@ from viz.web.people import SAMPLED
 from viz.web.state import State
 
 _ORBIT_FRAMES = 120
-_NO_COMMAND = 'there is no command line for a recorded motion, or for a person without a file'
+_NO_COMMAND = 'none: there is no file of this person'
 
 
 class CapturePanel:
@@ -50,27 +49,22 @@ class CapturePanel:
     def motion(self) -> None:
         """Sends a video of the whole motion from this camera."""
         page, state = self.page, self.page.state
-        span = page.painter.model.G.config.span
-        sec = page.painter.model.span_sec(state.person, state.motion)
-        recorded = state.motion != SAMPLED
-        frames = max(round(sec * page.painter.model.fps), 1) + 1 if recorded else 4 * (span - 1)
+        span = page.painter.views(state).G.config.span
+        frames = 4 * (span - 1) if state.motion == SAMPLED else span
         label = trajectories.placed([state.camera], page.focal)
         self.film('motion', label.expand(frames, -1))
 
-    def film(self, name: str, cameras: Tensor, fps: float | None = None) -> None:
+    def film(self, name: str, cameras: Tensor) -> None:
         """Sends a video of the person before these cameras [T, 25]."""
         page, state = self.page, self.page.state
         view, views = page.painter.view(state), page.painter.views(state)
-        if state.motion == SAMPLED:
-            times = trajectories.frame_times(len(cameras), page.painter.model.G.config.span)
-        else:
-            times = torch.linspace(0, 1, len(cameras))
+        fps = page.painter.model.frame_rate(state.person, state.motion)
         clip = Clip(
             name=name,
             codes=rollout.draw_codes(views.G, view.seed, view.motion_seed),
             cameras=cameras,
             map_cameras=trajectories.mapping_cameras(views.G, view.map_camera, cameras),
-            times=times,
+            times=trajectories.frame_times(len(cameras), views.G.config.span),
             look=view.look,
         )
         done, kind = [0], state.kind
@@ -88,7 +82,7 @@ class CapturePanel:
                     report=lambda line: None,
                     count=count,
                     render=page.painter.options(state),
-                    fps=fps or page.painter.model.fps,
+                    fps=fps,
                     note=page.painter.note(state),
                 )
                 writer.videos(clip, () if kind == 'image' else (kind,))

@@ -69,9 +69,8 @@ class GeometryPanel:
     def download(self) -> None:
         """Sends the file of the mesh."""
         kind = self.files.value.removeprefix('.')
-        self.page.client.send_file_download(
-            f'mesh.{kind}', shapes.mesh_file(self.mesh, kind), save_immediately=True
-        )
+        content = shapes.mesh_file(self.mesh, kind, self.page.painter.note(self.page.state))
+        self.page.client.send_file_download(f'mesh.{kind}', content, save_immediately=True)
 
     def settled(self, state: State) -> None:
         """Shows nothing of the state."""

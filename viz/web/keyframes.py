@@ -123,9 +123,10 @@ class PathPanel:
 
     def film(self) -> None:
         """Sends a video of the path."""
-        fps = self.page.painter.model.fps
+        state = self.page.state
+        fps = self.page.painter.model.frame_rate(state.person, state.motion)
         cameras = self.path().cameras(fps, self.page.focal)
-        self.capture.film('path', trajectories.placed(cameras, self.page.focal), fps)
+        self.capture.film('path', trajectories.placed(cameras, self.page.focal))
 
     def settled(self, state: State) -> None:
         """Shows nothing of the state."""

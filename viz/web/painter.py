@@ -9,7 +9,7 @@ from training.networks.contract import VideoGenerator
 from viz import images
 from viz.rollout import RenderOptions
 from viz.view import View, Views, command_line, sampling
-from viz.web.people import SAMPLED, Model, Person
+from viz.web.people import Model, Person
 from viz.web.state import State
 
 _KEPT_BYTES = 1 << 28  # of scenes of each person
@@ -79,12 +79,13 @@ class Painter:
     def command(self, state: State) -> str:
         """Returns the command line that makes the image of a state; empty where there is none."""
         person = self.model.people.get(state.person)
-        if person is not None and (person.path is None or state.motion != SAMPLED):
+        if person is not None and person.path is None:
             return ''
-        kinds = {state.kind, state.second or state.kind} - {'image'}
-        more = [f'--{kind}' for kind in images.KINDS if kind in kinds]
-        portrait = person.path if person else None
-        return command_line(self.view(state), self.model.path, portrait=portrait, more=more)
+        files = (person.path, person.sources.get(state.motion)) if person else (None, None)
+        shown = {state.kind, state.second or state.kind} - {'image'}
+        more = [f'--{kind}' for kind in images.KINDS if kind in shown]
+        given = dict(zip(('portrait', 'motion_of'), files, strict=True))
+        return command_line(self.view(state), self.model.path, **given, more=more)
 
 
 def kinds(G: VideoGenerator) -> tuple[str, ...]:

@@ -20,6 +20,9 @@ class Person:
     motions: Mapping[str, VideoGenerator]  # SAMPLED among them; each gives this person for all codes
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)  # length of recorded motions
     path: str | None = None  # of the file, for command lines
+    sources: Mapping[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # files of recorded motions, likewise
     private: bool = False  # only the page that made it lists it
     about: str = ''  # a line of facts
     note: str = ''  # comment in the metadata of files that show the person
@@ -54,3 +57,7 @@ class Model:
         """Returns how long times from 0 to 1 last."""
         known = self.people.get(person)
         return (known.seconds if known else {}).get(motion, (self.G.config.span - 1) / self.fps)
+
+    def frame_rate(self, person: str, motion: str) -> float:
+        """Returns the frames per second of a motion."""
+        return (self.generator(person, motion).config.span - 1) / self.span_sec(person, motion)
