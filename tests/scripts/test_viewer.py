@@ -208,12 +208,18 @@ def test_a_person_uses_the_page(tab):
         screen.label('samples').wait_for()
         browser.until(lambda: screen.look().std() > 10)  # no longer blank
         seen = first = screen.still()
+
+        def change(act, label, value):
+            before = page.state
+            browser.persist(lambda: getattr(screen, act)(label, value), lambda: page.state != before)
+
         for act, label, value, _ in CHANGES:
-            getattr(screen, act)(label, value)
+            change(act, label, value)
             seen = screen.other(seen)
         for act, label, _, value in reversed(CHANGES):
-            getattr(screen, act)(label, value)
-        browser.until(lambda: page.shown == State())
+            change(act, label, value)
+        browser.until(lambda: page.shown == page.state)
+        assert page.state == State()
         screen.again(first)
         screen.drag(40)
         screen.other(first)
@@ -226,7 +232,7 @@ def test_a_person_uses_the_page(tab):
         screen.tick('play', False)
         browser.until(lambda: page.shown == page.state and not page.player.playing)
         browser.until(lambda: abs(screen.value('time') - page.state.time) < 0.01)  # the control has followed
-        screen.type('time', 0)
+        browser.persist(lambda: screen.type('time', 0), lambda: page.state == State())
         screen.again(first)
         screen.click('Geometry')
         screen.choose('voxels', '32')

@@ -34,13 +34,22 @@ def open_browser():
         browser.close()
 
 
-def until(condition):
+def until(condition, seconds=LIMIT_SEC):
     """Waits until a condition holds, and returns its value."""
-    deadline = time.monotonic() + LIMIT_SEC
+    deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f'nothing happened: {value!r}'
         time.sleep(0.05)
     return value
+
+
+def persist(act, condition):
+    """Acts until a condition holds: on a busy machine the page may redraw a field while it is typed into."""
+    for _ in range(4):
+        act()
+        with contextlib.suppress(AssertionError):
+            return until(condition, LIMIT_SEC / 4)
+    raise AssertionError('nothing happened')
 
 
 class Screen:
