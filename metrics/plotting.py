@@ -1,11 +1,14 @@
 """Curves of the metrics of a run: `metrics.png` and TensorBoard, out of its metric-*.jsonl files."""
 
+import functools
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -84,20 +87,31 @@ def plot_run(run_dir: Path) -> Path:
     return path
 
 
-def draw_curves(curves: list[Curve]) -> np.ndarray:
-    """Draws one panel for each curve, with standard errors and the level of real videos; uint8 [H, W, 3]."""
-    cols = min(3, len(curves))
-    rows = -(-len(curves) // cols)
-    figure = Figure(figsize=(4.5 * cols, 3.2 * rows), layout='constrained')
-    for curve, axes in zip(curves, figure.subplots(rows, cols, squeeze=False).flat, strict=False):
+def draw_curves(
+    curves: Sequence[Curve], along: str = 'thousand clips', level: str = 'real videos'
+) -> np.ndarray:
+    """Draws one panel for each curve, with standard errors and its level; uint8 [H, W, 3]."""
+
+    def draw(axes: Axes, curve: Curve) -> None:
         axes.errorbar(curve.kimg, curve.value, curve.error, marker='o', markersize=3, capsize=2)
         if curve.level is not None:
-            axes.axhline(curve.level, color='gray', linestyle='--', label='real videos')
+            axes.axhline(curve.level, color='gray', linestyle='--', label=level)
             axes.legend()
         axes.set_title(curve.name)
-        axes.set_xlabel('thousand clips')
+        axes.set_xlabel(along)
         axes.grid(alpha=0.3)
-    for axes in figure.axes[len(curves) :]:
+
+    return draw_panels([functools.partial(draw, curve=curve) for curve in curves])
+
+
+def draw_panels(draws: Sequence[Callable[[Axes], None]]) -> np.ndarray:
+    """Lets each function draw a panel, three in a row; uint8 [H, W, 3]."""
+    cols = min(3, len(draws))
+    rows = -(-len(draws) // cols)
+    figure = Figure(figsize=(4.5 * cols, 3.2 * rows), layout='constrained')
+    for draw, axes in zip(draws, figure.subplots(rows, cols, squeeze=False).flat, strict=False):
+        draw(axes)
+    for axes in figure.axes[len(draws) :]:
         axes.remove()
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

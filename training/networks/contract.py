@@ -41,6 +41,9 @@ class VideoGenerator(nn.Module, abc.ABC):
     z_dim: int  # width of the appearance code
     motion_dim: int  # width of the motion code
     renderer: RendererConfig | None = None  # how rays are sampled; None = a network without 3D
+    block_ws: tuple[
+        int, ...
+    ] = ()  # rows of ws that the first 1, 2, ... blocks of the scene use; () = unknown
 
     def draw_codes(self, n: int, generator: torch.Generator) -> Codes:
         """Draws the codes of n clips on the generator's device: all z_a, then all z_m."""

@@ -102,6 +102,7 @@ class Generator(RadianceGenerator, Configurable):
             config.channel_max,
             config.motion,
         )
+        self.block_ws = self.synthesis.block_ws
         self.decoder = Decoder(config.plane_channels, config.feature_channels)
         self.to_image_raw = ToRGB(config.feature_channels, 3, config.w_dim, clamp=_RAW_CLAMP)
         self.superresolution = Superresolution(

@@ -102,6 +102,11 @@ class SynthesisNetwork(nn.Module):
         """Number of codes: one per convolution and one for the last skip output."""
         return 2 * len(self.resolutions)
 
+    @property
+    def block_ws(self) -> tuple[int, ...]:
+        """Codes of the convolutions of the first 1, 2, ... blocks; the skip output sees one more."""
+        return tuple(range(1, self.num_ws, 2))
+
     def forward(
         self, ws: Tensor, u: Tensor, noise_mode: str, generator: torch.Generator | None = None
     ) -> Tensor:
