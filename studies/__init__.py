@@ -1,5 +1,6 @@
 """Measuring what a network has learned of procedural people, and comparing changes at equal cost.
 
 `python -m studies.table` prints the figures of a network, `python -m studies.ab` compares several.
-`python -m studies.style_mixing` shows what the blocks of any network decide.
+`python -m studies.style_mixing` shows what the blocks of any network decide, `python -m studies.alignment`
+what its D_video sees.
 """

@@ -26,7 +26,6 @@ from training.loss_contract import FakeBatch, Loss, Networks, RealBatch, Shown
 from training.networks.contract import Codes, VideoGenerator
 from training.networks.motion import MotionLayer
 
-_CLIPS = 16  # real ones, the same at every tick
 _PEOPLE, _MOTIONS, _TIMES = 4, 4, 4  # appearance codes, motion codes, times of the grid
 _VIEWS, _MAPPINGS = 3, 4  # cameras of heads, and cameras that the mapping sees
 _SIZE = 64  # pixels at most, of images whose variance is taken
@@ -44,6 +43,7 @@ class Probes:
         networks: in training.
         G_ema: moving average of G.
         device: of the networks.
+        clips: real ones that are looked at, the same every time.
     """
 
     def __init__(
@@ -54,9 +54,10 @@ class Probes:
         networks: Networks,
         G_ema: VideoGenerator,
         device: torch.device,
+        clips: int = 16,
     ) -> None:
         self.config, self.dataset, self.loss = config, dataset, loss
-        self.networks, self.G_ema, self.device = networks, G_ema, device
+        self.networks, self.G_ema, self.device, self.clips = networks, G_ema, device, clips
         self.batch, _ = config.split_batch(dist.world_size())
 
     @torch.no_grad()
@@ -69,12 +70,12 @@ class Probes:
 
     @functools.cached_property
     def _real(self) -> Draw:
-        return _first_draws(self.dataset, self.config.seed)
+        return _first_draws(self.dataset, self.config.seed, self.clips)
 
     @functools.cached_property
     def _heldout(self) -> Draw | None:
         held = self.dataset.heldout()
-        return _first_draws(held, self.config.seed) if len(held) else None
+        return _first_draws(held, self.config.seed, self.clips) if len(held) else None
 
     def _verdicts(self, progress: Progress) -> dict[str, float]:
         """Returns what discriminators say of real pairs, of changed ones, and of fakes with their cameras."""
@@ -245,17 +246,19 @@ def directions(x: Tensor) -> Tensor:
     return gram.trace().square() / gram.square().sum().clamp(min=1e-30)
 
 
-def _first_draws(dataset: VideoDataset, seed: int) -> Draw:
-    return next(batches(dataset, seed=seed, start=0, batch=_CLIPS, rank=0, world_size=1, num_workers=0))
+def _first_draws(dataset: VideoDataset, seed: int, count: int) -> Draw:
+    return next(batches(dataset, seed=seed, start=0, batch=count, rank=0, world_size=1, num_workers=0))
 
 
 def _changed(shown: Shown, other: Tensor) -> dict[str, Shown]:
-    """Returns real pairs with a frozen image, in the other order, and with other cameras."""
+    """Returns real pairs with a frozen image, in the other order, with other cameras, and of two people."""
     frames = shown.image.unflatten(0, (-1, 2))
+    two = torch.stack([frames[:, 0], frames[:, 1].roll(1, 0)], dim=1)
     return {
         'see_motion': shown._replace(image=frames[:, :1].expand_as(frames).flatten(0, 1)),
         'order': shown._replace(image=frames.flip(1).flatten(0, 1), c=shown.c.flip(1)),
         'cameras': shown._replace(c=other),
+        'person': shown._replace(image=two.flatten(0, 1)),
     }
 
 
@@ -271,7 +274,7 @@ def _shares(scores: dict[tuple[str, str], Tensor]) -> dict[str, float]:
         if (name, 'heldout') in means:
             figures[f'Probe/{name}/sign/heldout'] = signs[name, 'heldout']
             figures[f'Probe/{name}/memorised'] = overfitting(real, means[name, 'heldout'], fake)
-        for kind in ('see_motion', 'order', 'cameras'):
+        for kind in ('see_motion', 'order', 'cameras', 'person'):
             if (name, kind) in means and gap > _LEAST_GAP:
                 figures[f'Probe/{name}/{kind}'] = (real - means[name, kind]) / gap
     return figures

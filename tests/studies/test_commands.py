@@ -6,10 +6,10 @@ import shlex
 import click
 import pytest
 
-from studies import ab, curves, style_mixing, table
+from studies import ab, alignment, curves, style_mixing, table
 from support.paths import ROOT
 
-MODULES = (ab, curves, style_mixing, table)
+MODULES = (ab, alignment, curves, style_mixing, table)
 COMMANDS = {module.__name__.removeprefix('studies.'): module.main for module in MODULES}
 
 

@@ -53,7 +53,7 @@ def measured(trainer, judge):
 def test_a_judge_of_the_first_frame_does_not_see_motion(trainer):
     found = measured(trainer, Judge(50.0, 0.0, 0.0))
     assert found['Probe/video/gap'] > 0.1 and 'Probe/image/gap' not in found
-    assert found['Probe/video/see_motion'] == found['Probe/video/cameras'] == 0
+    assert found['Probe/video/see_motion'] == found['Probe/video/cameras'] == found['Probe/video/person'] == 0
     assert found['Probe/video/order'] != 0
 
 
@@ -65,6 +65,7 @@ def test_a_judge_of_changes_alone_sees_nothing_but_motion(trainer):
     share = found['Probe/video/see_motion']
     assert abs(share * found['Probe/video/gap']) == pytest.approx(change.item(), rel=0.1)
     assert found['Probe/video/order'] == pytest.approx(0, abs=1e-5) and found['Probe/video/cameras'] == 0
+    assert found['Probe/video/person'] != 0
 
 
 def test_a_judge_of_cameras_finds_no_gap_and_gets_no_shares(trainer):
