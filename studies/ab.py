@@ -53,11 +53,11 @@ class Options:
 def run(options: Options) -> None:
     """Trains what is not trained yet, then reports."""
     os.environ['OMP_NUM_THREADS'] = '1'  # of the processes
-    from studies.arms import Task, base_config, make_arms, run_arm
+    from studies.arms import Budget, Task, base_config, make_arms, run_all, split_changes
     from studies.comparison import compare, write_comparison
+    from studies.judges import TruthJudge
     from studies.measure import FULL, QUICK, Settings, prepare
     from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
-    from training.data.archive import parallel
 
     set_float32_precision()
     keep_freed_memory()
@@ -68,13 +68,15 @@ def run(options: Options) -> None:
         device=pick_device(options.device),
     )
     base = base_config(options.base, options.data, options.resume)
-    arms = make_arms(base, options.change, options.seeds, options.outdir)
+    changes = {'base': {}, **{text: split_changes(text) for text in options.change}}
+    arms = make_arms(base, changes, options.seeds, options.outdir)
     prepare(options.data, base.generator, settings)
-    tasks = [Task(arm, 60 * options.minutes, settings, options.full) for arm in arms]
+    judge = TruthJudge(settings, options.full)
+    tasks = [Task(arm, Budget(seconds=60 * options.minutes), judge) for arm in arms]
     failures = []
-    for task, failure in zip(tasks, parallel(run_arm, tasks, options.parallel), strict=True):
+    for arm, failure in run_all(tasks, options.parallel):
         failures += [failure] if failure else []
-        click.echo(failure or f'{task.arm.folder}: done')
+        click.echo(failure or f'{arm.folder}: done')
     comparison = compare(arms)
     write_comparison(options.outdir, comparison)
     click.echo(comparison.text)

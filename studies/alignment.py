@@ -37,7 +37,7 @@ def run(options: Options) -> None:
     from interop.convert import open_snapshot
     from studies import camera_order
     from studies.measure import judges
-    from studies.report import format_cells, format_value
+    from studies.results import format_cells, format_value
     from torch_utils.misc import pick_device
     from training.networks.registry import load_generator
     from viz.images import save_png

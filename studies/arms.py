@@ -1,15 +1,17 @@
-"""The runs of a comparison: a base and its changes, each from several seeds, at equal cost.
+"""The runs of a comparison: a base and its changes, each from several seeds, at equal cost or on equal data.
 
 Each run has a folder of its own, named by its options, with the files of a training run, `cost.json` (what
-training has cost up to the newest checkpoint) and, when it is done, `table.json`.
+training has cost up to the newest checkpoint) and, when it is done, what its judge has measured.
 """
 
+import abc
 import dataclasses
 import functools
 import json
+import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +22,9 @@ from dnnlib.config import from_dict, override, to_dict
 from dnnlib.util import UserError, atomic_write, explain_os_error
 from interop.warm_start import start_from
 from metrics.records.digests import json_digest
-from studies.measure import Settings, measure
-from studies.report import TABLE, write_result
 from torch_utils.checkpoint import snapshot_path
 from training.config import OutputConfig, TrainConfig, build_networks, with_focal, with_followers
+from training.data.archive import parallel
 from training.presets import PRESETS
 from training.run_folder import exclusive, write_options
 from training.training_loop import Callbacks, Trainer
@@ -42,20 +43,45 @@ class Arm(NamedTuple):
     folder: Path
 
 
-class Task(NamedTuple):
-    """What is done with an arm."""
-
-    arm: Arm
-    budget_sec: float  # of the processor, or of the clock on a GPU
-    settings: Settings
-    full: bool  # whether the settings have all codes
-
-
 class Cost(NamedTuple):
     """What training has cost."""
 
     seconds: float = 0.0  # of the processor, or of the clock on a GPU
     clips: int = 0
+
+
+class Budget(NamedTuple):
+    """What a run may cost; the first limit that is reached ends it."""
+
+    seconds: float = math.inf
+    clips: float = math.inf
+
+    def is_used(self, cost: Cost) -> bool:
+        """Returns whether a run has cost as much."""
+        return cost.seconds >= self.seconds or cost.clips >= self.clips
+
+
+class Judge(abc.ABC):
+    """Measures what an arm has learned; copies of it go to other processes."""
+
+    file: str  # of its results, in the folder of the arm
+    device: torch.device
+
+    @abc.abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Returns how it measures; results of other facts are not its results."""
+
+    @abc.abstractmethod
+    def measure(self, arm: Arm, snapshot: Path, facts: Mapping[str, Any]) -> None:
+        """Measures a snapshot and writes the file, an object in JSON that holds the facts."""
+
+
+class Task(NamedTuple):
+    """What is done with an arm."""
+
+    arm: Arm
+    budget: Budget
+    judge: Judge
 
 
 def split_changes(text: str) -> dict[str, str]:
@@ -66,7 +92,7 @@ def split_changes(text: str) -> dict[str, str]:
     return {path.strip(): value.strip() for path, _, value in parts}
 
 
-def base_config(base: str, data: str, resume: str | None) -> TrainConfig:
+def base_config(base: str, data: str, resume: str | None = None) -> TrainConfig:
     """Returns the config of a preset, or of a file training_options.json, on other data."""
     if base in PRESETS:
         config = PRESETS[base](data)
@@ -89,25 +115,36 @@ def base_config(base: str, data: str, resume: str | None) -> TrainConfig:
     return dataclasses.replace(config, output=output, total_nimg=_ENDLESS, workers=0, resume=resume)
 
 
-def make_arms(base: TrainConfig, changes: Sequence[str], seeds: Sequence[int], outdir: Path) -> list[Arm]:
-    """Makes the folders of all runs, seed by seed; the first of each seed is the base itself.
+def make_arms(
+    base: TrainConfig, changes: Mapping[str, Mapping[str, str]], seeds: Sequence[int], outdir: Path
+) -> list[Arm]:
+    """Makes the folders of all runs, seed by seed.
+
+    Args:
+        base: of all runs.
+        changes: name of an arm -> what it changes in the base, value by path.
+        seeds: of training.
+        outdir: of the folders.
 
     Raises:
         ConfigError: if a change is not allowed.
         DataError: if the data cannot be used.
     """
-    configs = {'base': base}
-    for text in changes:
-        configs[text] = override(base, split_changes(text))
     arms = []
-    for name, config in configs.items():
-        config = with_followers(config)
+    for name, change in changes.items():
+        config = with_followers(override(base, dict(change)))
         config = with_focal(config, config.dataset.build().focal())
         with torch.device('meta'):  # what networks refuse is reported before anything is trained
             build_networks(config)
         for seed in seeds:
             arms.append(_make_arm(name, seed, dataclasses.replace(config, seed=seed), outdir))
     return sorted(arms, key=lambda arm: seeds.index(arm.seed))
+
+
+def run_all(tasks: Sequence[Task], at_once: int) -> Iterator[tuple[Arm, str]]:
+    """Does all tasks, so many at a time; yields each arm when it is done, and '' or why it failed."""
+    for task, failure in zip(tasks, parallel(run_arm, tasks, at_once), strict=True):
+        yield task.arm, failure
 
 
 def run_arm(task: Task) -> str:
@@ -121,9 +158,10 @@ def run_arm(task: Task) -> str:
         try:
             with exclusive(folder):
                 cost = train_arm(task)
-                wanted = {'clips': cost.clips, 'full': task.full}
-                if not wanted.items() <= read_table(folder).items():
-                    measure_arm(task, cost)
+                wanted = {'clips': cost.clips, **task.judge.facts()}
+                if not wanted.items() <= read_results(folder, task.judge.file).items():
+                    facts = {**cost._asdict(), **task.judge.facts()}
+                    task.judge.measure(task.arm, snapshot_path(folder, cost.clips), facts)
         except UserError as err:  # such as a run that diverges; the others go on
             return f'{folder}: {err}'
     return ''
@@ -132,39 +170,32 @@ def run_arm(task: Task) -> str:
 def train_arm(task: Task) -> Cost:
     """Trains from the newest checkpoint of the folder until the run has cost its budget."""
     folder, config, before = task.arm.folder, task.arm.config, read_cost(task.arm.folder)
-    if before.seconds >= task.budget_sec:
+    if task.budget.is_used(before):
         return before
-    tick = time.process_time if task.settings.device.type == 'cpu' else time.perf_counter
+    tick = time.process_time if task.judge.device.type == 'cpu' else time.perf_counter
     begin = tick()
 
-    def spent() -> float:
-        return before.seconds + tick() - begin
+    def cost(clips: int) -> Cost:
+        return Cost(before.seconds + tick() - begin, clips)
 
     def note(_network: object, kimg: float) -> dict[str, float]:
-        write_cost(folder, Cost(spent(), round(1000 * kimg)))
+        write_cost(folder, cost(round(1000 * kimg)))
         return {}
 
     callbacks = Callbacks(
-        should_stop=lambda: spent() >= task.budget_sec,
+        should_stop=lambda: task.budget.is_used(cost(trainer.progress.cur_nimg)),
         start=functools.partial(start_from, config.resume) if config.resume else None,
         evaluate=note,  # at every checkpoint
     )
-    trainer = Trainer(config, folder, task.settings.device, callbacks)
+    trainer = Trainer(config, folder, task.judge.device, callbacks)
     trainer.train()
     note(None, trainer.progress.cur_nimg / 1000)
     return read_cost(folder)
 
 
-def measure_arm(task: Task, cost: Cost) -> None:
-    """Measures the newest snapshot of an arm and writes figures and images."""
-    folder, config = task.arm.folder, task.arm.config
-    result = measure(snapshot_path(folder, cost.clips), config.dataset.path, task.settings)
-    write_result(folder, result, {**cost._asdict(), 'full': task.full})
-
-
-def read_table(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path, name: str) -> dict[str, Any]:
     """Returns what was measured in a folder, {} if nothing."""
-    path = folder / TABLE
+    path = folder / name
     return json.loads(path.read_bytes()) if path.exists() else {}
 
 

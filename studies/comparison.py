@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dnnlib.util import atomic_write
-from studies.arms import Arm, read_table
-from studies.report import format_cells, format_value
+from studies.arms import Arm, read_results
+from studies.results import TABLE, format_cells, format_value
 
 _NOTABLE = 2.0  # standard errors from the base that are marked
 
@@ -24,7 +24,7 @@ def compare(arms: Sequence[Arm]) -> Comparison:
     """Collects the tables of arms that were measured; the base comes first."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for arm in arms:
-        table = read_table(arm.folder)
+        table = read_results(arm.folder, TABLE)
         runs.setdefault(arm.name, []).extend(
             [{'seed': arm.seed, 'folder': str(arm.folder), **table}] if table else []
         )

@@ -60,7 +60,7 @@ def run(options: Options) -> None:
 
 def _table(snapshot: Path, options: Options, settings: Any, folder: Path) -> list[dict[str, Any]]:
     from studies.measure import measure
-    from studies.report import TABLE, write_result
+    from studies.results import TABLE, write_result
 
     wanted = {'full': options.full, 'data': options.data}
     kept = json.loads((folder / TABLE).read_bytes()) if (folder / TABLE).exists() else {}

@@ -1,63 +1,87 @@
-"""Tables of figures, as text and as files."""
+"""Writes the paper's tables as they came out here; `python -m studies.report --help` explains."""
 
+import dataclasses
 import json
-import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from dnnlib.util import atomic_write
-from studies.measure import Result, Row
-from studies.sheet import heads, motion_maps, sheet
-from viz.images import save_png
+from dnnlib.cli import command
 
-TABLE = 'table.json'
+import click
 
+from dnnlib.util import UserError, atomic_write
 
-def write_result(folder: Path, result: Result, facts: Mapping[str, Any]) -> None:
-    """Writes table.json with these facts, table-sheet.png, table-motion.png and table-worst.png."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_png(folder / 'table-sheet.png', sheet(result))
-    save_png(folder / 'table-motion.png', motion_maps(result))
-    save_png(folder / 'table-worst.png', heads(result.worst))
-    with atomic_write(folder / TABLE, 'w') as file:
-        json.dump({**facts, 'rows': as_json(result.rows)}, file, indent=1)
+_HEAD = """# The paper's tables, trained again
+
+Written by `python -m studies.report` from the results in `{results}`. Every run was made by
+`python -m studies.run`, whose rows are `studies/paper.py`. Figures are means over seeds ± standard
+error, with the paper's (VoxCeleb at 512x512, which other data and sizes need not reach) in brackets. A
+claimed ordering holds, or does not, when its probability is above 95 %, or below 5 %, by Student's t of
+the difference over its standard error; of one seed the error is only that of the metric.
+"""
 
 
-def format_rows(rows: Sequence[Row]) -> str:
-    """Returns a markdown table."""
-    cells = [('figure', 'goal', 'network', 'se', 'data', 'of')]
-    for row in rows:
-        network, error = (format_value(x, row.percent) for x in row.network)
-        data = '-' if row.data is None else format_value(row.data.value, row.percent)
-        cells.append((row.name, row.goal or '-', network, error, data, row.sample))
-    return format_cells(cells)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Collects what `python -m studies.run` has measured and writes tables with a verdict for every claim.
+
+    Without --runs the page is made of the results that were collected before.
+
+    Example:
+      python -m studies.report --runs tables
+    """
+
+    # folders of studies.run, whose results replace those collected before; may be given several times
+    runs: Annotated[tuple[Path, ...], 'DIR'] = ()
+    results: Annotated[Path, 'FILE'] = Path('docs/studies-tables.json')  # collected results
+    dest: Annotated[Path, 'FILE'] = Path('docs/studies-tables.md')  # the page
 
 
-def format_cells(cells: Sequence[Sequence[str]]) -> str:
-    """Returns a markdown table whose first row is its head, with columns in line."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [' | '.join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
-    lines.insert(1, ' | '.join('-' * w for w in widths))
-    return '\n'.join(f'| {line} |' for line in lines)
+def run(options: Options) -> None:
+    """Collects, then writes."""
+    records = json.loads(options.results.read_bytes()) if options.results.exists() else []
+    for folder in options.runs:
+        found = collected(folder)
+        if not found:
+            raise UserError(f'--runs {folder} holds no results; give the --outdir of studies.run')
+        records = merged(records, found)
+    if options.runs:
+        with atomic_write(options.results, 'w') as file:
+            file.write(json.dumps(records, indent=1) + '\n')
+    with atomic_write(options.dest, 'w') as file:
+        file.write(page(records, options.results.name))
+    click.echo(f'{options.dest}: {len(records)} runs')
 
 
-def format_value(value: float, percent: bool) -> str:
-    """Returns three digits, or percent."""
-    if math.isnan(value):
-        return '-'
-    return f'{100 * value:.1f} %' if percent else f'{value:.3g}'
+def collected(folder: Path) -> list[dict[str, Any]]:
+    """Reads the results of all runs in a folder."""
+    return [json.loads(path.read_bytes()) for path in sorted(folder.glob('*/metrics.json'))]
 
 
-def as_json(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Returns the rows as plain data; what is unknown is null."""
-    return [
-        {'name': r.name, 'goal': r.goal, 'percent': r.percent, 'of': r.sample}
-        | {'value': _known(r.network.value), 'error': _known(r.network.error)}
-        | {'data': _known(r.data and r.data.value), 'data_error': _known(r.data and r.data.error)}
-        for r in rows
-    ]
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns results of which the later one of each setting, row and seed is kept, in order."""
+    kept = {(r['setting'], r['row'], r['seed']): r for r in [*old, *new]}
+    return [kept[key] for key in sorted(kept)]
 
 
-def _known(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else float(value)
+def page(records: list[dict[str, Any]], results: str) -> str:
+    """Returns the page, a section for each setting."""
+    from studies.paper import TABLES
+    from studies.verdicts import table_text
+
+    sections = [_HEAD.format(results=results)]
+    for setting in sorted({r['setting'] for r in records}):
+        own = [r for r in records if r['setting'] == setting]
+        hours, frames = sum(r['seconds'] for r in own) / 3600, sum(r['frames'] for r in own) / 1e6
+        cost = f'{len(own)} runs, {hours:.1f} hours of training, {frames:.2f} million frames seen.'
+        sections.append(f'## `{setting}`\n\n{cost}\n')
+        rows = {r['row'] for r in own}
+        tables = {n: t for n, t in TABLES.items() if len(rows & {row.name for row in t.rows}) > 1}
+        sections += [table_text(name, table, own) + '\n' for name, table in tables.items()]
+    return '\n'.join(sections)
+
+
+main = command(Options, run, 'give fewer --runs')
+
+if __name__ == '__main__':
+    main()

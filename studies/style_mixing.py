@@ -40,7 +40,7 @@ def run(options: Options) -> None:
     from metrics.detectors.registry import default_cache, load_detector
     from metrics.plotting import draw_curves
     from studies.mixing import curves, mix, sheet
-    from studies.report import format_cells, format_value
+    from studies.results import format_cells, format_value
     from torch_utils.misc import pick_device
     from training.networks.registry import load_generator
     from viz.images import save_png

@@ -37,7 +37,7 @@ class Options:
 def run(options: Options) -> None:
     """Measures, prints and writes."""
     from studies.measure import FULL, QUICK, Settings, measure
-    from studies.report import format_rows, write_result
+    from studies.results import format_rows, write_result
     from torch_utils.misc import pick_device
 
     settings = Settings(

@@ -5,12 +5,12 @@ import json
 import math
 
 import pytest
+import torch
 
 from dnnlib.util import ConfigError, UserError
 from studies import ab, arms, comparison
-from studies.arms import Cost, Task
+from studies.arms import Budget, Cost, Judge, Task
 from studies.comparison import compare, summarise, write_comparison
-from studies.measure import Settings
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,24 @@ def test_base_is_a_preset_or_a_file(tmp_path, small, data):
 
 def make(small, tmp_path, *changes, seeds=(0,)):
     base = dataclasses.replace(small, total_nimg=10**9)
-    return arms.make_arms(base, changes, seeds, tmp_path)
+    named = {'base': {}, **{text: arms.split_changes(text) for text in changes}}
+    return arms.make_arms(base, named, seeds, tmp_path)
+
+
+class Counter(Judge):
+    """Notes what it should measure."""
+
+    file, device = 'table.json', torch.device('cpu')
+
+    def __init__(self):
+        self.measured = []
+
+    def facts(self):
+        return {'full': False}
+
+    def measure(self, arm, snapshot, facts):
+        self.measured.append(snapshot)
+        (arm.folder / self.file).write_text(json.dumps(facts))
 
 
 def test_arms_go_seed_by_seed_and_have_folders_of_their_own(small, tmp_path):
@@ -66,23 +83,27 @@ def test_bad_changes_are_refused_before_anything_is_trained(small, tmp_path):
 def test_arm_trains_to_its_budget_and_continues(small, tmp_path, monkeypatch):
     clock = iter(range(10**6))  # a second passes whenever somebody looks
     monkeypatch.setattr(arms.time, 'process_time', lambda: float(next(clock)))
-    measured = []
-    monkeypatch.setattr(arms, 'measure', lambda network, data, settings: measured.append(network))
-    monkeypatch.setattr(
-        arms,
-        'write_result',
-        lambda folder, result, facts: (folder / 'table.json').write_text(json.dumps(facts)),
-    )
     (arm,) = make(small, tmp_path)
-    task = Task(arm, 12.0, Settings(), False)
+    judge = Counter()
+    task = Task(arm, Budget(seconds=12.0), judge)
     assert arms.run_arm(task) == ''
     first = arms.read_cost(arm.folder)
-    assert 12 <= first.seconds <= 16 and first.clips > 0 and len(measured) == 1
-    assert arms.run_arm(task) == '' and arms.read_cost(arm.folder) == first and len(measured) == 1
-    assert arms.run_arm(task._replace(budget_sec=20.0)) == ''  # more time: the same run continues
+    assert 12 <= first.seconds <= 16 and first.clips > 0 and len(judge.measured) == 1
+    assert arms.run_arm(task) == '' and arms.read_cost(arm.folder) == first and len(judge.measured) == 1
+    assert arms.run_arm(task._replace(budget=Budget(seconds=20.0))) == ''  # more time: the same run continues
     second = arms.read_cost(arm.folder)
     assert second.clips > first.clips and 20 <= second.seconds <= 24
-    assert measured == [arm.folder / f'network-snapshot-{cost.clips:09d}.pkl' for cost in (first, second)]
+    assert judge.measured == [
+        arm.folder / f'network-snapshot-{cost.clips:09d}.pkl' for cost in (first, second)
+    ]
+
+
+def test_arm_trains_on_equal_data(small, tmp_path):
+    (arm,) = make(small, tmp_path)
+    assert arms.run_arm(Task(arm, Budget(clips=3), Counter())) == ''
+    assert arms.read_cost(arm.folder).clips == 4  # whole batches of 2
+    assert arms.run_arm(Task(arm, Budget(clips=6), judge := Counter())) == ''
+    assert judge.measured == [arm.folder / 'network-snapshot-000000006.pkl']
 
 
 def test_arm_that_fails_says_why(small, tmp_path, monkeypatch):
@@ -91,7 +112,7 @@ def test_arm_that_fails_says_why(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(arms, 'train_arm', fail)
     (arm,) = make(small, tmp_path)
-    assert arms.run_arm(Task(arm, 1.0, Settings(), False)) == f'{arm.folder}: it has diverged'
+    assert arms.run_arm(Task(arm, Budget(seconds=1.0), Counter())) == f'{arm.folder}: it has diverged'
 
 
 def test_two_seeds_have_half_their_difference_as_error():

@@ -1,0 +1,98 @@
+"""What runs say of the paper's claims: means over seeds, and whether an ordering holds."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from scipy import stats
+
+from studies.comparison import summarise
+from studies.paper import PV3D, Claim, Table
+from studies.results import format_cells
+
+SURE = 0.95  # probability above which an ordering holds; below 1 - SURE it does not
+_NAMES = {'fvd': 'FVD', 'id': 'ID', 'cd': 'CD', 'we': 'WE'}
+
+Record = Mapping[str, Any]  # what studies/judges.py:MetricsJudge writes
+
+
+class Values(NamedTuple):
+    """A metric of a row: one value for each seed, with their own standard errors (nan = unknown)."""
+
+    values: list[float]
+    errors: list[float]
+
+
+class Verdict(NamedTuple):
+    """Whether one row is below another."""
+
+    text: str  # holds | does not hold | not decided | not run
+    probability: float | None  # that it is below
+
+
+def values_of(records: Sequence[Record], row: str, metric: str) -> Values:
+    """Collects a metric of a row; metrics are found by their kind, `fvd` for fvd256_16f_lite0."""
+    found = [
+        (m['value'], float('nan') if m['error'] is None else m['error'])
+        for record in records
+        if record['row'] == row
+        for name, m in record['metrics'].items()
+        if kind_of(name) == metric and m['value'] is not None
+    ]
+    return Values([v for v, _ in found], [e for _, e in found])
+
+
+def kind_of(name: str) -> str:
+    """Returns fvd for fvd256_16f_lite0."""
+    return re.match('[a-z]+', name)[0]
+
+
+def decide(lower: Values, higher: Values) -> Verdict:
+    """Says whether the mean of one row is below that of another.
+
+    The difference of the means over its standard error follows Student's distribution with as many degrees
+    of freedom as there are seeds beyond one for each row, but at least one.
+    """
+    if not lower.values or not higher.values:
+        return Verdict('not run', None)
+    (a, a_error), (b, b_error) = summarise(*lower), summarise(*higher)
+    error = (a_error**2 + b_error**2) ** 0.5
+    freedom = max(len(lower.values) + len(higher.values) - 2, 1)
+    probability = float(stats.t.cdf((b - a) / error, freedom)) if error > 0 else 0.5
+    if probability >= SURE:
+        return Verdict('holds', probability)
+    return Verdict('does not hold' if probability <= 1 - SURE else 'not decided', probability)
+
+
+def claim_lines(claim: Claim, records: Sequence[Record]) -> list[str]:
+    """Returns a line for each pair of rows of a claim."""
+    lines = []
+    for lower in claim.lower:
+        for higher in claim.higher:
+            rows = (values_of(records, row, claim.metric) for row in (lower, higher))
+            text, probability = decide(*rows)
+            chance = '' if probability is None else f' (P = {probability:.3f})'
+            lines.append(f'- {_NAMES[claim.metric]}, {lower} < {higher}: **{text}**{chance}')
+    return lines
+
+
+def table_text(name: str, table: Table, records: Sequence[Record]) -> str:
+    """Returns a section: our figures with the paper's in brackets, then the verdicts."""
+    paper = [m for m in _NAMES if any(m in row.paper for row in table.rows if row.name != PV3D)]
+    names = {row.name for row in table.rows}
+    measured = {kind_of(n) for record in records if record['row'] in names for n in record['metrics']}
+    metrics = [*paper, *sorted(measured - set(paper))]
+    cells = [['row', 'options', 'seeds', 'thousand clips', *(_NAMES.get(m, m) for m in metrics)]]
+    for row in table.rows:
+        own = [record for record in records if record['row'] == row.name]
+        clips = sum(record['clips'] for record in own) / max(len(own), 1) / 1000
+        options = ' '.join(f'`{path}={value}`' for path, value in row.changes.items()) or '-'
+        cells.append([row.name, options, f'{len(own)}', f'{clips:.1f}' if own else '-'])
+        cells[-1] += [_cell(values_of(own, row.name, m), row.paper.get(m)) for m in metrics]
+    verdicts = [line for claim in table.claims for line in claim_lines(claim, records)]
+    return '\n'.join([f'### Table {name}: {table.title}', '', format_cells(cells), '', *verdicts])
+
+
+def _cell(found: Values, paper: float | None) -> str:
+    ours = ' ± '.join(f'{x:.3g}' for x in summarise(*found)) if found.values else '-'
+    return ours if paper is None else f'{ours} [{paper:g}]'

@@ -1,0 +1,143 @@
+"""The paper's tables as data: rows are possible, verdicts are right, runs and pages come out of commands."""
+
+import json
+import math
+
+import pytest
+import torch
+from click.testing import CliRunner
+from scipy import stats
+
+from dnnlib.config import override
+from dnnlib.util import UserError
+from studies import paper, report, run, verdicts
+from studies.verdicts import Values
+from support.paths import ROOT
+from training.config import build_networks
+from training.presets import study
+
+
+@pytest.mark.parametrize('name', [n for n, row in paper.rows_of('all').items() if row.changes])
+def test_each_row_is_another_run_of_the_study(name):
+    base = study('d.zip')
+    config = override(base, paper.resolved(base, paper.rows_of('all')[name].changes))
+    assert config != base
+    with torch.device('meta'):
+        build_networks(config)
+
+
+def test_changes_that_follow_the_base():
+    base = study('d.zip')
+    found = paper.resolved(
+        base, {'generator.renderer.resolution': '*0.5', 'generator.motion.num_layers': 'blocks'}
+    )
+    assert list(found.values()) == ['8', '5']  # early, middle and late are 2, 4 and 5
+
+
+def test_tables_are_complete():
+    for name, table in paper.TABLES.items():
+        rows = {row.name: row for row in table.rows}
+        assert paper.PV3D in rows and set(paper.rows_of(name)) == set(rows)
+        for claim in table.claims:  # the paper's own figures agree with what it claims
+            for low in claim.lower:
+                for high in claim.higher:
+                    assert rows[low].paper[claim.metric] < rows[high].paper[claim.metric]
+    assert set(paper.rows_of('all')) >= set(paper.rows_of('2')) >= set(paper.rows_of('2b'))
+
+
+@pytest.mark.parametrize(
+    ('lower', 'higher', 'text'),
+    [
+        ([1.0, 1.1, 0.9], [2.0, 2.1, 1.9], 'holds'),
+        ([2.0, 2.1, 1.9], [1.0, 1.1, 0.9], 'does not hold'),
+        ([1.0, 2.0], [1.5, 2.5], 'not decided'),
+        ([1.0], [], 'not run'),
+    ],
+)
+def test_verdicts(lower, higher, text):
+    assert verdicts.decide(*(Values(x, [math.nan] * len(x)) for x in (lower, higher))).text == text
+
+
+def test_probability_is_that_of_a_t_test():
+    a, b = [1.0, 1.2, 1.7], [1.4, 1.9, 2.0]
+    found = verdicts.decide(*(Values(x, [math.nan] * 3) for x in (a, b)))
+    expected = stats.ttest_ind(a, b, alternative='less').pvalue
+    assert found.probability == pytest.approx(1 - expected)
+    one = verdicts.decide(Values([1.0], [0.3]), Values([2.0], [0.4]))  # one seed: the errors of the metric
+    assert one.probability == pytest.approx(stats.t.cdf(1 / 0.5, 1))
+
+
+def record(row, seed, fvd, setting='study'):
+    """What a run leaves."""
+    metrics = {'fvd256_16f_lite0': {'value': fvd, 'error': None}, 'cd64': {'value': None, 'error': None}}
+    return {
+        'setting': setting,
+        'row': row,
+        'seed': seed,
+        'clips': 2000,
+        'frames': 4000,
+        'seconds': 1800.0,
+    } | {'metrics': metrics}
+
+
+def test_page_has_figures_and_verdicts():
+    records = [record(*x) for x in (('pv3d', 0, 3.0), ('pv3d', 1, 3.2), ('early', 0, 9.0), ('early', 1, 9.4))]
+    text = report.page([*records, record('pv3d', 0, 1.0, 'other')], 'r.json')
+    line = next(line for line in text.splitlines() if line.startswith('| early'))
+    cells = [cell.strip() for cell in line.split('|')]
+    assert cells[1:6] == ['early', '`generator.motion.num_layers=2`', '2', '2.0', '9.2 ± 0.2 [40.2]']
+    assert cells[6] == '- [2.32]'
+    assert '- FVD, pv3d < early: **holds** (P = 0.999)' in text and 'pv3d < late: **not run**' in text
+    assert '4 runs, 2.0 hours of training, 0.02 million frames seen.' in text
+    assert text.count('### Table') == 1 and '## `other`' in text
+
+
+def test_later_results_replace_earlier_ones():
+    old = [record('pv3d', 0, 1.0), record('late', 0, 2.0)]
+    found = report.merged(old, [record('pv3d', 0, 5.0)])
+    assert [r['metrics']['fvd256_16f_lite0']['value'] for r in found] == [2.0, 5.0]
+
+
+def test_committed_page_is_that_of_the_committed_results(tmp_path):
+    docs = ROOT / 'docs'
+    args = ['--results', str(docs / 'studies-tables.json'), '--dest', str(tmp_path / 'a.md')]
+    assert CliRunner().invoke(report.main, args).exit_code == 0
+    assert (tmp_path / 'a.md').read_bytes() == (docs / 'studies-tables.md').read_bytes()
+
+
+def test_rows_are_trained_measured_and_reported(data, tmp_path):
+    args = ['2a', '--preset', 'tiny', '--data', data, '--outdir', str(tmp_path / 'runs'), '--seeds', '3']
+    args += ['--rows', 'early,pv3d', '--metrics', 'motion2', '--kimg', '0.004', '--set', 'batch=2']
+    result = CliRunner().invoke(run.main, args)
+    assert result.exit_code == 0, result.output
+    folders = sorted(p for p in (tmp_path / 'runs').iterdir() if p.is_dir())
+    assert [p.name.rpartition('-')[0] for p in folders] == ['early-seed3', 'pv3d-seed3']
+    made = [(p / 'metrics.json').stat().st_mtime_ns for p in folders]
+    assert CliRunner().invoke(run.main, args).exit_code == 0  # nothing is left to do
+    assert [(p / 'metrics.json').stat().st_mtime_ns for p in folders] == made
+    results, page = tmp_path / 'r.json', tmp_path / 'r.md'
+    files = ['--results', str(results), '--dest', str(page)]
+    result = CliRunner().invoke(report.main, ['--runs', str(tmp_path / 'runs'), *files])
+    assert result.exit_code == 0, result.output
+    first, second = json.loads(results.read_bytes())
+    assert (first['row'], first['seed'], first['clips'], first['frames']) == ('early', 3, 4, 8)
+    assert second['metrics']['motion2']['value'] > 0
+    assert '## `tiny+batch=2`' in page.read_text()
+    assert list(folders[0].glob('fakes*.png'))
+
+
+def test_what_is_not_allowed():
+    base = ['2a', '--preset', 'tiny', '--data', 'x.zip', '--outdir', 'o']
+    for more in ([], ['--kimg', '1', '--minutes', '1']):
+        assert 'give --kimg or --minutes' in CliRunner().invoke(run.main, [*base, *more]).output
+    for part in ('3/2', '0/1', 'a', '1/'):
+        with pytest.raises(UserError, match='I/N'):
+            run.parse_part(part)
+    assert run.parse_part('2/3') == (2, 3)
+
+
+def test_rows_are_chosen_by_name():
+    options = run.Options(table='2', preset='tiny', data='x', outdir=ROOT, rows='late, pv3d')
+    assert list(run.chosen_rows(options)) == ['late', 'pv3d']
+    with pytest.raises(UserError, match='nose'):
+        run.chosen_rows(run.Options(table='2a', preset='tiny', data='x', outdir=ROOT, rows='nose'))
