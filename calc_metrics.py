@@ -34,7 +34,9 @@ class Options:
       kid2048      kernel distance of these frames, times 1000
       id           identity similarity over two times x yaw {0, 30} degrees; 1000 videos, id64 takes 64
       cd           Chamfer distance of the point clouds of these views
+      cdscene      the same in scene units: bins differ between renderers, and with them cd
       we           warping error between these views
+      pose         angle between the camera that a face is seen from and the one that was asked for
       motion       optical flow of heads and camera
       expression   the same before a camera that stands still: a frozen face must not win; needs --network
       fmd512       Frechet distance of frame differences: whether faces move as real ones do; 1 = not at all
@@ -82,6 +84,12 @@ class Options:
     # paper: the formulas of the text, done right. released: what the scripts of the authors compute, with
     # their errors
     protocol: Literal['paper', 'released'] = 'paper'
+    # which cameras the mapping of the network sees: the first one of a clip (unless the network is made to
+    # see all), or for a comparison that of each image
+    mapping_camera: Annotated[Literal['fixed', 'own'], OnlyWith('network')] = 'fixed'
+    # of generated videos: as in real clips, or held where it is in the first frame, for networks that have
+    # learned so
+    clip_camera: Annotated[Literal['moving', 'held'], OnlyWith('network')] = 'moving'
     # encodes all videos before they are judged, as the paper does; not mp4 files, which are encoded
     codec: Literal['h264', 'none'] = 'h264'
     crf: Annotated[int, Range(0, 51), OnlyWith('codec', 'h264')] = 15  # quality of that encoding
@@ -171,6 +179,7 @@ def make_settings(options: Options, device: object) -> Settings:
         controls=tuple(dict.fromkeys(options.control)),
         detector_files=parse_detector_files(options.detector_file),
         **{n: getattr(options, n) for n in ('protocol', 'codec', 'crf', 'seed', 'landmarks', 'offline')},
+        **{n: getattr(options, n) for n in ('mapping_camera', 'clip_camera')},
     )
 
 

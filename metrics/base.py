@@ -28,6 +28,10 @@ class Settings:
     cache: Path  # folder of feature networks and records
     device: torch.device = torch.device('cpu')
     protocol: Protocol = 'paper'  # or exactly what the released scripts compute, errors included
+    # what the mapping of a generator sees: one camera for a clip (unless it is made otherwise) [PV3D MapT],
+    # or that of each image
+    mapping_camera: Literal['fixed', 'own'] = 'fixed'
+    clip_camera: Literal['moving', 'held'] = 'moving'  # of generated videos; held = that of the first frame
     codec: Literal['h264', 'none'] = 'h264'  # videos are encoded before they are measured [PV3D A.4]
     crf: int = 15  # quality of the encoding, as gen_videos.py has it
     seed: int = 0  # of everything that is drawn

@@ -15,6 +15,7 @@ from metrics.measures import (  # noqa: F401 - they fill METRICS
     frechet,
     geometry,
     motion,
+    pose,
 )
 
 FRAMES = 16  # of a video, unless the name says otherwise [PV3D A.4]
@@ -94,6 +95,10 @@ def reported_name(request: Request, settings: Settings, encodes: bool = True) ->
         parts.append('nocodec')
     elif encoded and settings.crf != Settings.crf:
         parts.append(f'crf{settings.crf}')
+    if settings.clip_camera == 'held' and metric.stage == 'clips' and metric.films == 'fakes':
+        parts.append('held')
+    if settings.mapping_camera == 'own':
+        parts.append('own')
     if settings.protocol != 'paper':
         parts.append(settings.protocol)
     elif 'landmarks' in metric.depends_on and settings.landmarks != 'detected':

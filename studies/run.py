@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # functions import what they need: --help needs no torch
     from metrics.base import Settings
     from studies.paper import Row
 
-DEFAULT_METRICS = 'fvd256_16f_lite0,id64_sface,cd64,we64,motion64,expression64'
+DEFAULT_METRICS = 'fvd256_16f_lite0,id64_sface,cd64,cdscene64,we64,motion64,expression64'
 
 
 def parse_part(text: str) -> tuple[int, int]:

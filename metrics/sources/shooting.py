@@ -1,6 +1,7 @@
 """Frames of a generator as metrics see them: codes by item, pixels by protocol, the same bits every time."""
 
 import dataclasses
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ class Generated(Source):
     def __init__(self, G: VideoGenerator, seed: int, count: int, protocol: str = 'paper') -> None:
         self.G, self.seed, self.count, self.protocol = G, seed, count, protocol
         self.size, renderer = G.config.resolution, G.renderer
+        self.mapping_camera = 'fixed'
         if protocol == 'released' and renderer is not None:
             renderer = dataclasses.replace(renderer, fixed_offset=0.0)
         self.options = dataclasses.replace(rollout.DEFAULT_OPTIONS, renderer=renderer)
@@ -40,6 +42,13 @@ class Generated(Source):
             'protocol': protocol,
         }
 
+    def seen_by_mapping(self, which: Literal['fixed', 'own']) -> Self:
+        """Lets the mapping see the camera of each image; `fixed` changes nothing."""
+        if which == 'own':
+            self.mapping_camera = which
+            self.identity |= {'mapping_camera': which}
+        return self
+
     def name(self, i: int) -> str:
         """See Source."""
         return f'seed {self.seed}, item {i}'
@@ -51,7 +60,8 @@ class Generated(Source):
     def shoot(self, i: int, cameras: Tensor, times: Tensor) -> tuple[np.ndarray, rollout.Frames]:
         """Renders item i from cameras [T, 25] at times [T]; equal arguments give equal bits on a device.
 
-        The mapping sees the first camera, or each frame's in a network conditioned so. Nothing is random:
+        The mapping sees the first camera, or each frame's in a network conditioned so, or where it was asked
+        for. Nothing is random:
         rays are sampled at fixed places, noise is constant, cuDNN does not try out algorithms.
 
         Returns:
@@ -60,7 +70,8 @@ class Generated(Source):
         Raises:
             Skip: when a frame is black or something is not finite.
         """
-        codes, mapping = self.codes(i), self.G.mapping_cameras(cameras, cameras[:1])
+        codes, own = self.codes(i), self.mapping_camera == 'own'
+        mapping = cameras if own else self.G.mapping_cameras(cameras, cameras[:1])
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             ws = rollout.map_codes(self.G, codes, mapping, times)
             batches = list(rollout.render_frames(self.G, codes, ws, cameras, times, self.options))

@@ -53,25 +53,31 @@ def network_subject(
     """
     seed, protocol, renderer = settings.seed, settings.protocol, G.renderer
     cameras = [data.clip_cameras(i) for i in range(len(data))]
+    moving = 'camera' if settings.clip_camera == 'held' else ''
+
+    def clips(frames: int, count: int, still: str) -> GeneratedClips:
+        made = GeneratedClips(G, cameras, frames, seed, count, protocol, still)
+        return made.seen_by_mapping(settings.mapping_camera)
+
+    def views(count: int) -> GeneratedViews:
+        return GeneratedViews(G, seed, count, protocol).seen_by_mapping(settings.mapping_camera)
 
     def generated(still: str) -> Clips:
-        return lambda frames, count: _encoded(
-            GeneratedClips(G, cameras, frames, seed, count, protocol, still), settings, data.fps
-        )
+        return lambda frames, count: _encoded(clips(frames, count, still), settings, data.fps)
 
     def save_videos(folder: str | Path, frames: int, count: int, progress: Progress) -> dict[int, str]:
         if settings.codec == 'none':
             raise UserError('saved videos are encoded; leave --codec none out to save what is measured')
-        clips = GeneratedClips(G, cameras, frames, seed, count, protocol)
-        return save_clips(clips, Path(folder, f'T{frames}'), settings.crf, data.fps, progress)
+        made = clips(frames, count, moving)
+        return save_clips(made, Path(folder, f'T{frames}'), settings.crf, data.fps, progress)
 
     return Subject(
-        fakes=generated(still=''),
+        fakes=generated(still=moving),
         reals=_dataset_clips(data, settings),
         held=generated(still='camera'),
         motions=generated(still='person'),
         frozen=generated(still='head'),
-        views=(lambda count: GeneratedViews(G, seed, count, protocol)) if renderer else None,
+        views=views if renderer else None,
         real_clips=len(data),
         data=data,
         bin_size=renderer and (renderer.ray_end - renderer.ray_start) / (renderer.depth_samples - 1),

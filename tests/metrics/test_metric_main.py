@@ -44,6 +44,13 @@ def measure(names, G, clips, options):
     return Metrics(parse_metrics(names), options).measure(network_subject(G, clips, options, 'x.pkl', 1.0))
 
 
+def test_names_say_which_cameras_were_seen(tmp_path):
+    fvd, views, expression = parse_metrics('fvd8_4f_lite0,we8,expression8')
+    settings = Settings(cache=tmp_path, mapping_camera='own', clip_camera='held')
+    names = [reported_name(request, settings) for request in (fvd, views, expression)]
+    assert names == ['fvd8_4f_lite0_held_own', 'we8_own', 'expression8_own']
+
+
 def test_names():
     requests = parse_metrics('fvd2048_16f_lite0, id,we64,fid50,fvd2048_16f_lite0')
     assert [r.name for r in requests] == ['fvd2048_16f_lite0', 'id', 'we64', 'fid50']

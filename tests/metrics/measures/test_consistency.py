@@ -6,6 +6,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from dnnlib.util import Skip
+from metrics.base import METRICS, Context, Request, Sample, Settings
 from metrics.measures import consistency
 from metrics.measures.consistency import MultiView, chamfer_distance, identity_similarity, warping_error
 from support.analytic_scenes import Plane, Sphere, flat, still, waves
@@ -290,3 +291,13 @@ def test_warping_error_of_views_that_share_nothing(scenes):
     for protocol in ('paper', 'released'):
         with pytest.raises(Skip, match='not finite'):
             warping_error(views._replace(depth=depth), protocol)
+
+
+def test_chamfer_distance_in_scene_units(tmp_path):
+    """The same records as cd's, without bins."""
+    request = Request(name='cd2', metric='cd', count=2, frames=16, detector=None)
+    context = Context(request, Settings(cache=tmp_path), None, None, None, 0.5)
+    records = Sample(records=[{'value': np.float64(4.0)}, {'value': np.float64(6.0)}])
+    outcome = METRICS['cdscene'].reduce(context, records, Sample())
+    assert (outcome.value, outcome.error) == (1.25, 0.25)
+    assert METRICS['cdscene'].measure is METRICS['cd'].measure

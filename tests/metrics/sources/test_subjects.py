@@ -47,6 +47,18 @@ def write_images(folder, size=32, clips=2):
     return folder
 
 
+def test_cameras_of_videos_as_settings_say(G, dataset, tmp_path):
+    """Held ones are those before a camera that stands still; the mapping sees what it is told to."""
+    held = network_subject(G, dataset, settings(tmp_path, clip_camera='held', codec='none'), 'x.pkl', 1.0)
+    plain = network_subject(G, dataset, settings(tmp_path, codec='none'), 'x.pkl', 1.0)
+    own = network_subject(G, dataset, settings(tmp_path, mapping_camera='own', codec='none'), 'x.pkl', 1.0)
+    clips = [source(T, 2).item(1) for source in (held.fakes, held.held, plain.held, plain.fakes, own.fakes)]
+    for other in clips[1:3]:
+        np.testing.assert_array_equal(clips[0], other)
+    assert (clips[3] != clips[0]).any() and (clips[4] != clips[3]).any()
+    assert (clips[4][0] == clips[3][0]).all() and own.views(1).mapping_camera == 'own'
+
+
 def test_videos_of_a_network_and_of_its_folder_are_equal(G, dataset, data, tmp_path):
     """Both sides, bit by bit, whether the real one is named as data, as its zip, or as its folder."""
     options = settings(tmp_path)

@@ -55,6 +55,16 @@ def test_view_of_a_generator(G):
     assert (pixels - view.image).abs().max() <= 1
 
 
+def test_the_mapping_may_see_each_image_own_camera(G):
+    fixed = views.GeneratedViews(G, 0, 4).seen_by_mapping('fixed')
+    own = views.GeneratedViews(G, 0, 4).seen_by_mapping('own')
+    assert fixed.identity == views.GeneratedViews(G, 0, 4).identity != own.identity
+    seen, expected = own.item(1).depth, fixed.item(1).depth
+    tiny.same(seen[[0, 3]], expected[[0, 3]], 1e-5)  # from the front both see the frontal camera
+    tiny.differs(seen[1], expected[1])
+    tiny.differs(seen[2], expected[2])
+
+
 def test_same_item_same_bits(G):
     first = views.GeneratedViews(G, 3, 2)
     a = first.item(1)
