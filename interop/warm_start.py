@@ -4,6 +4,7 @@ With EG3D's, motion fades in from nothing.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ _MAX_NAMED = 6  # tensors of a kind named in a line
 def start_from(path: str, modules: dict[str, nn.Module]) -> int:
     """Fills the networks of a new run with the weights of a file; prints what was done.
 
-    A discriminator that is built otherwise here, or is missing in the file, starts from new weights.
+    A discriminator that is built otherwise here, or is missing in the file, starts from new weights. So does
+    what a generator of another kind adds to that of the file, whose moving average becomes the rest.
 
     Args:
         path: snapshot of ours, or a foreign checkpoint.
@@ -41,6 +43,9 @@ def start_from(path: str, modules: dict[str, nn.Module]) -> int:
         for name, module in modules.items():
             if name.startswith('D_') and not _fits(module, snapshot.networks.get(name, {}).get('state', {})):
                 dist.print0(f'warning: {name} differs from that of {path} and starts from new weights')
+            elif _extends(module, snapshot.networks.get('G_ema')):
+                dist.print0(f'{name}: {_copy(module, "G_ema", snapshot.networks["G_ema"]["state"])}')
+                module.adopt()
             else:
                 load_weights(snapshot, name, module)
     trained = NETWORKS['G'].read(snapshot.networks['G']['config'])  # with defaults for fields that are newer
@@ -90,6 +95,14 @@ def warm_start(snapshot: Snapshot, modules: Mapping[str, nn.Module]) -> list[str
 
 def _fits(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
     return {n: t.shape for n, t in module.state_dict().items()} == {n: t.shape for n, t in state.items()}
+
+
+def _extends(module: nn.Module, entry: Mapping[str, Any] | None) -> bool:
+    """Returns whether a network is of another kind than that in a file and has all its tensors, and more."""
+    if entry is None or module.config.kind == entry['config'].get('kind', 'pv3d'):
+        return False
+    own = module.state_dict()
+    return all(n in own and own[n].shape == t.shape for n, t in entry['state'].items())
 
 
 def _copy(module: nn.Module, origin: str, source: Mapping[str, Tensor]) -> str:

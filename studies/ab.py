@@ -53,7 +53,8 @@ class Options:
 def run(options: Options) -> None:
     """Trains what is not trained yet, then reports."""
     os.environ['OMP_NUM_THREADS'] = '1'  # of the processes
-    from studies.arms import Budget, Task, base_config, make_arms, run_all, split_changes
+    from dnnlib.config import override
+    from studies.arms import Budget, Task, base_config, make_arm, run_all, split_changes
     from studies.comparison import compare, write_comparison
     from studies.judges import TruthJudge
     from studies.measure import FULL, QUICK, Settings, prepare
@@ -68,8 +69,8 @@ def run(options: Options) -> None:
         device=pick_device(options.device),
     )
     base = base_config(options.base, options.data, options.resume)
-    changes = {'base': {}, **{text: split_changes(text) for text in options.change}}
-    arms = make_arms(base, changes, options.seeds, options.outdir)
+    configs = {'base': base, **{text: override(base, split_changes(text)) for text in options.change}}
+    arms = [make_arm(n, seed, c, options.outdir) for seed in options.seeds for n, c in configs.items()]
     prepare(options.data, base.generator, settings)
     judge = TruthJudge(settings, options.full)
     tasks = [Task(arm, Budget(seconds=60 * options.minutes), judge) for arm in arms]

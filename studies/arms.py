@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dnnlib.config import from_dict, override, to_dict
+from dnnlib.config import from_dict, to_dict
 from dnnlib.util import UserError, atomic_write, explain_os_error
 from interop.warm_start import start_from
 from metrics.records.digests import json_digest
@@ -30,6 +30,7 @@ from training.run_folder import exclusive, write_options
 from training.training_loop import Callbacks, Trainer
 
 COST = 'cost.json'
+NEWEST = 'newest.pkl'  # a link to the snapshot that was measured
 _CHECKPOINTS = 4  # ticks between them
 _ENDLESS = 10**9  # clips; time ends a run
 
@@ -82,6 +83,7 @@ class Task(NamedTuple):
     arm: Arm
     budget: Budget
     judge: Judge
+    before: 'Task | None' = None  # done before, since the arm starts from its newest snapshot
 
 
 def split_changes(text: str) -> dict[str, str]:
@@ -115,30 +117,25 @@ def base_config(base: str, data: str, resume: str | None = None) -> TrainConfig:
     return dataclasses.replace(config, output=output, total_nimg=_ENDLESS, workers=0, resume=resume)
 
 
-def make_arms(
-    base: TrainConfig, changes: Mapping[str, Mapping[str, str]], seeds: Sequence[int], outdir: Path
-) -> list[Arm]:
-    """Makes the folders of all runs, seed by seed.
-
-    Args:
-        base: of all runs.
-        changes: name of an arm -> what it changes in the base, value by path.
-        seeds: of training.
-        outdir: of the folders.
+def make_arm(name: str, seed: int, config: TrainConfig, outdir: Path) -> Arm:
+    """Makes the folder of a run on its data.
 
     Raises:
-        ConfigError: if a change is not allowed.
+        ConfigError: if an option is not allowed.
         DataError: if the data cannot be used.
     """
-    arms = []
-    for name, change in changes.items():
-        config = with_followers(override(base, dict(change)))
-        config = with_focal(config, config.dataset.build().focal())
-        with torch.device('meta'):  # what networks refuse is reported before anything is trained
-            build_networks(config)
-        for seed in seeds:
-            arms.append(_make_arm(name, seed, dataclasses.replace(config, seed=seed), outdir))
-    return sorted(arms, key=lambda arm: seeds.index(arm.seed))
+    config = with_followers(config)
+    config = dataclasses.replace(with_focal(config, config.dataset.build().focal()), seed=seed)
+    with torch.device('meta'):  # what networks refuse is reported before anything is trained
+        build_networks(config)
+    slug = re.sub(r'[^\w.=+-]+', '_', name)[:60]
+    folder = outdir / f'{slug}-seed{seed}-{json_digest(to_dict(config))[:8]}'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise UserError('cannot write ' + explain_os_error(err, folder)) from err
+    write_options(folder, config)
+    return Arm(name, seed, config, folder)
 
 
 def run_all(tasks: Sequence[Task], at_once: int) -> Iterator[tuple[Arm, str]]:
@@ -152,16 +149,21 @@ def run_arm(task: Task) -> str:
 
     What it prints goes to process.txt in its folder. Given again, it continues.
     """
+    if task.before is not None and (failure := run_arm(task.before)):
+        return failure
     torch.set_num_threads(1)  # equal cost needs equal conditions
     folder = task.arm.folder
     with open(folder / 'process.txt', 'a') as log, redirect_stdout(log), redirect_stderr(log):
         try:
             with exclusive(folder):
                 cost = train_arm(task)
+                snapshot = snapshot_path(folder, cost.clips)
+                (folder / NEWEST).unlink(missing_ok=True)
+                (folder / NEWEST).symlink_to(snapshot.name)
                 wanted = {'clips': cost.clips, **task.judge.facts()}
                 if not wanted.items() <= read_results(folder, task.judge.file).items():
                     facts = {**cost._asdict(), **task.judge.facts()}
-                    task.judge.measure(task.arm, snapshot_path(folder, cost.clips), facts)
+                    task.judge.measure(task.arm, snapshot, facts)
         except UserError as err:  # such as a run that diverges; the others go on
             return f'{folder}: {err}'
     return ''
@@ -209,14 +211,3 @@ def write_cost(folder: Path, cost: Cost) -> None:
     """Notes what the run in a folder has cost."""
     with atomic_write(folder / COST, 'w') as file:
         json.dump(cost._asdict(), file)
-
-
-def _make_arm(name: str, seed: int, config: TrainConfig, outdir: Path) -> Arm:
-    slug = re.sub(r'[^\w.=+-]+', '_', name)[:60]
-    folder = outdir / f'{slug}-seed{seed}-{json_digest(to_dict(config))[:8]}'
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise UserError('cannot write ' + explain_os_error(err, folder)) from err
-    write_options(folder, config)
-    return Arm(name, seed, config, folder)

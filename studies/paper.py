@@ -7,12 +7,12 @@ that hold on all three data sets.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from dnnlib.config import flatten, to_dict
+from dnnlib.config import flatten, override, to_dict
+from training.baselines import BASELINES
 from training.config import TrainConfig
 from training.networks.synthesis import block_resolutions
 
 PV3D = 'pv3d'  # the row without changes, in every table
-LOWER_IS_BETTER = {'fvd': True, 'id': False, 'cd': True, 'we': True}
 _LAYERS, _MOTION = 'generator.motion.num_layers', 'generator.motion.kind'
 _CAMERA, _RAYS = 'generator.camera_condition', 'generator.renderer.resolution'
 
@@ -23,6 +23,8 @@ class Row(NamedTuple):
     name: str
     changes: Mapping[str, str]  # options by path; `*2` is twice the value of the base, `blocks` all blocks
     paper: Mapping[str, float]  # metric -> the paper's value
+    baseline: str = ''  # name in training/baselines.py of what is built in place of PV3D
+    after: str = ''  # name of the row from whose networks it starts
 
 
 class Claim(NamedTuple):
@@ -48,6 +50,34 @@ def _values(fvd: float, cd: float, we: float) -> dict[str, float]:
 _OURS = Row(PV3D, {}, {'fvd': 29.1, 'id': 0.81, 'cd': 1.34, 'we': 9.76})
 
 TABLES: dict[str, Table] = {
+    '1': Table(
+        'other methods',
+        (
+            Row('eg3d_static', {}, {}, baseline='eg3d-static'),  # what EG3D + MoCoGAN-HD has to beat
+            Row(
+                'eg3d_mcg',
+                {},
+                {'fvd': 222.1, 'id': 0.80, 'cd': 1.57, 'we': 10.57},
+                baseline='eg3d-mcg',
+                after='eg3d_static',
+            ),
+            Row(
+                '3dvidgen_eg3d',
+                {},
+                {'fvd': 56.3, 'id': 0.71, 'cd': 3.65, 'we': 24.55},
+                baseline='3dvidgen-eg3d',
+            ),
+            _OURS,
+        ),
+        (
+            Claim('fvd', (PV3D,), ('3dvidgen_eg3d', 'eg3d_mcg')),
+            Claim('fvd', ('3dvidgen_eg3d',), ('eg3d_mcg',)),
+            Claim('id', ('3dvidgen_eg3d', 'eg3d_mcg'), (PV3D,)),
+            Claim('cd', (PV3D,), ('3dvidgen_eg3d',)),
+            Claim('we', (PV3D,), ('eg3d_mcg', '3dvidgen_eg3d')),
+            Claim('we', ('eg3d_mcg',), ('3dvidgen_eg3d',)),
+        ),
+    ),
     '2a': Table(
         'motion layers',
         (
@@ -142,6 +172,12 @@ def rows_of(name: str) -> dict[str, Row]:
     """Returns the rows of a table, of all tables whose names begin so (`2`), or of `all`, by name."""
     chosen = [table for key, table in TABLES.items() if name == 'all' or key.startswith(name)]
     return {row.name: row for table in chosen for row in table.rows}
+
+
+def config_of(base: TrainConfig, row: Row) -> TrainConfig:
+    """Returns what a row trains."""
+    config = BASELINES[row.baseline](base) if row.baseline else base
+    return override(config, resolved(config, row.changes))
 
 
 def resolved(base: TrainConfig, changes: Mapping[str, str]) -> dict[str, str]:

@@ -16,7 +16,9 @@ from dnnlib.util import UserError
 
 if TYPE_CHECKING:  # functions import what they need: --help needs no torch
     from metrics.base import Settings
+    from studies.arms import Task
     from studies.paper import Row
+    from training.config import TrainConfig
 
 DEFAULT_METRICS = 'fvd256_16f_lite0,id64_sface,cd64,cdscene64,we64,motion64,expression64'
 
@@ -49,7 +51,7 @@ class Options:
     """
 
     # table of the paper
-    table: Annotated[Literal['2', '3', '2a', '2b', '2c', '2d', '3a', '3b', '3c', 'all'], ARGUMENT]
+    table: Annotated[Literal['1', '2', '3', '2a', '2b', '2c', '2d', '3a', '3b', '3c', 'all'], ARGUMENT]
     preset: Annotated[str, 'CFG|PRESET']  # preset, or training_options.json of a run
     data: Annotated[str, 'ZIP|DIR']  # training data
     outdir: Annotated[Path, 'DIR']  # folder of all runs
@@ -72,32 +74,44 @@ def run(options: Options) -> None:
         raise UserError('give --kimg or --minutes, one of them: what each run may cost')
     os.environ['OMP_NUM_THREADS'] = '1'  # of the processes
     from dnnlib.config import override
-    from studies.arms import Budget, Task, base_config, make_arms, run_all, split_changes
-    from studies.judges import MetricsJudge
-    from studies.paper import resolved
+    from studies.arms import base_config, run_all, split_changes
     from torch_utils.misc import keep_freed_memory, set_float32_precision
 
     set_float32_precision()
     keep_freed_memory()
     common = {path: value for text in options.set for path, value in split_changes(text).items()}
     base = override(base_config(options.preset, options.data), common)
-    changes = {name: resolved(base, row.changes) for name, row in chosen_rows(options).items()}
-    arms = make_arms(base, changes, options.seeds, options.outdir)
     setting = '+'.join([base.cfg, *(f'{path}={value}' for path, value in sorted(common.items()))])
-    limit = options.minutes and Budget(seconds=60 * options.minutes)
-    tasks = [
-        Task(
-            arm, limit or Budget(clips=1000 * options.kimg), MetricsJudge(options.metrics, settings, setting)
-        )
-        for arm, settings in zip(arms, itertools.cycle(all_settings(options.device)), strict=False)
-    ]
     first, count = options.part
     failures = []
-    for arm, failure in run_all(tasks[first - 1 :: count], options.parallel):
+    for arm, failure in run_all(make_tasks(options, base, setting)[first - 1 :: count], options.parallel):
         failures += [failure] if failure else []
         click.echo(failure or f'{arm.folder}: done')
     if failures:
         raise UserError(f'{len(failures)} runs failed: {"; ".join(failures)}')
+
+
+def make_tasks(options: Options, base: TrainConfig, setting: str) -> list[Task]:
+    """Makes a task for each seed and row; rows that others start from are done with these."""
+    from studies.arms import NEWEST, Budget, Task, make_arm
+    from studies.judges import MetricsJudge
+    from studies.paper import config_of, rows_of
+
+    budget = Budget(seconds=60 * options.minutes) if options.minutes else Budget(clips=1000 * options.kimg)
+    places, known = itertools.cycle(all_settings(options.device)), rows_of('all')
+
+    def task(row: Row, seed: int, settings: Settings) -> Task:
+        config = config_of(base, row)
+        before = task(known[row.after], seed, settings) if row.after else None
+        if before is not None:
+            config = dataclasses.replace(config, resume=str(before.arm.folder / NEWEST))
+        arm = make_arm(row.name, seed, config, options.outdir)
+        return Task(arm, budget, MetricsJudge(options.metrics, settings, setting), before)
+
+    rows = chosen_rows(options)
+    included = {row.after for row in rows.values()}
+    wanted = [row for row in rows.values() if row.name not in included]
+    return [task(row, seed, next(places)) for seed in options.seeds for row in wanted]
 
 
 def chosen_rows(options: Options) -> dict[str, Row]:

@@ -86,7 +86,8 @@ def table_text(name: str, table: Table, records: Sequence[Record]) -> str:
     for row in table.rows:
         own = [record for record in records if record['row'] == row.name]
         clips = sum(record['clips'] for record in own) / max(len(own), 1) / 1000
-        options = ' '.join(f'`{path}={value}`' for path, value in row.changes.items()) or '-'
+        parts = [row.baseline, *(f'{path}={value}' for path, value in row.changes.items())]
+        options = ' '.join(f'`{part}`' for part in parts if part) or '-'
         cells.append([row.name, options, f'{len(own)}', f'{clips:.1f}' if own else '-'])
         cells[-1] += [_cell(values_of(own, row.name, m), row.paper.get(m)) for m in metrics]
     verdicts = [line for claim in table.claims for line in claim_lines(claim, records)]

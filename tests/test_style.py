@@ -199,8 +199,9 @@ def matches(files: Sources, pattern: str) -> list[str]:
 
 
 def choices_of_networks(files: Sources) -> list[str]:
-    """Lists code outside networks (and interop, presets) that asks which variant of PV3D a generator is."""
-    free = ('training/networks/', 'interop/', 'training/presets.py')
+    """Lists code outside networks (and interop, presets, tables) that asks which PV3D a generator is."""
+    free = ('training/networks/', 'interop/', 'training/presets.py', 'training/baselines.py')
+    free += ('studies/paper.py',)
     others = {path: s for path, s in outside_tests(files).items() if not path.startswith(free)}
     return matches(others, r'\bmotion\.(kind|path)\b|\bcamera_condition\b')
 

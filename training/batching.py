@@ -79,7 +79,7 @@ def make_phases(config: TrainConfig, networks: Networks, loss: Loss) -> list[Tra
 def _adam(config: AdamConfig, params: list[nn.Parameter], interval: int) -> torch.optim.Adam:
     # k main steps and one of regularisation share the moments: correct for k + 1 steps [StyleGAN2]
     ratio = interval / (interval + 1)
-    betas = (0.0, config.beta2**ratio)
+    betas = tuple(beta**ratio for beta in config.betas)
     return torch.optim.Adam(params, lr=config.lr * ratio, betas=betas, eps=config.eps, fused=True)
 
 

@@ -31,12 +31,18 @@ class AdamConfig:
     """Adam before the correction for lazy regularisation: lr and betas are adjusted by k / (k + 1)."""
 
     lr: float  # learning rate
-    beta2: float = 0.99  # beta1 is 0 [StyleGAN2]
+    beta1: float = 0.0  # [StyleGAN2]
+    beta2: float = 0.99  # [StyleGAN2]
     eps: float = 1e-8  # [StyleGAN2]
 
     def __post_init__(self) -> None:
-        if not (0 <= self.lr < math.inf and 0 <= self.beta2 < 1 and self.eps > 0):
-            raise ConfigError(f'lr={self.lr} must be at least 0, beta2={self.beta2} in [0, 1), eps positive')
+        if not (0 <= self.lr < math.inf and 0 <= min(self.betas) <= max(self.betas) < 1 and self.eps > 0):
+            raise ConfigError(f'lr={self.lr} must be at least 0, betas={self.betas} in [0, 1), eps positive')
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Both decays."""
+        return self.beta1, self.beta2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

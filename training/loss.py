@@ -7,8 +7,7 @@ Dmain  softplus(D(fake)) + softplus(-D(real)), both discriminators, weighted ali
 Dreg   gamma / 2 |gradient of D(real)|^2 (R1), both discriminators, weighted alike
 d is how much two motion codes change a frame [mode seeking: MSGAN, bounded like DSGAN's; ours]. Relativistic:
 softplus(D(real) - D(fake)) in Gmain, softplus(D(fake) - D(real)) in Dmain, paired by order in the batch; Dreg
-on fakes too (R2) [R3GAN].
-Source: PV3D section 3.4, appendix A.1; schedules of EG3D.
+on fakes too (R2) [R3GAN]. Source: PV3D section 3.4, appendix A.1; schedules of EG3D.
 """
 
 import dataclasses
@@ -26,6 +25,7 @@ from training.augment import augmented
 from training.loss_contract import GRADIENT_SCALE, FakeBatch, Loss, Networks, Phase, RealBatch, Shown, Term
 from training.networks.contract import RadianceGenerator
 from training.volumetric_rendering.renderer import RendererConfig
+from training.walk_loss import WalkLoss
 
 softplus = torch.nn.functional.softplus
 
@@ -397,4 +397,4 @@ class PV3DLoss(Loss, Configurable):
         return tuple(x[rows] for x in frames)
 
 
-LOSSES = {'pv3d': PV3DLoss}
+LOSSES = {'pv3d': PV3DLoss, 'walk': WalkLoss}

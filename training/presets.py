@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
+from training.baselines import BASELINES
 from training.config import EmaConfig, OutputConfig, SamplingConfig, TrainConfig
 from training.data.dataset import VideoDataset
 from training.loss import PV3DLoss
@@ -206,6 +207,11 @@ def tiny(data: str) -> TrainConfig:
     )
 
 
+def _baseline(name: str) -> Callable[[str], TrainConfig]:
+    """Returns the preset of a baseline at 512x512, with what it shares with PV3D on VoxCeleb."""
+    return lambda data: dataclasses.replace(BASELINES[name](pv3d_voxceleb(data)), cfg=name)
+
+
 PRESETS: dict[str, Callable[[str], TrainConfig]] = {
     'pv3d-voxceleb': pv3d_voxceleb,
     'pv3d-celebvhq': pv3d_celebvhq,
@@ -216,4 +222,5 @@ PRESETS: dict[str, Callable[[str], TrainConfig]] = {
     'demo': demo,
     'study': study,
     'tiny': tiny,
+    **{name: _baseline(name) for name in BASELINES},
 }

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from dnnlib.config import override
 from dnnlib.util import ConfigError, UserError
 from studies import ab, arms, comparison
 from studies.arms import Budget, Cost, Judge, Task
@@ -40,8 +41,8 @@ def test_base_is_a_preset_or_a_file(tmp_path, small, data):
 
 def make(small, tmp_path, *changes, seeds=(0,)):
     base = dataclasses.replace(small, total_nimg=10**9)
-    named = {'base': {}, **{text: arms.split_changes(text) for text in changes}}
-    return arms.make_arms(base, named, seeds, tmp_path)
+    configs = {'base': base, **{text: override(base, arms.split_changes(text)) for text in changes}}
+    return [arms.make_arm(name, seed, config, tmp_path) for seed in seeds for name, config in configs.items()]
 
 
 class Counter(Judge):
@@ -104,6 +105,19 @@ def test_arm_trains_on_equal_data(small, tmp_path):
     assert arms.read_cost(arm.folder).clips == 4  # whole batches of 2
     assert arms.run_arm(Task(arm, Budget(clips=6), judge := Counter())) == ''
     assert judge.measured == [arm.folder / 'network-snapshot-000000006.pkl']
+
+
+def test_arm_starts_from_one_that_is_done_before(small, tmp_path):
+    first, judge = make(small, tmp_path)[0], Counter()
+    config = dataclasses.replace(first.config, resume=str(first.folder / arms.NEWEST))
+    second = arms.make_arm('second', 0, config, tmp_path)
+    task = Task(second, Budget(clips=2), judge, Task(first, Budget(clips=4), judge))
+    assert arms.run_arm(task) == ''
+    assert judge.measured == [
+        first.folder / 'network-snapshot-000000004.pkl',
+        second.folder / 'network-snapshot-000000002.pkl',
+    ]
+    assert 'starting from the weights of' in (second.folder / 'process.txt').read_text()
 
 
 def test_arm_that_fails_says_why(small, tmp_path, monkeypatch):

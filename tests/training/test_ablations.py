@@ -25,6 +25,7 @@ def options_of(row):
 ABLATIONS = [  # options of --set
     *(options_of(row) for row in rows_of('all').values() if row.changes),
     'generator.motion.num_layers=0',
+    'generator.motion.kind=additive',
     'generator.motion.path=waves',
     'generator.motion.path=waves generator.motion.anchored=true',
     *(f'generator.renderer.resolution={r}' for r in (5, 40)),

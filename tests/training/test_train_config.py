@@ -11,6 +11,7 @@ from dnnlib.config import from_dict, override, to_dict
 from dnnlib.util import UserError
 from support.small_runs import config_of
 from train import with_facts_of_data
+from training.baselines import BASELINES
 from training.config import TrainConfig
 from training.networks.motion import MotionKind
 from training.presets import PRESETS, tiny
@@ -19,7 +20,7 @@ from training.run_folder import choose_run_dir, run_name, write_options
 
 def test_presets_of_gpus_round_float32_but_not_the_released_one():
     rounded = {name for name, preset in PRESETS.items() if preset('d.zip').float32_precision == 'tf32'}
-    assert rounded == {'pv3d-voxceleb', 'pv3d-celebvhq', 'pv3d-talkinghead', 'pv3d-256'}
+    assert rounded == {'pv3d-voxceleb', 'pv3d-celebvhq', 'pv3d-talkinghead', 'pv3d-256', *BASELINES}
 
 
 @pytest.mark.parametrize('name', PRESETS)

@@ -123,6 +123,9 @@ class VideoGenerator(nn.Module, abc.ABC):
     def update_w_avg(self, w_mean: Tensor) -> None:
         """Moves what truncation pulls to towards the mean w [w_dim] of a batch; nothing by default."""
 
+    def adopt(self) -> None:
+        """Prepares a network whose first part has got the weights of another kind; nothing by default."""
+
     def compilable(self) -> tuple[nn.Module, ...]:
         """Returns the parts that torch.compile speeds up; none by default."""
         return ()

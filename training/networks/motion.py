@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dnnlib.util import ConfigError
 from training.networks.layers import FullyConnected, SynthesisLayer
 
-MotionKind = Literal['modconv', 'mlp', 'naive', 'shared_code']
+MotionKind = Literal['modconv', 'mlp', 'naive', 'shared_code', 'additive']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class MotionConfig:
     # motion layers in the first K blocks (4x4 upwards); early 2, middle 4, late 7 [PV3D 4.3]
     num_layers: int = 4
     # modconv | mlp: vector per pixel | naive: z_m, t into mapping | shared_code: z_a drives
+    # | additive: the vector of 3DVidGen, see MotionVector
     kind: MotionKind = 'modconv'
     # multiply each layer's output by a trained scalar, initially 1 [PV3D 4.3 "learned"]
     learned_weight: bool = False
@@ -77,19 +78,41 @@ def _waves(config: MotionConfig, z_m: Tensor, t: Tensor) -> Tensor:
     return torch.cat([a * cos + b * sin, a * sin - b * cos], dim=1)
 
 
+class MotionVector(nn.Module):
+    """A place u on the path of motion [N, code_dim] -> what 3DVidGen adds to all pixels alike [N, channels].
+
+    There t multiplies the bias of the first layer, too; here, as on every path, only the code. In both all
+    codes have one vector at t = 0. Source: 3DVidGen.
+    """
+
+    def __init__(self, code_dim: int, channels: int, lr_mul: float = 1.0) -> None:
+        super().__init__()
+        self.head = FullyConnected(code_dim, channels, lr_mul=lr_mul)
+        self.hidden = FullyConnected(channels, channels, act='lrelu', lr_mul=lr_mul)
+        self.out = FullyConnected(channels, channels, lr_mul=lr_mul)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Maps u [N, code_dim] to vectors [N, channels]; the first activation has slope .01 and no gain."""
+        return self.out(self.hidden(nn.functional.leaky_relu(self.head(u), 0.01)))
+
+
 class MotionLayer(nn.Module):
     """f -> f + motion features of a place u on the path of motion, for one synthesis block."""
 
     def __init__(self, channels: int, resolution: int, config: MotionConfig) -> None:
         super().__init__()
         width, lr = config.code_dim, config.lr_multiplier
-        self.head = FullyConnected(width, width, act='lrelu', lr_mul=lr)
-        self.mlp = nn.Sequential(
-            FullyConnected(width, width, act='lrelu', lr_mul=lr), FullyConnected(width, width, lr_mul=lr)
-        )
+        if config.kind == 'additive':
+            self.head, self.mlp = nn.Identity(), nn.Identity()
+            self.vector = MotionVector(width, channels, lr)
+        else:
+            self.head = FullyConnected(width, width, act='lrelu', lr_mul=lr)
+            self.mlp = nn.Sequential(
+                FullyConnected(width, width, act='lrelu', lr_mul=lr), FullyConnected(width, width, lr_mul=lr)
+            )
         if config.kind == 'mlp':
             self.vector = FullyConnected(width, channels)
-        else:
+        elif config.kind != 'additive':
             self.conv = SynthesisLayer(channels, channels, width, resolution)
         self.weight = nn.Parameter(torch.ones([])) if config.learned_weight else None
 

@@ -9,10 +9,17 @@ from dnnlib.config import Kinds
 from torch_utils.checkpoint import Snapshot, build_network
 from training.networks.contract import VideoGenerator
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
+from training.networks.patch_discriminators import ClipDiscriminator, PairDiscriminator
 from training.networks.pv3d import Generator
+from training.networks.walk import WalkGenerator
 
-GENERATORS = {'pv3d': Generator}
-DISCRIMINATORS = {'image': ImageDiscriminator, 'video': VideoDiscriminator}
+GENERATORS = {'pv3d': Generator, 'walk': WalkGenerator}
+DISCRIMINATORS = {
+    'image': ImageDiscriminator,
+    'video': VideoDiscriminator,
+    'pair_patch': PairDiscriminator,
+    'clip_patch': ClipDiscriminator,
+}
 
 # Names of the networks in a snapshot: those of training.loss_contract.Networks, then the moving average.
 NETWORKS = {
