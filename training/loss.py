@@ -359,8 +359,8 @@ class PV3DLoss(Loss, Configurable):
         if networks.D_image is not None:
             image, raw, c = self._single_frames(shown, generator)
             images = [x.detach().requires_grad_() for x in (image, raw)]
-            logits = networks.D_image(*images, c)
-            penalty = r1_penalty(logits, images).mean()
+            logits, dual = networks.D_image(*images, c), networks.D_image.config.dual
+            penalty = r1_penalty(logits, images[: 1 + dual]).mean()
             yield Term(config.image_weight * config.r1_gamma / 2 * penalty, {f'Loss/{name}/image': penalty})
         if networks.D_video is not None:
             frames = shown.image.detach().unflatten(0, (-1, 2)).requires_grad_()

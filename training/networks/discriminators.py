@@ -121,15 +121,19 @@ class ImageDiscriminator(_Discriminator, Configurable):
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(DiscriminatorConfig):
-        """Nothing beyond what both share."""
+        """What the image discriminator sees; EG3D's sees all, that of 3DVidGen the image alone."""
 
         kind = 'image'
+        dual: bool = True  # see the raw rendering, too
+        camera: bool = True  # see the camera
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, in_channels=6, c_dim=LABEL_DIM)
+        super().__init__(config, 6 if config.dual else 3, LABEL_DIM if config.camera else 0)
 
     def forward(self, image: Tensor, image_raw: Tensor, c: Tensor) -> Tensor:
         """Maps image [N, 3, R, R], image_raw [N, 3, h, h] and labels [N, 25] to logits [N, 1]."""
+        if not self.config.dual:
+            return self.score(image, c)
         resize = torch.nn.functional.interpolate
         raw = resize(image_raw, size=image.shape[2:], mode='bilinear', antialias=True)
         return self.score(torch.cat([image, raw], dim=1), c)

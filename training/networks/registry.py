@@ -9,11 +9,12 @@ from dnnlib.config import Kinds
 from torch_utils.checkpoint import Snapshot, build_network
 from training.networks.contract import VideoGenerator
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
+from training.networks.nerf import NerfGenerator
 from training.networks.patch_discriminators import ClipDiscriminator, PairDiscriminator
 from training.networks.pv3d import Generator
 from training.networks.walk import WalkGenerator
 
-GENERATORS = {'pv3d': Generator, 'walk': WalkGenerator}
+GENERATORS = {'pv3d': Generator, 'walk': WalkGenerator, 'nerf': NerfGenerator}
 DISCRIMINATORS = {
     'image': ImageDiscriminator,
     'video': VideoDiscriminator,
