@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # functions import what they need: --help and errors in optio
     from training.training_loop import Callbacks
 
 Paper = Literal['pv3d-voxceleb', 'pv3d-celebvhq', 'pv3d-talkinghead', 'pv3d-released']
-Baseline = Literal['3dvidgen', '3dvidgen-eg3d', 'eg3d-static', 'eg3d-mcg']
+MoCoGAN = Literal['eg3d-static', 'eg3d-mcg', 'stylenerf-static', 'stylenerf-mcg']
+Baseline = Literal['3dvidgen', '3dvidgen-eg3d', MoCoGAN]
 # as training.presets.PRESETS
 Preset = Literal[Paper, 'pv3d-256', 'pv3d-128', 'demo', 'study', 'tiny', Baseline]
 Count = Annotated[int, Range(0)] | None

@@ -9,10 +9,9 @@ from collections.abc import Callable
 
 from dnnlib.config import override
 from training.config import AdamConfig, EmaConfig, TrainConfig
-from training.networks.motion import MotionConfig
 from training.networks.nerf import NerfGenerator
 from training.networks.patch_discriminators import ClipDiscriminator, PairDiscriminator
-from training.networks.walk import STATIC, WalkGenerator
+from training.networks.walk import NerfWalkGenerator, WalkConfig, WalkGenerator, Walking
 from training.walk_loss import WalkLoss
 
 _NEVER = 1000  # iterations between regularisations that a loss does not have; lr is hardly corrected for them
@@ -76,32 +75,48 @@ def eg3d_static(config: TrainConfig) -> TrainConfig:
     return override(config, {'generator.motion.num_layers': '0', 'loss.video_weight': '0'})
 
 
+def stylenerf_static(config: TrainConfig) -> TrainConfig:
+    """The first stage of StyleNeRF + MoCoGAN-HD: what 3DVidGen is made of, on single frames of the videos."""
+    return override(threedvidgen(config), {'generator.moving': 'false', 'loss.video_weight': '0'})
+
+
 def eg3d_mcg(config: TrainConfig) -> TrainConfig:
-    """The second stage of EG3D + MoCoGAN-HD, which starts from the first one by `resume`.
+    """The second stage of EG3D + MoCoGAN-HD, which starts from the first one by `resume`."""
+    return _walking(eg3d_static(config), WalkGenerator)
+
+
+def stylenerf_mcg(config: TrainConfig) -> TrainConfig:
+    """The second stage of StyleNeRF + MoCoGAN-HD, which starts from the first one by `resume`.
+
+    Clips have the moving cameras of the data, as those of EG3D + MoCoGAN-HD.
+    """
+    return _walking(stylenerf_static(config), NerfWalkGenerator)
+
+
+def _walking(static: TrainConfig, kind: type[Walking]) -> TrainConfig:
+    """Makes MoCoGAN-HD of a static run.
 
     Steps of the walk are learned, the rest is frozen. Widths follow w_dim: 384 of 512 principal directions,
     64 channels in discriminators. Frames follow each other, as PV3D's do (MoCoGAN-HD takes every second one),
     and cameras are those of a real clip. G takes one step for one of D, MoCoGAN-HD five.
     """
-    G = config.generator
-    fields = {f.name: getattr(G, f.name) for f in dataclasses.fields(G)} | {
-        'motion': MotionConfig(num_layers=0)
-    }
+    G = static.generator
+    fields = {f.name: getattr(G, f.name) for f in dataclasses.fields(G)}
     directions, width = 3 * G.w_dim // 4, max(G.w_dim // 8, 1)
-    sizes = {'resolution': G.resolution, 'width': width}
+    walk, sizes = WalkConfig(hidden=directions, components=directions), {'resolution': G.resolution}
     return dataclasses.replace(
-        config,
-        generator=WalkGenerator.Config(**fields, hidden=directions, components=directions),
-        d_image=PairDiscriminator.Config(**sizes),
-        d_video=ClipDiscriminator.Config(**sizes),
+        static,
+        generator=kind.Config(**fields, walk=walk),
+        d_image=PairDiscriminator.Config(**sizes, width=width),
+        d_video=ClipDiscriminator.Config(**sizes, width=width),
         loss=WalkLoss.Config(),
         g_opt=AdamConfig(lr=1e-4, beta1=0.5, beta2=0.999),
         d_opt=AdamConfig(lr=1e-4, beta1=0.5, beta2=0.999),
         ema=EmaConfig(half_life_nimg=1),  # none
-        batch=max(4, config.batch // 2),
+        batch=max(4, static.batch // 2),
         g_reg_interval=_NEVER,
         d_reg_interval=_NEVER,
-        freeze=tuple(f'G.{part}' for part in STATIC),
+        freeze=tuple(f'G.{part}' for part in kind.static_parts),
     )
 
 
@@ -110,4 +125,6 @@ BASELINES: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     '3dvidgen-eg3d': threedvidgen_eg3d,
     'eg3d-static': eg3d_static,
     'eg3d-mcg': eg3d_mcg,
+    'stylenerf-static': stylenerf_static,
+    'stylenerf-mcg': stylenerf_mcg,
 }

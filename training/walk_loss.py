@@ -17,7 +17,7 @@ from dnnlib.config import BaseConfig, Configurable
 from dnnlib.util import ConfigError
 from training.loss_contract import FakeBatch, Loss, Networks, Phase, RealBatch, Term
 from training.networks.patch_discriminators import ClipDiscriminator, PairDiscriminator
-from training.networks.walk import WalkGenerator
+from training.networks.walk import Walking
 
 _TINY = 1e-12  # under the root of squared gradients
 
@@ -73,7 +73,7 @@ class WalkLoss(Loss, Configurable):
 
     def problem(self, networks: Networks) -> str:
         """See Loss."""
-        expected = WalkGenerator, PairDiscriminator, ClipDiscriminator
+        expected = Walking, PairDiscriminator, ClipDiscriminator
         wrong = [n for n, kind in zip(networks, expected, strict=True) if not isinstance(n, kind)]
         return f'the kind {wrong[0].config.kind} is not one of a walk' if wrong else ''
 
@@ -109,7 +109,7 @@ class WalkLoss(Loss, Configurable):
         video = relativistic(D_video(_turned(D_video.stack(clips), generator)), reals[0])
         image = relativistic(D_image(D_image.stack(clips, frame)), reals[1])
         noises = fake.z_m.unflatten(1, (-1, G.config.w_dim))
-        missed = 1 - nn.functional.cosine_similarity(G.recover(states), noises, dim=-1).mean()
+        missed = 1 - nn.functional.cosine_similarity(G.walk_network.recover(states), noises, dim=-1).mean()
         stats = {'Loss/G/video': video, 'Loss/G/image': image, 'Loss/G/noise': missed}
         stats = {name: value.detach() for name, value in stats.items()}
         return Term(video + image + self.config.noise_weight * missed, stats, w.detach())
@@ -131,16 +131,15 @@ class WalkLoss(Loss, Configurable):
         yield Term(self.config.penalty_weight * penalty, {'Loss/penalty/video': penalty.detach()})
 
 
-def _clips(
-    G: WalkGenerator, fake: FakeBatch, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _clips(G: Walking, fake: FakeBatch, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
     """Renders all frames of N clips [N, T, 3, R, R]; also returns the states of their walks and the mean w.
 
     The mapping sees the camera of the first frame, noise maps stay the same over a clip.
     """
     path, states = G.walk(fake.z_a, fake.z_m, fake.c[:, 0])
-    ws = G.as_ws(path.flatten(0, 1))
-    scene = G.scene(fake.frame_codes(), ws, fake.t.flatten())
+    codes = fake.frame_codes()
+    ws = G.as_ws(path.flatten(0, 1), codes.z_a)
+    scene = G.scene(codes, ws, fake.t.flatten())
     image = G.render(scene, ws, fake.c.flatten(0, 1), generator=generator).image
     return image.unflatten(0, fake.t.shape), states, path.mean(dim=(0, 1))
 

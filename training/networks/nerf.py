@@ -47,6 +47,7 @@ class NerfGenerator(RadianceGenerator, Configurable):
         background_code: int = 32  # numbers; drawn for every clip [StyleNeRF: for every call]
         background_hidden: int = 64  # [StyleNeRF]
         background_layers: int = 4  # [StyleNeRF]
+        moving: bool = True  # false: StyleNeRF itself, which stands still
         code_dim: int = 512  # width of z_m [3DVidGen]
         channel_base: int = 32768  # channels of the upsampler = min(channel_base / resolution, channel_max)
         channel_max: int = 512  # [StyleNeRF]
@@ -72,7 +73,7 @@ class NerfGenerator(RadianceGenerator, Configurable):
         self.mapping_network = MappingNetwork(
             config.z_dim, 0, config.w_dim, config.mapping_layers, track_w_avg=True
         )
-        self.motion = MotionVector(config.code_dim, config.hidden)
+        self.motion = MotionVector(config.code_dim, config.hidden) if config.moving else None
         self.foreground = Foreground(config.w_dim, config.hidden, config.layers, config.features)
         self.color = FullyConnected(config.features, 3)
         self.background = Background(
@@ -85,19 +86,27 @@ class NerfGenerator(RadianceGenerator, Configurable):
             channels, size = width, 2 * size
         self.num_ws = self.foreground.num_ws + 2 * len(self.blocks) + 1
 
+    def first_w(self, z_a: Tensor, cameras: Tensor) -> Tensor:
+        """Maps appearance codes [N, z_dim] to w [N, w_dim]; cameras are not seen."""
+        return self.mapping_network(z_a[:, : self.config.z_dim], None)
+
+    def as_ws(self, w: Tensor, z_a: Tensor, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
+        """Gives w [M, w_dim] to all layers, and puts the code of the background behind them."""
+        ws = self.mapping_network.truncate(w[:, None].expand(-1, self.num_ws, -1), psi, cutoff)
+        behind = nn.functional.pad(z_a[:, self.config.z_dim :], (0, w.shape[1] - self.config.background_code))
+        return torch.cat([ws, behind[:, None]], dim=1)
+
     def training_cameras(self, rendered: Tensor, mapping: Tensor) -> tuple[Tensor, Tensor]:
-        """See the contract; a clip has one camera, and the mapping sees none."""
+        """See the contract; a clip that moves has one camera, and the mapping sees none."""
+        if not self.config.moving:
+            return rendered, mapping
         return (x[:, :1].expand_as(x) for x in (rendered, mapping))
 
     def condition(
         self, codes: Codes, cameras: Tensor, times: Tensor, psi: float = 1.0, cutoff: int | None = None
     ) -> Tensor:
         """See the contract."""
-        z, behind = codes.z_a.split([self.config.z_dim, self.config.background_code], dim=1)
-        ws = self.mapping_network(z, None)[:, None].expand(-1, self.num_ws, -1)
-        ws = self.mapping_network.truncate(ws, psi, cutoff)
-        behind = nn.functional.pad(behind, (0, self.config.w_dim - behind.shape[1]))
-        return torch.cat([ws, behind[:, None]], dim=1)
+        return self.as_ws(self.first_w(codes.z_a, cameras), codes.z_a, psi, cutoff)
 
     def motion_at(self, codes: Codes, times: Tensor) -> Tensor:
         """See the contract."""
@@ -108,7 +117,8 @@ class NerfGenerator(RadianceGenerator, Configurable):
     ) -> Tensor:
         """Puts ws and the vector of motion into one row each [M, (num_ws + 1) * w_dim + hidden]."""
         rows = max(len(ws), len(u))
-        return torch.cat([x.flatten(1).expand(rows, -1) for x in (ws, self.motion(u))], dim=1)
+        vector = u.new_zeros(1, self.config.hidden) if self.motion is None else self.motion(u)
+        return torch.cat([x.flatten(1).expand(rows, -1) for x in (ws, vector)], dim=1)
 
     def sample_field(self, scene: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """See the contract; colour and features are halved and moved up, but not limited."""

@@ -12,9 +12,14 @@ from training.networks.discriminators import ImageDiscriminator, VideoDiscrimina
 from training.networks.nerf import NerfGenerator
 from training.networks.patch_discriminators import ClipDiscriminator, PairDiscriminator
 from training.networks.pv3d import Generator
-from training.networks.walk import WalkGenerator
+from training.networks.walk import NerfWalkGenerator, WalkGenerator
 
-GENERATORS = {'pv3d': Generator, 'walk': WalkGenerator, 'nerf': NerfGenerator}
+GENERATORS = {
+    'pv3d': Generator,
+    'walk': WalkGenerator,
+    'nerf': NerfGenerator,
+    'nerf_walk': NerfWalkGenerator,
+}
 DISCRIMINATORS = {
     'image': ImageDiscriminator,
     'video': VideoDiscriminator,
