@@ -1,5 +1,6 @@
 # `make demo` and `make test` do everything from nothing; `make` alone lists what there is.
 # All that is installed goes into .venv. Another interpreter: make demo PYTHON=python3.12
+# Without the CUDA libraries, which are most of the download: make install CPU=1
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ MINUTES ?= 3
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP)  ## make .venv and install everything from pyproject.toml into it
+install: $(STAMP)  ## make .venv and install everything from pyproject.toml into it; CPU=1: without CUDA
 
 # .installing marks an install that has not ended: the next one then begins with an empty folder.
 $(STAMP): pyproject.toml
@@ -24,13 +25,16 @@ $(STAMP): pyproject.toml
 	  exit 1; }
 	@if [ ! -e $(PY) ]; then mkdir -p $(VENV) && touch $(VENV)/.installing && $(PYTHON) -m venv $(VENV); fi
 	@touch $(VENV)/.installing
+ifdef CPU
+	$(PY) -m pip install --disable-pip-version-check --index-url https://download.pytorch.org/whl/cpu torch torchvision
+endif
 	$(PY) -m pip install --disable-pip-version-check -e '.[dev,metrics,viewer]'
 	@rm $(VENV)/.installing && touch $(STAMP)
 
 DATA := $(DEMO)/heads.zip
 # small steps: optimizers start afresh, and full ones would undo motion, which is learned last
 TRAIN := $(PY) train.py --outdir $(DEMO)/runs --cfg demo --data $(DATA) --resume assets/demo.pkl --glr 0.0005 --dlr 0.0004 --max-minutes $(MINUTES)
-LATEST = $$(ls $(DEMO)/runs/*/network-snapshot-*.pkl | tail -n 1)
+LATEST = $$(ls $(DEMO)/runs/*/network-snapshot-*.pkl 2>/dev/null | tail -n 1)
 
 demo: $(STAMP)  ## data, training (stopped and resumed once), videos, a contact sheet and a mesh in demo/
 	@mkdir -p $(DEMO)
@@ -55,6 +59,7 @@ demo: $(STAMP)  ## data, training (stopped and resumed once), videos, a contact 
 METRICS := fvd32_16f_lite0,fid32_lite0,kid32_lite0,id32_sface,cd32,we32,motion32,expression32,flicker32,depthvar32,geometry32
 
 metrics: $(STAMP)  ## measure the network of the demo (make demo first) with all metrics that need no download
+	@[ -n "$(LATEST)" ] || { echo 'there is no network in $(DEMO)/runs yet: run `make demo` first' >&2; exit 1; }
 	$(PY) calc_metrics.py --network $(LATEST) --data $(DATA) --metrics $(METRICS) --control frozen --control shuffled --control flat
 	$(PY) calc_metrics.py --plot $$(dirname $(LATEST))
 

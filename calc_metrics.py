@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # functions import what they need: --help and errors in optio
     from metrics.sources.subjects import Subject
 
 
+_SETTINGS = ('protocol', 'codec', 'crf', 'resolution', 'seed', 'landmarks', 'offline')  # fields of both
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Measures a network snapshot, folders of videos, or stored views.
@@ -93,6 +96,8 @@ class Options:
     # encodes all videos before they are judged, as the paper does; not mp4 files, which are encoded
     codec: Literal['h264', 'none'] = 'h264'
     crf: Annotated[int, Range(0, 51), OnlyWith('codec', 'h264')] = 15  # quality of that encoding
+    # resizes the videos of both folders to this many pixels a side, after decoding [default: as they are]
+    resolution: Annotated[int, Range(8, 2048), OnlyWith('fake')] | None = None
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0  # seed of everything random
     # how faces are aligned for id: by a face detector, or by a mean face seen through the camera
     landmarks: Literal['detected', 'camera'] = 'detected'
@@ -178,8 +183,9 @@ def make_settings(options: Options, device: object) -> Settings:
         device=device,
         controls=tuple(dict.fromkeys(options.control)),
         detector_files=parse_detector_files(options.detector_file),
-        **{n: getattr(options, n) for n in ('protocol', 'codec', 'crf', 'seed', 'landmarks', 'offline')},
-        **{n: getattr(options, n) for n in ('mapping_camera', 'clip_camera')},
+        **{n: getattr(options, n) for n in _SETTINGS},
+        mapping_camera=options.mapping_camera,
+        clip_camera=options.clip_camera,
     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from dnnlib.cli import Range, command
+from dnnlib.cli import OnlyWith, Range, command
 
 from dnnlib.config import override
 from dnnlib.util import DataError, Logger, UserError
@@ -24,6 +24,7 @@ from dnnlib.util import DataError, Logger, UserError
 if TYPE_CHECKING:  # functions import what they need: --help and errors in options need no torch
     import torch
 
+    from training.cards import Disk
     from training.config import TrainConfig
     from training.training_loop import Callbacks
 
@@ -32,6 +33,7 @@ MoCoGAN = Literal['eg3d-static', 'eg3d-mcg', 'stylenerf-static', 'stylenerf-mcg'
 Baseline = Literal['3dvidgen', '3dvidgen-eg3d', MoCoGAN]
 # as training.presets.PRESETS
 Preset = Literal[Paper, 'pv3d-256', 'pv3d-128', 'demo', 'study', 'tiny', Baseline]
+Gpu = Literal['h100', 'a100', 'rtx4090']  # as training.cards.CARDS
 Count = Annotated[int, Range(0)] | None
 Number = Annotated[float, Range(0)] | None
 
@@ -57,6 +59,7 @@ _PATHS = {
     'tick': ('output.tick_nimg',),
     'snap': ('output.snapshot_ticks', 'output.image_ticks'),
     'metrics': ('output.metrics',),
+    'wandb': ('output.wandb',),
     'workers': ('workers',),
     'precision': ('generator.precision', 'd_image.precision', 'd_video.precision'),
 }
@@ -97,6 +100,7 @@ class Options:
     max_minutes: Annotated[float, Range(above=0)] | None = None
     # print options, networks and estimated cost, then exit; the data may be missing
     dry_run: Annotated[bool, '-n'] = False
+    gpu: Annotated[Gpu, OnlyWith('dry_run')] | None = None  # estimate for this GPU, which need not be here
 
     # --- Training
     batch: Annotated[int, Range(1)] | None = None  # clips per iteration over all processes [default: preset]
@@ -117,6 +121,9 @@ class Options:
     # measured at every checkpoint, e.g. fvd2048_16f,id,cd,we; names as for calc_metrics.py
     metrics: Annotated[str, 'LIST'] | None = None
 
+    # also show the run at Weights & Biases, in this project; needs `pip install wandb`
+    wandb: Annotated[str, 'PROJECT'] | None = None
+
     # --- Speed
     workers: Count = None  # data loading processes per rank, at most one per core [default: preset]
     precision: Literal['fp32', 'fp16', 'bf16'] | None = None  # on CUDA [default: preset]
@@ -131,6 +138,7 @@ def run(options: Options) -> None:
 
     from torch_utils import distributed as dist
     from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+    from training.cards import disk_of
     from training.config import build_networks
 
     device = pick_device(options.device)
@@ -140,24 +148,43 @@ def run(options: Options) -> None:
     keep_freed_memory()
     config.split_batch(dist.world_size())
     with torch.device('meta'):  # no memory; what networks refuse is reported before a run folder is made
-        build_networks(config)
+        disk = disk_of(config, build_networks(config))
     config = with_facts_of_data(config, options.dry_run)
     if config.output.metrics:
         from metrics.metric_names import parse_metrics
 
         parse_metrics(','.join(config.output.metrics))
     if options.dry_run:
-        from training.estimate import describe_run
-
-        dist.print0(describe_run(config, device, dist.world_size()))
+        show(config, device, options.gpu)
     else:
-        train(config, options, device, deadline)
+        train(config, options, device, deadline, disk)
     dist.finish()  # not after an error: it would wait for processes that do not come
 
 
-def train(config: TrainConfig, options: Options, device: torch.device, deadline: float) -> None:
-    """Trains in a new run folder, or in that of the same run where it is unfinished."""
+def show(config: TrainConfig, device: torch.device, gpu: Gpu | None) -> None:
+    """Prints what a run would be, and what it would take from the weights that it starts from."""
+    from interop.warm_start import start_from
     from torch_utils import distributed as dist
+    from training.cards import CARDS
+    from training.config import build_networks
+    from training.estimate import describe_run
+    from training.networks.registry import NETWORKS
+
+    dist.print0(describe_run(config, device, dist.world_size(), CARDS[gpu] if gpu else None))
+    if config.resume is not None:
+        networks = build_networks(config)
+        named = zip(NETWORKS, (*networks, networks.G), strict=True)
+        try:
+            start_from(config.resume, {name: module for name, module in named if module is not None})
+        except UserError as err:
+            dist.print0(f'warning: a run would stop here: {err}')
+
+
+def train(config: TrainConfig, options: Options, device: torch.device, deadline: float, disk: Disk) -> None:
+    """Trains in a new run folder, or in that of the same run where it is unfinished."""
+    from dnnlib.provenance import session_facts
+    from torch_utils import distributed as dist
+    from training.cards import check_disk
     from training.run_folder import choose_run_dir, exclusive, run_name, write_options
     from training.training_loop import Trainer
 
@@ -174,9 +201,12 @@ def train(config: TrainConfig, options: Options, device: torch.device, deadline:
             leader.enter_context(Logger(run_dir / 'log.txt'))
         logging.basicConfig(stream=sys.stdout, format='warning: %(message)s')
         dist.print0(f'run folder: {run_dir}')
+        dist.print0('session: ' + ', '.join(f'{name} {value}' for name, value in session_facts().items()))
         try:
             callbacks = make_callbacks(config, run_dir, device, should_stop)
             trainer = Trainer(config, run_dir, device, callbacks, deadline)
+            if dist.is_leader() and not trainer.finished and (warning := check_disk(run_dir, disk)):
+                print(f'warning: {warning}')
         except (UserError, OSError):
             if is_new and dist.is_leader():
                 shutil.rmtree(run_dir)  # there is nothing to continue in it

@@ -38,11 +38,13 @@ if missing := [p for p in ('click', 'numpy', 'torch', 'tqdm') if importlib.util.
 import click
 from click.core import ParameterSource
 
+from dnnlib.downloads import fetch, is_address
 from dnnlib.threads import choose_spins
-from dnnlib.util import UserError, explain_os_error, is_out_of_memory, memory_advice
+from dnnlib.util import UserError, cache_folder, explain_os_error, is_out_of_memory, memory_advice
 
 SETTINGS = {'help_option_names': ['-h', '--help'], 'max_content_width': 110}  # of every command
 ARGUMENT = object()  # in Annotated: a positional argument
+_REMOTE = 'PKL'  # metavar of options that also take URL@sha256:HEX
 _LONG = 40  # characters of values that stand in the help text, not before it
 
 _MAX_NUMBER = 2**32 - 1  # largest seed
@@ -52,6 +54,22 @@ _MAX_COUNT = 100_000  # seeds of one call
 _HABITS = {
     '--gpus': 'for 8 GPUs: torchrun --nproc_per_node=8 SCRIPT.py ...',
     '--trunc': 'truncation is --psi',
+    '--trunc-cutoff': 'truncation is --psi; --help lists what there is',
+    '--cond': 'cameras are always used; leave it out',
+    '--gen_pose_cond': 'what the mapping sees is a value of the preset, table 2c of docs/code.md',
+    '--gpc_reg_prob': 'it is --set loss.swap_end=NUMBER',
+    '--aug': 'augmentation is --set augment.target=0.6 beside --set dataset.heldout_clips=16',
+    '--cbase': 'it is --set generator.channel_base=NUMBER, likewise d_image and d_video',
+    '--cmax': 'it is --set generator.channel_max=NUMBER, likewise d_image and d_video',
+    '--neural_rendering_resolution_initial': 'it is --set generator.renderer.resolution=NUMBER',
+    '--neural_rendering_resolution_final': 'it is --set loss.resolution_final=NUMBER',
+    '--density_reg': 'it is --set loss.density_weight=NUMBER',
+    '--freezed': 'parts that are not trained are --set freeze=NAMES',
+    '--num-keyframes': 'the length is --frames',
+    '--w-frames': 'the length is --frames',
+    '--shape-res': 'it is --shape-resolution',
+    '--shape_format': 'it is a value: --shapes ply, obj or glb',
+    '--reload_modules': 'snapshots hold no code; leave it out',
     '--grid': 'it takes no value: the grid has a tile for each of --seeds',
     '--nrr': 'the resolution of the volume rendering is --neural-resolution',
     '--sampling_mult': 'the samples per ray are --render-samples',
@@ -134,16 +152,18 @@ class _Text(click.ParamType):
 
     name = 'text'
 
-    def __init__(self, parse: Callable[[str], Any]) -> None:
-        self.parse = parse
+    def __init__(self, parse: Callable[[str], Any], remote: bool = False) -> None:
+        self.parse, self.remote = parse, remote  # remote: an address is downloaded
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):  # a default
             return value
-        if re.match('https?://', value):
+        if is_address(value) and not self.remote:
             self.fail(f'{value} is an address; download it first and pass the file', param, ctx)
         head, tail = re.fullmatch(r'((?:\w+=)?)(.*)', value, flags=re.S).groups()
         try:
+            if is_address(value):
+                return self.parse(str(fetch(value, cache_folder() / 'snapshots')))
             return self.parse(head + os.path.expanduser(tail))
         except (UserError, ValueError) as err:
             self.fail(str(err), param, ctx)
@@ -304,7 +324,7 @@ def _type(kind: Any, marks: list[Any]) -> click.ParamType:
         return click.Choice(typing.get_args(kind))
     if kind is bool:
         return click.BOOL
-    return _Text(parse or (Path if kind is Path else str))
+    return _Text(parse or (Path if kind is Path else str), _REMOTE in marks)
 
 
 def _option_help(comment: str, kind: Any, default: Any, marks: list[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Progress reporting of long work: a bar on a terminal, a line now and then in a log file."""
+"""Progress reporting of long work: a bar on a terminal, in a log file a line with the time left."""
 
 import contextlib
 import sys
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from dnnlib.util import format_time
 
 _EVERY_SEC = 30  # between lines
 
@@ -31,12 +33,15 @@ def progress(
         with tqdm(total=total, desc=label, unit=unit, disable=not shown) as bar:
             yield bar.update
         return
-    done, reported, lines = 0, time.monotonic(), 0
+    start = time.monotonic()
+    done, reported, lines = 0, start, 0
 
     def report(more: str = '') -> None:
         nonlocal lines
         lines += 1
-        print(f'{label}{more}: {done}/{total} {unit}s', file=sys.stderr, flush=True)
+        left = (total - done) / done * (time.monotonic() - start) if done else 0
+        more_left = f', {format_time(left)} left' if left else ''
+        print(f'{label}{more}: {done}/{total} {unit}s{more_left}', file=sys.stderr, flush=True)
 
     def count(items: int) -> None:
         nonlocal done, reported

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping
@@ -87,6 +88,15 @@ def memory_advice(err: BaseException, advice: str) -> str:
 def usable_cores() -> int:
     """Returns how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def cache_folder() -> Path:
+    """Returns where kernels, weights and records are kept: $PV3D_CACHE_DIR, or pv3d in the user's cache."""
+    default = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'pv3d')
+    try:
+        return Path(os.environ.get('PV3D_CACHE_DIR') or default).expanduser()
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir(), f'pv3d-{os.getuid()}')
 
 
 def explain_os_error(err: OSError, path: str | os.PathLike[str] | None = None) -> str:

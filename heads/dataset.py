@@ -23,6 +23,7 @@ from PIL import Image
 from dnnlib.progress import follow
 from dnnlib.scene import FOCAL
 from dnnlib.util import UserError, atomic_write, explain_os_error, usable_cores
+from dnnlib.video import IMAGE_TYPES, VIDEO_TYPES
 from heads.identity import sample_identity
 from heads.model import Frame, HeadModel
 from heads.motion import sample_camera_angles, sample_motion_path
@@ -114,6 +115,8 @@ def write_dataset(
     """
     dest = Path(dest)
     write = _write_zip if dest.suffix == '.zip' else _write_folder
+    if dest.suffix.lower() in (*IMAGE_TYPES, *VIDEO_TYPES):
+        raise UserError(f'{dest}: a data set is a .zip or a folder, not a file of images or videos')
     if dest.is_dir() and (dest.suffix == '.zip' or any(dest.iterdir())):
         raise UserError(f'{dest} is a folder that exists already; give another name or remove it')
     num_clips = heads.people * heads.motions

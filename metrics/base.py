@@ -33,6 +33,9 @@ class Settings:
     mapping_camera: Literal['fixed', 'own'] = 'fixed'
     clip_camera: Literal['moving', 'held'] = 'moving'  # of generated videos; held = that of the first frame
     codec: Literal['h264', 'none'] = 'h264'  # videos are encoded before they are measured [PV3D A.4]
+    resolution: int | None = (
+        None  # pixels of a side that videos are resized to, of folders; none = as they are
+    )
     crf: int = 15  # quality of the encoding, as gen_videos.py has it
     seed: int = 0  # of everything that is drawn
     landmarks: Literal['detected', 'camera'] = 'detected'  # aligns faces; camera = a mean face, projected

@@ -99,6 +99,8 @@ def reported_name(request: Request, settings: Settings, encodes: bool = True) ->
         parts.append('held')
     if settings.mapping_camera == 'own':
         parts.append('own')
+    if metric.stage == 'clips' and settings.resolution is not None:
+        parts.append(f'{settings.resolution}px')
     if settings.protocol != 'paper':
         parts.append(settings.protocol)
     elif 'landmarks' in metric.depends_on and settings.landmarks != 'detected':

@@ -11,10 +11,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from dnnlib.util import UserError, atomic_write
+
+_LEVELS = (('floor', 'floor: half of the real videos'), ('real', 'real videos'))  # key, name
+_TICKS = 5  # of the axis of clips, at most
 
 
 class Curve(NamedTuple):
@@ -24,7 +28,9 @@ class Curve(NamedTuple):
     kimg: list[float]  # increasing
     value: list[float]
     error: list[float]  # standard errors, nan where unknown
-    level: float | None  # where the curve should end: the floor, or the value of real videos
+    level: float | None  # where the curve should end
+    level_name: str = 'real videos'  # what that is
+    controls: dict[str, float] = {}  # the newest values of degraded videos
 
 
 def read_curves(run_dir: Path) -> list[Curve]:
@@ -56,14 +62,18 @@ def read_curves(run_dir: Path) -> list[Curve]:
 def _curve(name: str, points: dict[float, dict[str, Any]]) -> Curve:
     kimg = sorted(points)
     lines = [points[k] for k in kimg]
-    levels = [line[key] for line in lines for key in ('floor', 'real') if isinstance(line.get(key), float)]
+    levels = [(line[key], n) for line in lines for key, n in _LEVELS if isinstance(line.get(key), float)]
+    level, level_name = levels[-1] if levels else (None, '')
+    known = [line['controls'] for line in lines if line.get('controls')]
     errors = [line.get('standard_error') for line in lines]
     return Curve(
         name,
         kimg,
         [line['value'] for line in lines],
         [np.nan if e is None else e for e in errors],
-        levels[-1] if levels else None,
+        level,
+        level_name,
+        {name: found['value'] for name, found in (known[-1] if known else {}).items()},
     )
 
 
@@ -87,16 +97,19 @@ def plot_run(run_dir: Path) -> Path:
     return path
 
 
-def draw_curves(
-    curves: Sequence[Curve], along: str = 'thousand clips', level: str = 'real videos'
-) -> np.ndarray:
+def draw_curves(curves: Sequence[Curve], along: str = 'thousand clips') -> np.ndarray:
     """Draws one panel for each curve, with standard errors and its level; uint8 [H, W, 3]."""
 
     def draw(axes: Axes, curve: Curve) -> None:
         axes.errorbar(curve.kimg, curve.value, curve.error, marker='o', markersize=3, capsize=2)
         if curve.level is not None:
-            axes.axhline(curve.level, color='gray', linestyle='--', label=level)
-            axes.legend()
+            axes.axhline(curve.level, color='gray', linestyle='--', label=curve.level_name)
+        for number, (name, value) in enumerate(curve.controls.items(), 1):
+            if value is not None:
+                axes.axhline(value, color=f'C{number}', linestyle=':', label=f'control: {name}')
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(_TICKS))
         axes.set_title(curve.name)
         axes.set_xlabel(along)
         axes.grid(alpha=0.3)

@@ -1,7 +1,6 @@
 """Results on the screen and in `metric-NAME.jsonl`: a line per measurement, with all that it depends on."""
 
 import math
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dnnlib.provenance import ROOT, git_revision
 from dnnlib.util import append_json_line
 from metrics.base import METRICS, Settings
 from metrics.metric_main import Result
@@ -16,7 +16,7 @@ from torch_utils import distributed as dist
 
 _NAMED = 100  # failed videos named for a reason in a line of JSON
 _SHOWN = 3  # on the screen
-_ROOT = Path(__file__).resolve().parent.parent
+_CLEAR = 1.5  # times the floor: a distance below it cannot be told from that of real videos
 
 
 def append_results(
@@ -31,7 +31,7 @@ def append_results(
         facts: of the subject: files, checksums, kimg.
         seconds: time that all of them took.
     """
-    revision, paths = git_revision(_ROOT), []
+    revision, paths = git_revision(ROOT), []
     for result in results:
         path = Path(folder, f'metric-{result.name}.jsonl')
         coded = METRICS[result.request.metric].stage == 'clips'  # views never are
@@ -70,18 +70,6 @@ def _line(result: Result, settings: Settings, revision: str | None) -> dict[str,
     }
 
 
-def git_revision(folder: Path) -> str | None:
-    """Returns the commit of a checkout, with `-changed` when files differ from it; None without git."""
-    try:
-        head, changes = (
-            subprocess.check_output(['git', '-C', folder, *args], stderr=subprocess.DEVNULL, text=True)
-            for args in (('rev-parse', 'HEAD'), ('status', '--porcelain', '--untracked-files=no'))
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.strip() + ('-changed' if changes.strip() else '')
-
-
 def describe(result: Result) -> str:
     """Returns a line for people: the value, its error, details, and what failed."""
     outcome, metric = result.outcome, METRICS[result.request.metric]
@@ -89,13 +77,19 @@ def describe(result: Result) -> str:
     error = '' if math.isnan(outcome.error) else f' +- {outcome.error:.2g}'
     value = 'no value' if math.isnan(outcome.value) else f'{outcome.value:.5g}{error}'
     lines = [f'{result.name:<24s} {value}  {facts}']
-    details = [f'{name} {value:.4g}' for name, value in outcome.details.items() if isinstance(value, float)]
+    details = [f'{name} {value:.4g}' for name, value in outcome.details.items() if _known(value)]
     for name, control in result.controls.items():
         failed = f' ({control.failures} failed)' if control.failures else ''
         details.append(f'{name} control {control.value:.4g}{failed}')
     lines += [f'  {", ".join(details)}'] if details else []
+    if outcome.value < _CLEAR * outcome.details.get('floor', 0.0):
+        lines.append('  not clearly above its floor: with so few videos it says nothing of the generator')
     for side, failures in (('generated', result.failures), ('real', result.real_failures)):
         for reason, names in failures.items():
             more = ', ...' if len(names) > _SHOWN else ''
             lines.append(f'  {len(names)} {side} failed, {reason}: {", ".join(names[:_SHOWN])}{more}')
     return '\n'.join(lines)
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, float) and not math.isnan(value)

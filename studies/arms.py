@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dnnlib.config import from_dict, to_dict
+from dnnlib.config import to_dict
 from dnnlib.util import UserError, atomic_write, explain_os_error
 from interop.warm_start import start_from
 from metrics.records.digests import json_digest
@@ -26,7 +26,7 @@ from torch_utils.checkpoint import snapshot_path
 from training.config import OutputConfig, TrainConfig, build_networks, with_focal, with_followers
 from training.data.archive import parallel
 from training.presets import PRESETS
-from training.run_folder import exclusive, write_options
+from training.run_folder import exclusive, read_options, write_options
 from training.training_loop import Callbacks, Trainer
 
 COST = 'cost.json'
@@ -100,8 +100,8 @@ def base_config(base: str, data: str, resume: str | None = None) -> TrainConfig:
         config = PRESETS[base](data)
     else:
         try:
-            config = from_dict(TrainConfig, json.loads(Path(base).read_bytes()))
-        except (OSError, ValueError) as err:
+            config = read_options(base)
+        except (OSError, ValueError, TypeError) as err:
             names = ', '.join(PRESETS)
             raise UserError(
                 f'--base {base} must be a training_options.json or one of {names}: {err}'

@@ -293,7 +293,10 @@ def _load(path: str | Path, file_format: str) -> dict[str, Any]:
     content = content if isinstance(content, dict) else {}
     found, version = content.get('format'), content.get('version')
     if found != file_format:
-        raise CheckpointError(f'{path}: not a {noun} (its format is {found!r}); use another file')
+        use = 'use another file'
+        if found == _TRAINING_STATE and (number := _STATE_NAME.match(Path(path).name)):
+            use = f'the snapshot is {snapshot_path(Path(path).parent, int(number[1])).name}, beside it'
+        raise CheckpointError(f'{path}: not a {noun} (its format is {found!r}); {use}')
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise CheckpointError(f'{path}: file version {version!r} is not known to this code; update the code')
     if not (_is_snapshot(content) if file_format == _SNAPSHOT else isinstance(content.get('state'), dict)):

@@ -47,8 +47,17 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as err:
-        raise UserError(f'--device {name} cannot be used here; use auto or cpu') from err
+        raise UserError(f'--device {name} cannot be used here{_lack(name)}; use auto or cpu') from err
     return device
+
+
+def _lack(name: str) -> str:
+    """Returns why there is no GPU to be used."""
+    if not name.startswith('cuda') or torch.cuda.is_available():
+        return ''
+    if torch.version.cuda is None:
+        return ', this torch was built for CPUs alone (`make install` installs one for GPUs)'
+    return ', torch finds no GPU (does `nvidia-smi` list one, and is its driver new enough?)'
 
 
 def set_float32_precision(precision: Float32Precision = 'exact') -> None:

@@ -77,6 +77,9 @@ class OutputConfig:
     keep_states: int = 2  # training states kept; snapshots all stay
     sheet_seeds: int = 16  # heads on a sample sheet
     metrics: tuple[str, ...] = ()  # measured at every checkpoint, names as for calc_metrics.py
+    wandb: str | None = (
+        None  # project at Weights & Biases that also gets the figures; none = TensorBoard alone
+    )
 
     def __post_init__(self) -> None:
         check_least(self, 'output.', 1, 'tick_nimg', 'keep_states', 'sheet_seeds')

@@ -28,6 +28,7 @@ from dnnlib.config import to_dict
 from dnnlib.util import ConfigError, format_count, format_time
 from torch_utils.misc import module_summary, parameter_count
 from training.camera import LABEL_DIM
+from training.cards import Card, describe_disk, disk_of
 from training.config import TrainConfig, build_networks
 from training.loss_contract import FakeBatch, Loss, Networks, Phase, RealBatch
 
@@ -86,15 +87,26 @@ class DeviceSpeed:
         return max(busy, calls) if self.kind == 'cuda' else busy + calls  # a GPU works while others start
 
 
-def describe_run(config: TrainConfig, device: torch.device, world_size: int) -> str:
-    """Returns what `train.py --dry-run` prints: options, tables of the networks, memory and time."""
-    step = estimate_step(config, world_size, device)
+def describe_run(config: TrainConfig, device: torch.device, world_size: int, card: Card | None = None) -> str:
+    """Returns what `train.py --dry-run` prints: options, tables of the networks, memory, time and disk.
+
+    Args:
+        config: of the run.
+        device: what is here; its speed is measured.
+        world_size: number of processes.
+        card: a GPU to plan for instead, which need not be here.
+    """
+    step = estimate_step(config, world_size, 'cuda' if card else device)
     batch_gpu, rounds = config.split_batch(world_size)
-    sec_per_kimg = measure_device(device).seconds(step.work) * 1000 / config.batch
+    speed = speed_of(card, config) if card else measure_device(device)
+    sec_per_kimg = speed.seconds(step.work) * 1000 / config.batch
     total_kimg = config.total_nimg / 1000
     gib = {n: getattr(step, f'{n}_bytes') / 2**30 for n in ('network', 'optimizer', 'activation')}
     cpu = f'CPU, {torch.get_num_threads()} threads'
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu
+    name = f'{card.name}, counted, not measured' if card else name
+    with torch.device('meta'):
+        disk = disk_of(config, build_networks(config))
     lines = [
         f'options: {json.dumps(to_dict(config), indent=2)}',
         *_network_tables(config),
@@ -104,18 +116,27 @@ def describe_run(config: TrainConfig, device: torch.device, world_size: int) -> 
         f'{gib["optimizer"]:.2f}, activations and gradients {gib["activation"]:.2f}',
         f'  work    {format_count(sum(step.work.flops.values()))}FLOP a step, '
         f'{step.work.moved_bytes / 2**30:.0f} GiB read and written',
-        f'  GPU     {describe_fit(config, world_size, device)}',
+        f'  GPU     {describe_fit(config, world_size, device, card)}',
         f'  time    about {sec_per_kimg:.0f} s/kimg; for {total_kimg:g} kimg '
         f'{format_time(sec_per_kimg * total_kimg)}',
+        f'  disk    {describe_disk(disk)}',
         '  (per process; memory without libraries and data; the time may be wrong by a factor of 2)',
     ]
     return '\n'.join(lines)
 
 
-def describe_fit(config: TrainConfig, world_size: int, device: torch.device) -> str:
-    """Returns whether a step fits the GPU, or one of 80 GB where there is none, and if not, which would."""
+def speed_of(card: Card, config: TrainConfig) -> DeviceSpeed:
+    """Returns how fast a GPU that is not here should be."""
+    flops = card.flops(config.float32_precision)
+    return DeviceSpeed(kind='cuda', flops=flops, moved_bytes=card.reached_bytes, call_sec=card.call_sec)
+
+
+def describe_fit(config: TrainConfig, world_size: int, device: torch.device, card: Card | None = None) -> str:
+    """Returns whether a step fits a GPU, and if not, which would: that named, that here, or one of 80 GB."""
     name, room = 'a GPU of 80 GB', _CARD_BYTES
-    if device.type == 'cuda':
+    if card is not None:
+        name, room = card.name, round(card.room_gib * 2**30)
+    elif device.type == 'cuda':
         name, room = 'this GPU', torch.cuda.get_device_properties(device).total_memory
     needs = {}
     for n in _sizes(config, world_size):

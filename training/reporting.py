@@ -1,9 +1,9 @@
-"""Progress reporting of a run: the progress line, stats.jsonl, TensorBoard, sample sheets.
+"""Progress reporting of a run: the progress line, stats.jsonl, loggers, sample sheets.
 
 Only the leader reports.
 """
 
-import io
+import json
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dnnlib.util import UserError, append_json_line, format_time
+from dnnlib.config import to_dict
+from dnnlib.provenance import session_facts
+from dnnlib.util import UserError, append_json_line, atomic_write, format_time
 from torch_utils.misc import peak_memory_gib
 from torch_utils.training_stats import Moments
 from training.batching import Progress
 from training.config import TrainConfig
+from training.loggers import make_loggers
 
 DrawSheets = Callable[[nn.Module, int], Iterable[tuple[str, np.ndarray]]]
 """(G_ema, clips seen) -> names with images [H, W, 3] or videos [T, H, W, 3], uint8."""
@@ -44,7 +44,7 @@ class Reporter:
         run_dir, config: of the run.
         fps: frames per second of videos.
         device: whose memory is reported.
-        start_nimg: clips seen before; TensorBoard then hides what a killed session reported beyond that.
+        start_nimg: clips seen before; what a killed session reported beyond that is forgotten.
         deadline: when this session ends at the latest, as of time.time().
     """
 
@@ -59,12 +59,21 @@ class Reporter:
     ) -> None:
         self.run_dir, self.config, self.fps = run_dir, config, fps
         self.device, self.deadline = device, deadline
-        self.events = SummaryWriter(run_dir, purge_step=start_nimg + 1 if start_nimg else None)
+        _forget_after(run_dir / 'stats.jsonl', start_nimg)
+        self.loggers = make_loggers(run_dir, config, start_nimg)
+        self._show_facts()
         # a bar only where somebody watches; the lines of the ticks stay above it
         self.bar = tqdm(total=config.total_nimg, initial=start_nimg, unit='clip', disable=None, leave=False)
 
+    def _show_facts(self) -> None:
+        options = json.dumps(to_dict(self.config), indent=2)
+        facts = '\n'.join(f'- {name}: `{value}`' for name, value in session_facts().items())
+        for logger in self.loggers:
+            logger.texts({'Run/options': f'```json\n{options}\n```', 'Run/session': facts})
+            logger.flush()
+
     def report(self, progress: Progress, stats: dict[str, Moments], tick_nimg: int, elapsed: float) -> None:
-        """Prints the progress line and appends to stats.jsonl and TensorBoard.
+        """Prints the progress line and appends to stats.jsonl and the loggers.
 
         stats, tick_nimg and elapsed: moments, clips and seconds since the last tick.
         """
@@ -84,6 +93,7 @@ class Reporter:
         values = {name: moments.mean for name, moments in stats.items()}
         values |= {'Progress/kimg': nimg / 1000, 'Progress/tick': progress.tick}
         values |= {'Progress/nonfinite': progress.nonfinite, 'Resources/peak_memory_gib': memory}
+        values |= {'Progress/lr_G': self.config.g_opt.lr, 'Progress/lr_D': self.config.d_opt.lr}
         values |= {'Timing/total_sec': progress.seconds, 'Timing/sec_per_kimg': per_kimg}
         append_json_line(self.run_dir / 'stats.jsonl', values | {'timestamp': time.time()})
         self._scalars(values, nimg)
@@ -93,35 +103,42 @@ class Reporter:
         self.bar.update(clips)
 
     def metrics(self, values: dict[str, float], nimg: int) -> None:
-        """Adds metric values to TensorBoard."""
+        """Adds metric values to the loggers."""
         self._scalars({f'Metrics/{name}': value for name, value in values.items()}, nimg)
 
     def draw(self, draw: DrawSheets, G_ema: nn.Module, nimg: int) -> None:
-        """Draws G_ema and shows the images in TensorBoard; failing is a warning, training continues."""
+        """Draws G_ema and shows the images in the loggers; failing is a warning, training continues."""
         try:
             for name, image in draw(G_ema, nimg):
-                if image.ndim == 3:
-                    self.events.add_image(name, image, nimg, dataformats='HWC')
-                else:
-                    self.events.file_writer.add_summary(_video_summary(name, image, self.fps), nimg)
-            self.events.flush()
+                for logger in self.loggers:
+                    if image.ndim == 3:
+                        logger.image(name, image, nimg)
+                    else:
+                        logger.video(name, image, self.fps, nimg)
+                    logger.flush()
         except (UserError, OSError, RuntimeError) as err:  # no encoder, a full disk, out of memory
             self.bar.clear()
             reason = (str(err).strip() or type(err).__name__).splitlines()[0]
             print(f'warning: not all images of this tick could be made: {reason}', flush=True)
 
     def _scalars(self, values: dict[str, float], nimg: int) -> None:
-        for name, value in values.items():
-            self.events.add_scalar(name, value, nimg)
-        self.events.flush()
+        for logger in self.loggers:
+            logger.scalars(values, nimg)
+            logger.flush()
 
 
-def _video_summary(tag: str, video: np.ndarray, fps: float) -> Summary:
-    """Packs frames [T, H, W, 3] as an animated GIF; TensorBoard's own writer needs another package."""
-    first, *others = map(Image.fromarray, video)
-    buffer = io.BytesIO()
-    first.save(buffer, 'GIF', save_all=True, append_images=others, duration=1000 / fps, loop=0)
-    encoded = buffer.getvalue()
-    height, width = video.shape[1:3]
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-    return Summary(value=[Summary.Value(tag=tag, image=image)])
+def _forget_after(path: Path, nimg: int) -> None:
+    """Removes lines of stats.jsonl beyond `nimg` clips: a killed session wrote them, this one will again."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if _clips(line) <= nimg]
+    if len(kept) < len(lines):
+        with atomic_write(path, 'w') as file:
+            file.writelines(kept)
+
+
+def _clips(line: str) -> float:
+    """Returns at how many clips a line was written; endless for one that a kill cut off."""
+    try:
+        return round(json.loads(line)['Progress/kimg'] * 1000)
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dnnlib.config import flatten, from_dict, to_dict
+from dnnlib.provenance import session_facts
 from dnnlib.util import ConfigError, UserError, atomic_write, explain_os_error
 from training.config import TrainConfig
 
 _OPTIONS = 'training_options.json'
+_SESSION = 'session'  # in that file, beside the options: what the newest session ran
 # Options that may change between two sessions of one run, because they do not change what is learned.
 _FREE = ('total_nimg', 'output', 'workers', 'max_nonfinite')
 
@@ -60,7 +62,21 @@ def choose_run_dir(outdir: Path, config: TrainConfig, name: str, fresh: bool) ->
 def write_options(run_dir: Path, config: TrainConfig) -> None:
     """Writes the options of a run; in a folder that is not new, only who holds `exclusive` may."""
     with atomic_write(run_dir / _OPTIONS, 'w') as file:
-        json.dump(to_dict(config), file, indent=2)
+        json.dump(to_dict(config) | {_SESSION: session_facts()}, file, indent=2)
+
+
+def read_options(path: str | Path) -> TrainConfig:
+    """Reads the options of a run from its training_options.json.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is not JSON.
+        TypeError: if it is not an object.
+        ConfigError: if the options are not those of this code.
+    """
+    options = dict(json.loads(Path(path).read_bytes()))
+    options.pop(_SESSION, None)
+    return from_dict(TrainConfig, options)
 
 
 def run_name(config: TrainConfig, world_size: int, desc: str | None) -> str:
@@ -99,8 +115,9 @@ def _check_readable(path: str) -> None:
 
 def _is_same(folder: Path, config: TrainConfig) -> bool:
     try:
-        stored = from_dict(TrainConfig, dict(json.loads((folder / _OPTIONS).read_text())))
-    except (OSError, ValueError, TypeError, ConfigError):
+        stored = read_options(folder / _OPTIONS)
+    except (OSError, ValueError, TypeError, ConfigError) as err:
+        print(f'warning: {folder} is passed over, its {_OPTIONS} cannot be read: {err}', flush=True)
         return False
     return _essence(to_dict(stored)) == _essence(to_dict(config))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from viz import rollout, trajectories
 from viz.images import colorize_depth, depth_range, enlarge, grid, save_png, strip, to_uint8
 
 _LABEL_HEIGHT = 20  # pixels of a label bar
-_GEOMETRY_TILE = 128  # pixels per side, at least, of tiles that show geometry
+_LARGE_TILE = 128  # pixels per side, at least, of tiles that show geometry or move
 _SHEET_HEADS = 4  # heads in the 'views', 'strip' and 'video' sheets of a tick
 _REALS = 64  # at most this many frames on the sheet of reals
+_VIDEO_CYCLES = 3  # of the 'video' of a tick: a few seconds
 _STRIP_FRAMES = 8  # at most this many columns of the 'strip' sheet
 
 
@@ -59,7 +61,7 @@ def training_sheets(G: VideoGenerator, seeds: Sequence[int], cameras: Tensor) ->
     Returns:
         uint8 images: 'fakes' and, with 3D, 'depth' (a grid of heads at t = 0.5, real cameras), 'views' (rows:
         heads, columns: yaw -30, 0, 30 degrees), 'strip' (rows: heads, columns: t from 0 on, frontal), and
-        'video' [span, H, W, 3]. Tiles of 'depth' and 'views' are enlarged to at least 128 pixels.
+        'video' [span, H, W, 3]. Tiles of 'depth', 'views' and 'video' are enlarged to at least 128 pixels.
     """
     codes = [rollout.draw_codes(G, seed) for seed in seeds]
     labels = cameras[torch.arange(len(seeds)) % len(cameras)]
@@ -75,17 +77,17 @@ def training_sheets(G: VideoGenerator, seeds: Sequence[int], cameras: Tensor) ->
     fakes = rollout.concatenate([shoot(i, c[None], c[None], middle) for i, c in enumerate(labels)])
     heads = range(min(len(seeds), _SHEET_HEADS))
     sides = [to_uint8(shoot(i, views, front[:1], middle.expand(len(views))).image) for i in heads]
-    sides = [enlarge(side, _GEOMETRY_TILE) for side in sides]
+    sides = [enlarge(side, _LARGE_TILE) for side in sides]
     clips = np.stack([to_uint8(shoot(i, front, front[:1], times).image) for i in heads])  # [N, T, H, W, 3]
     columns = np.arange(0, len(times), -(-len(times) // _STRIP_FRAMES))
     sheets = {'fakes': grid(to_uint8(fakes.image))}
     if fakes.depth is not None:
         depth = colorize_depth(fakes.depth, fakes.opacity, *depth_range(fakes.depth, fakes.opacity))
-        sheets['depth'] = grid(enlarge(to_uint8(depth), _GEOMETRY_TILE))
+        sheets['depth'] = grid(enlarge(to_uint8(depth), _LARGE_TILE))
     return sheets | {
         'views': contact_sheet(sides, col_labels=trajectories.VIEW_NAMES),
         'strip': contact_sheet(list(clips[:, columns]), col_labels=[f't {t:.2f}' for t in times[columns]]),
-        'video': np.stack([grid(frame) for frame in clips.swapaxes(0, 1)]),
+        'video': np.stack([grid(enlarge(frame, _LARGE_TILE)) for frame in clips.swapaxes(0, 1)]),
     }
 
 
@@ -100,7 +102,7 @@ class TrainingSheets:
     def __call__(self, G_ema: VideoGenerator, nimg: int) -> Iterator[tuple[str, np.ndarray]]:
         """Writes NAME-NIMG files, and at the beginning of a run reals.png; yields images and their names."""
         if nimg == 0:
-            self._reals()
+            yield from self._reals()
         seeds = range(self.heads)
         cameras = torch.stack([self.dataset.clip_cameras(i % len(self.dataset))[0] for i in seeds])
         sheets = training_sheets(G_ema, seeds, cameras)
@@ -108,14 +110,18 @@ class TrainingSheets:
         for name, image in sheets.items():
             save_png(self.run_dir / f'{name}{nimg:09d}.png', image)
             yield name, image
-        yield 'video', video
-        write_video(self.run_dir / f'video{nimg:09d}.mp4', video, self.dataset.fps)  # last: it needs ffmpeg
+        cycle = np.concatenate([video, video[-2:0:-1]])  # forth and back, as gen_videos.py
+        yield 'video', cycle
+        shown = itertools.chain.from_iterable([cycle] * _VIDEO_CYCLES)
+        write_video(self.run_dir / f'video{nimg:09d}.mp4', shown, self.dataset.fps)  # last: it needs ffmpeg
 
-    def _reals(self) -> None:
+    def _reals(self) -> Iterator[tuple[str, np.ndarray]]:
         clips = np.linspace(0, len(self.dataset) - 1, min(len(self.dataset), _REALS)).astype(int)
         frames = []
         for clip in clips:
             with contextlib.suppress(DataError):  # training reports what it cannot read
                 frames.append(self.dataset.clip_frames(int(clip), [0])[0].permute(1, 2, 0).numpy())
         if frames:
-            save_png(self.run_dir / 'reals.png', grid(np.stack(frames)))
+            image = grid(np.stack(frames))
+            save_png(self.run_dir / 'reals.png', image)
+            yield 'reals', image

@@ -220,8 +220,9 @@ def find_file(
     place = '' if info.package else f' and put it into {cache_dir}'
     instead = [] if info.package else [_OFFLINE[kind] for kind in info.networks]
     raise UserError(
-        f'the detector {info.name!r} needs a file ({reason}): {_fetch(info)}{place}, or name it with '
-        f'--detector-file {info.name}=FILE' + ''.join(f'; without it use the detector {n}' for n in instead)
+        f'the detector {info.name!r} needs a file ({reason}): {_fetch(info)}{place}, or name it to '
+        f'calc_metrics.py with --detector-file {info.name}=FILE'
+        + ''.join(f'; without it use the detector {n}' for n in instead)
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 
@@ -162,6 +163,16 @@ def encoded(source: Source, crf: int, fps: float) -> Source:
 
     codec = {'name': 'h264', 'crf': crf, 'fps': fps, 'ffmpeg': video.ffmpeg_version()}
     return Changed(source, round_trip, {'codec': codec}, source.size + source.size % 2)
+
+
+def resized(source: Source, size: int) -> Source:
+    """Returns the clips of a source as squares of `size` pixels, by an antialiased Lanczos filter."""
+
+    def resize(clip: np.ndarray, _: int) -> np.ndarray:
+        images = map(PIL.Image.fromarray, clip)
+        return np.stack([np.asarray(x.resize((size, size), PIL.Image.Resampling.LANCZOS)) for x in images])
+
+    return Changed(source, resize, {'resized': size}, size)
 
 
 def save_clips(source: Source, folder: Path, crf: int, fps: float, progress: Progress) -> dict[int, str]:

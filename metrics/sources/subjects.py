@@ -8,7 +8,7 @@ from typing import Any
 from dnnlib.util import UserError
 from metrics.base import Settings
 from metrics.records.digests import dataset_digest, network_digest
-from metrics.sources.clips import DatasetClips, GeneratedClips, encoded, save_clips
+from metrics.sources.clips import DatasetClips, GeneratedClips, encoded, resized, save_clips
 from metrics.sources.folders import Folder, FolderClips, is_dataset
 from metrics.sources.items import Progress, Source
 from metrics.sources.views import FolderViews, GeneratedViews
@@ -124,7 +124,7 @@ def folder_subject(
     if len(set(sizes)) > 1:
         raise UserError(
             f'{fake} holds images of {sizes[0]}x{sizes[0]}, but {data.config.path if data else real} of '
-            f'{sizes[1]}x{sizes[1]}; bring both to one size'
+            f'{sizes[1]}x{sizes[1]}; bring both to one size with --resolution {min(sizes)}'
         )
     sides = {'fake_codec': ours, 'real_codec': theirs}
     facts |= {side: 'as stored' for side, folder in sides.items() if folder and not folder.has_images}
@@ -135,7 +135,7 @@ def folder_subject(
         reals=reals,
         real_clips=len(data or theirs or ()),
         encodes=encodes,
-        facts={**facts, 'resolution': ours.size, **codec},
+        facts={**facts, 'resolution': settings.resolution or ours.size, **codec},
     )
 
 
@@ -175,7 +175,8 @@ def _folder_clips(folder: Folder, settings: Settings, seed: int | None, fps: flo
 
 
 def _encoded(source: Source, settings: Settings, fps: float) -> Source:
-    return source if settings.codec == 'none' else encoded(source, settings.crf, fps)
+    coded = source if settings.codec == 'none' else encoded(source, settings.crf, fps)
+    return coded if settings.resolution is None else resized(coded, settings.resolution)
 
 
 def _data_facts(data: VideoDataset) -> dict[str, Any]:

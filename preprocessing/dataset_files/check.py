@@ -38,6 +38,7 @@ class ClipReport:
     radius: tuple[float, float]
     focal: tuple[float, float]
     problems: list[str]
+    source: str = ''  # file that the clip came from
 
 
 def check_dataset(path: str, workers: int) -> tuple[FrameIndex, list[ClipReport]]:
@@ -114,7 +115,8 @@ def format_table(reports: Sequence[ClipReport], limit: int) -> str:
             ]
             columns = ''.join(f'{span:>15}' for span in spans)
             lines.append(f'{report.name:<12} {report.frames:>6}{columns}')
-            lines += [f'    BAD: {problem}' for problem in report.problems]
+            source = f'; source: {report.source}' if report.source else ''
+            lines += [f'    BAD: {problem}{source}' for problem in report.problems]
     if len(reports) > limit:
         lines.append(f'... {len(reports)} clips, only the first {limit} and the bad ones are listed')
     return '\n'.join(lines)
@@ -188,9 +190,10 @@ def _hits_box(origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
 
 
 def _report(index: FrameIndex, clip: str, problems: list[str]) -> ClipReport:
-    rows = np.zeros((0, 25))
+    rows, source = np.zeros((0, 25)), ''
     if clip in index.clips:
         i = index.clips.index(clip)
+        source = index.sources[i]
         rows = index.cameras[index.starts[i] : index.starts[i + 1]]
     x, y, z = rows[:, 3], rows[:, 7], rows[:, 11]
     return ClipReport(
@@ -201,6 +204,7 @@ def _report(index: FrameIndex, clip: str, problems: list[str]) -> ClipReport:
         radius=_range(np.sqrt(x**2 + y**2 + z**2)),
         focal=_range(rows[:, 16]),
         problems=problems,
+        source=source,
     )
 
 

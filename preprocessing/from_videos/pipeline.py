@@ -230,7 +230,10 @@ def _check(options: Options, known: list[str], last: str, only: str | None) -> N
     if last not in known:
         raise UserError(f'{last} is not a stage; the stages are {", ".join(known)}')
     if not options.list_kind and not os.path.isdir(options.source):
-        raise UserError(f'{options.source} is not a folder; --source is the folder that holds the videos')
+        file = ': put the file into a folder of its own' if os.path.isfile(options.source) else ''
+        raise UserError(
+            f'{options.source} is not a folder; --source is the folder that holds the videos{file}'
+        )
     if not options.list_kind and (options.download or last == 'fetch'):
         raise UserError('fetching (--download, the stage fetch) needs a --list of what to fetch')
     if options.deep3d is not None and not os.path.isdir(options.deep3d):

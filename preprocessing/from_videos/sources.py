@@ -116,10 +116,16 @@ def _files(root: str, without: set[str]) -> Iterator[str]:
         raise UserError(f'{root} cannot be both --source and --workdir; give another --workdir')
     for folder, folders, files in os.walk(root, onerror=stop):
         inside = [name for name in folders if not name.startswith('.')]
-        folders[:] = [name for name in inside if os.path.realpath(Path(folder, name)) not in without]
+        paths = {name: Path(folder, name) for name in inside}
+        folders[:] = [n for n, p in paths.items() if os.path.realpath(p) not in without and not _is_work(p)]
         for path in (Path(folder, name) for name in files if not name.startswith('.')):
             if path.is_file() and os.path.realpath(path) not in without:
                 yield path.relative_to(root).as_posix()
+
+
+def _is_work(folder: Path) -> bool:
+    """Returns whether a folder is the work folder of another data set, whose images are no sources."""
+    return (folder / '.lock').exists() and (folder / 'sources.json').exists()
 
 
 def write_sources(work: WorkFolder, results: Results, skipped: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """Progress of long work: lines in log files, a bar on terminals."""
 
+import re
 import sys
 from unittest import mock
 
@@ -19,6 +20,7 @@ def test_a_log_file_gets_lines_now_and_then(monkeypatch, capsys):
     first, *more, last = err.splitlines()
     assert first == 'real videos (fvd, kid): 0/6 records' and last == 'real videos: 6/6 records'
     assert 1 <= len(more) < 5 and all(line.startswith('real videos: ') for line in more)
+    assert all(re.fullmatch(r'real videos: \d/6 records, [\dm s]+ left', line) for line in more)
 
 
 def test_short_work_is_two_lines_at_most_and_a_failure_claims_no_end(capsys):

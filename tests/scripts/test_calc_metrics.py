@@ -189,6 +189,22 @@ def test_bad_videos_are_counted_and_named(tmp_path):
     assert names.keys() == parts.keys() and all(parts[name] in names[name] for name in parts)
 
 
+def test_folders_of_two_sizes(tmp_path):
+    for name, side in (('real', 24), ('fake', 32)):
+        for clip in range(2):
+            folder = tmp_path / name / str(clip)
+            folder.mkdir(parents=True)
+            rng = np.random.default_rng(clip)
+            for i in range(3):
+                pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f'{i}.png')
+    sides = ['--fake', tmp_path / 'fake', '--real', tmp_path / 'real', '--metrics', 'flicker_3f']
+    result = cli(*sides, '--outdir', tmp_path, '--cache', tmp_path / 'c')
+    assert result.exit_code == 1 and 'bring both to one size with --resolution 24' in result.stderr
+    row = line(run(tmp_path, *sides, '--resolution', 24), 'flicker_3f_24px')
+    assert row['resolution'] == 24 and row['failures'] == row['real_failures'] == 0
+
+
 def test_no_value_is_an_error(tmp_path):
     make_videos(tmp_path / 'v', c='black', d='black')
     folders = '--fake', tmp_path / 'v', '--outdir', tmp_path, '--cache', tmp_path
@@ -231,8 +247,11 @@ def test_curves(tmp_path):
     for kimg, value in ((200, 90.0), (400, 60.0), (200, 80.0), (600, float('nan'))):
         add(tmp_path, 'fvd2048_16f', kimg, value, floor=12.5)
     add(tmp_path, 'we', None, 3.0)
-    add(tmp_path, 'motion', 200, 0.5, real=1.5)
+    frozen, flat = ({'value': value, 'videos': 4, 'failures': 0} for value in (120.0, None))
+    add(tmp_path, 'motion', 200, 0.5, real=1.5, controls={'frozen': frozen, 'flat': flat})
     fvd, motion = read_curves(tmp_path)
+    assert (fvd.level_name, fvd.controls) == ('floor: half of the real videos', {})
+    assert (motion.level_name, motion.controls) == ('real videos', {'frozen': 120.0, 'flat': None})
     assert (fvd.name, fvd.kimg, fvd.value, fvd.level) == ('fvd2048_16f', [200.0, 400.0], [80.0, 60.0], 12.5)
     assert motion.level == 1.5 and motion.error == [0.5]
     image = np.asarray(Image.open(plot_run(tmp_path)))

@@ -19,12 +19,11 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dnnlib.config import from_dict
 from support import small_runs
 from support.small_runs import CPU, LIMIT_SEC, assert_same, children, cli, everything, start, train, wait_for
 from torch_utils import checkpoint
 from train import stop_on_signals
-from training.config import TrainConfig
+from training.run_folder import read_options
 from training.training_loop import Trainer
 
 TINY = ['--cfg', 'tiny', '--device', 'cpu']
@@ -43,7 +42,7 @@ def only(outdir):
 
 
 def config_in(run_dir):
-    return from_dict(TrainConfig, json.loads((run_dir / 'training_options.json').read_text()))
+    return read_options(run_dir / 'training_options.json')
 
 
 def numbers(run_dir, kind='network-snapshot'):
@@ -98,7 +97,8 @@ def test_two_processes_cannot_train_in_one_folder(data, tmp_path):
 def test_files_of_a_run(data, tmp_path):
     result = cli('--outdir', tmp_path, '--data', data, *TINY, '--kimg', 0.016)
     run_dir = only(tmp_path)
-    assert result.out.splitlines()[2] == 'drawing the first images'
+    assert re.match(r'session: command .*, torch .*, git ', result.out.splitlines()[2])
+    assert result.out.splitlines()[3] == 'drawing the first images'
     ticks = [line for line in result.out.splitlines() if line.startswith('tick ')]
     assert len(ticks) == 2  # tick_nimg is 8
     parts = r'tick 2 +kimg 0\.016 +time \S+ +s/kimg [\d.]+ +G_img [\d.]+ +G_vid .* +left 0s +mem [\d.]+ GiB'
@@ -116,7 +116,7 @@ def test_files_of_a_run(data, tmp_path):
         *(f'Loss/{x}' for x in ('G/image', 'G/video', 'D/image/fake', 'D/image/real', 'D/video/fake')),
         *(f'Loss/{x}' for x in ('D/video/real', 'signs/image/real', 'signs/video/real')),
         *(f'Loss/scores/{d}/{x}' for d in ('image', 'video') for x in ('fake', 'real')),
-        *(f'Progress/{x}' for x in ('kimg', 'tick', 'nonfinite')),
+        *(f'Progress/{x}' for x in ('kimg', 'tick', 'nonfinite', 'lr_G', 'lr_D')),
         *('Resources/peak_memory_gib', 'Timing/total_sec', 'Timing/sec_per_kimg', 'timestamp'),
     }
     lazy = {'Loss/G/density', 'Loss/r1/image', 'Loss/r1/video'}  # not due in the second tick
@@ -168,10 +168,13 @@ def check_events(run_dir, lines):
         points = {event.step: event.value for event in events.Scalars(name)}
         expected = {round(line['Progress/kimg'] * 1000): line[name] for line in lines if name in line}
         assert points == pytest.approx(expected, rel=1e-6)
-    assert set(events.Tags()['images']) == {'fakes', 'depth', 'views', 'strip', 'video'}
+    assert set(events.Tags()['images']) == {'reals', 'fakes', 'depth', 'views', 'strip', 'video'}
     assert [event.step for event in events.Images('fakes')] == [0, 16]
     with Image.open(io.BytesIO(events.Images('video')[1].encoded_image_string)) as video:
-        assert (video.format, video.size, video.n_frames) == ('GIF', (64, 64), 16)
+        assert (video.format, video.size, video.n_frames) == ('GIF', (256, 256), 30)  # forth and back
+    texts = {name: events.Tensors(f'{name}/text_summary')[0] for name in ('Run/options', 'Run/session')}
+    assert b'density_weight' in texts['Run/options'].tensor_proto.string_val[0]
+    assert b'- git: `' in texts['Run/session'].tensor_proto.string_val[0]
 
 
 def test_tensorboard_hides_what_a_killed_session_reported(data, tmp_path):
@@ -183,6 +186,8 @@ def test_tensorboard_hides_what_a_killed_session_reported(data, tmp_path):
     cli(*command, '--kimg', 0.008)
     events = EventAccumulator(str(only(tmp_path))).Reload()
     assert [e.step for e in events.Scalars('Loss/G/image')] == [2, 4, 6, 8]
+    stats = (only(tmp_path) / 'stats.jsonl').read_text().splitlines()
+    assert [json.loads(line)['Progress/kimg'] for line in stats] == [0.002, 0.004, 0.006, 0.008]
 
 
 def test_unreadable_clip_is_named_once_and_replaced(clip_files, tmp_path, monkeypatch):
@@ -244,7 +249,7 @@ def test_dry_run_shows_everything_and_writes_nothing(data, tmp_path, missing):
     first, second = result.out.splitlines()[:2]
     reason = 'warning: a run would stop here: missing.zip: no such file' if missing else 'data: 6 clips'
     assert first.startswith(reason) and second == 'options: {'
-    for text in ('density_weight', 'd_reg_interval', 'synthesis', 'decoder', 's/kimg', 'GiB'):
+    for text in ('density_weight', 'd_reg_interval', 'synthesis', 'decoder', 's/kimg', 'GiB', '  disk    '):
         assert text in result.out, text
 
 

@@ -15,7 +15,7 @@ from training.baselines import BASELINES
 from training.config import TrainConfig
 from training.networks.motion import MotionKind
 from training.presets import PRESETS, tiny
-from training.run_folder import choose_run_dir, run_name, write_options
+from training.run_folder import choose_run_dir, read_options, run_name, write_options
 
 
 def test_presets_of_gpus_round_float32_but_not_the_released_one():
@@ -184,7 +184,7 @@ def test_runs_of_every_kind_of_motion_are_continued(tmp_path, kind):
     assert choose_run_dir(tmp_path, config, 'a', False) == (first, False)
 
 
-def test_run_folders(tmp_path):
+def test_run_folders(tmp_path, capsys):
     runs = tmp_path / 'runs'
 
     def choose(config, fresh=False, desc=None):
@@ -196,7 +196,8 @@ def test_run_folders(tmp_path):
     config = tiny('some/heads.zip')
     assert choose(config) == (0, True)
     (options,) = runs.glob('00000-*/training_options.json')
-    assert from_dict(TrainConfig, json.loads(options.read_text())) == config
+    assert read_options(options) == config
+    assert json.loads(options.read_text())['session'].keys() > {'command', 'torch', 'git'}
     longer = dataclasses.replace(config, total_nimg=10**6, workers=7)
     assert choose(config) == choose(longer) == (0, False)
     assert json.loads(options.read_text())['total_nimg'] == 32  # until this process holds the lock
@@ -208,6 +209,7 @@ def test_run_folders(tmp_path):
     assert choose(config, desc='a/b c') == (3, True)
     options.write_text('{"half": ')  # a folder of unreadable options is nobody's
     assert choose(dataclasses.replace(config, seed=2)) == (4, True)
+    assert f'warning: {options.parent} is passed over' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('order', [1, -1])

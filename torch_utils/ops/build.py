@@ -23,6 +23,8 @@ from typing import Literal, NamedTuple
 import torch
 from filelock import FileLock
 
+from dnnlib.util import cache_folder as cache_folder
+
 Target = Literal['cuda', 'cpu']
 BUILD_SECONDS = 900  # a compiler that takes longer hangs
 _SOURCES = Path(__file__).parent / 'csrc'
@@ -54,15 +56,6 @@ class Toolchain(NamedTuple):
     command: tuple[str, ...]  # compiler with flags
     version: str  # of the compiler
     devices: str  # that the code runs on: features of the processor, or architectures of GPUs
-
-
-def cache_folder() -> Path:
-    """Returns where built kernels are kept: $PV3D_CACHE_DIR, or pv3d in the user's cache folder."""
-    default = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'pv3d')
-    try:
-        return Path(os.environ.get('PV3D_CACHE_DIR') or default).expanduser()
-    except RuntimeError:  # a user without a home
-        return Path(tempfile.gettempdir(), f'pv3d-{os.getuid()}')
 
 
 def toolchain(target: Target) -> Toolchain:

@@ -11,10 +11,11 @@ import dataclasses
 import io
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from dnnlib.config import BaseConfig, Configurable
-from dnnlib.util import ConfigError, DataError
+from dnnlib.util import ConfigError, DataError, UserError
 from training.camera import mirror_label
 from training.data.files import IMAGE_FORMATS, FileStore, decode_image, read_index
 from training.data.heldout import choose_heldout
@@ -31,6 +32,7 @@ _MAX_BAD = 0.01  # fraction of unreadable clips that training accepts
 _MAX_REPLACED = 8  # unreadable clips in a row after which training gives up
 _ORDER, _PAIR = 0, 1  # second word of the seeds, keeps the streams apart
 _log = logging.getLogger(__name__)
+T = TypeVar('T')
 
 
 class Draw(TypedDict):
@@ -150,7 +152,7 @@ class VideoDataset(Configurable):
         if config.resolution not in (None, known):
             raise DataError(
                 f'{config.path} holds {known}x{known} images, not {config.resolution}x{config.resolution}; '
-                f'choose another --cfg, or make the set again with --resolution {config.resolution}'
+                f'make the set again with --resolution {config.resolution}, or take another preset or network'
             )
         try:
             with Image.open(io.BytesIO(self._files.read(0)), formats=IMAGE_FORMATS) as image:
@@ -313,7 +315,7 @@ def batches(
 def _watch(loader: Iterator[tuple[Draw | None, dict[str, str]]], dataset: VideoDataset) -> Iterator[Draw]:
     """Counts the clips that could not be read, over all workers, and stops when there are too many."""
     known = dataset.unreadable
-    for pair, bad in loader:
+    for pair, bad in _alive(loader):
         for name, reason in bad.items():
             if name not in known:
                 _log.warning('clip %s is skipped, another takes its place: %s', name, reason)
@@ -325,6 +327,19 @@ def _watch(loader: Iterator[tuple[Draw | None, dict[str, str]]], dataset: VideoD
                 f'training stops above {_MAX_BAD:.0%}: `dataset_tool.py check` lists them'
             )
         yield pair
+
+
+def _alive(loader: Iterator[T]) -> Iterator[T]:
+    """Passes on what a loader yields; a worker that was killed is an error of the user."""
+    try:
+        yield from loader
+    except RuntimeError as err:
+        if not re.search(r'DataLoader worker .*(killed by signal|exited unexpectedly)', str(err)):
+            raise
+        raise UserError(
+            'a process that loads data was killed, maybe because memory ran out; the same command continues '
+            'from the newest checkpoint, with --workers 1 or 0 in less memory'
+        ) from err
 
 
 class _Draws(torch.utils.data.Dataset):

@@ -42,6 +42,7 @@ class FrameIndex:
     fps: float  # frames per second
     clips: list[str]  # [N]
     people: list[str]  # who is in each clip [N]; where dataset.json does not say, each clip has its own
+    sources: list[str]  # the file that each clip came from [N]; '' where dataset.json does not say
     starts: np.ndarray  # int64 [N + 1]
     files: np.ndarray  # names of the images, utf-8 bytes [F]
     cameras: np.ndarray  # labels, float32 [F, 25]; nan where the label is invalid
@@ -82,6 +83,7 @@ def read_index(path: str) -> FrameIndex:
         fps=float(table.get('fps', _DEFAULT_FPS)),
         clips=clips,
         people=_people(table, clips),
+        sources=[str(info.get('source', '')) for info in _infos(table, clips)],
         starts=np.array(starts, dtype=np.int64),
         files=np.array([f'{folder}/{name}'.removeprefix('/').encode() for folder, name, _ in rows]),
         cameras=cameras,
@@ -233,12 +235,16 @@ def _table_problem(table: Any) -> str | None:
 
 def _people(table: dict[str, Any], clips: list[str]) -> list[str]:
     """Names who is in each clip, from the optional `identity` of its entry in `clips`."""
-    entries = table.get('clips')
-    entries = entries if isinstance(entries, dict) else {}
-    infos = [entries[clip] if isinstance(entries.get(clip), dict) else {} for clip in clips]
-    known = [info.get('identity') for info in infos]
+    known = [info.get('identity') for info in _infos(table, clips)]
     named = zip(clips, known, strict=True)
     return [f'identity {who}' if isinstance(who, (int, str)) else f'clip {clip}' for clip, who in named]
+
+
+def _infos(table: dict[str, Any], clips: list[str]) -> list[dict[str, Any]]:
+    """Returns the optional entry of each clip in `clips`."""
+    entries = table.get('clips')
+    entries = entries if isinstance(entries, dict) else {}
+    return [entries[clip] if isinstance(entries.get(clip), dict) else {} for clip in clips]
 
 
 def _parse_cameras(labels: list[Any]) -> tuple[np.ndarray, list[tuple[int, str]]]:

@@ -159,7 +159,7 @@ def test_missing_file(name, parts, tmp_path, monkeypatch):
 
 def test_missing_package(tmp_path, register):
     item = register(requirement='no-such-package==1')
-    with pytest.raises(UserError, match='run `pip install no-such-package==1`, or name it with'):
+    with pytest.raises(UserError, match='run `pip install no-such-package==1`, or name it to'):
         find_file(item, {}, tmp_path, offline=False)
 
 

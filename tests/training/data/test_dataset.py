@@ -20,7 +20,7 @@ from scipy import stats
 from dnnlib.util import DataError, UserError
 from support.small_data import CLIPS, FRAMES, SIZE, write_zip
 from training import camera
-from training.data.dataset import VideoDataset, batches, clip_order, sample_indices, sample_times
+from training.data.dataset import VideoDataset, _alive, batches, clip_order, sample_indices, sample_times
 
 
 def opened(path, **options):
@@ -361,3 +361,18 @@ def test_workers_obey_only_their_trainer(data):
     worker.terminate()
     worker.join(10)
     assert worker.exitcode == 0
+
+
+def test_a_killed_worker_is_one_sentence():
+    def loader(message):
+        yield 1
+        raise RuntimeError(message)
+
+    killed = 'DataLoader worker (pid(s) 545) exited unexpectedly'
+    for message in (killed, 'DataLoader worker (pid 545) is killed by signal: Killed. '):
+        batches_of = _alive(loader(message))
+        assert next(batches_of) == 1
+        with pytest.raises(UserError, match='the same command continues'):
+            next(batches_of)
+    with pytest.raises(RuntimeError, match='size mismatch'):
+        list(_alive(loader('size mismatch')))
