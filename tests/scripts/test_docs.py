@@ -4,12 +4,17 @@ import ast
 import importlib
 import operator
 import re
+import runpy
 import shlex
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+from PIL import Image
+from test_style import ROOMS
 
 import train
 from dnnlib.config import flatten, override, to_dict
@@ -17,7 +22,8 @@ from dnnlib.util import UserError
 from support.paths import ROOT
 from training.presets import PRESETS
 
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').glob('*.md'))]
+INDEX = ROOT / 'docs' / 'README.md'
 SCRIPTS = ('train', 'gen_videos', 'edit_videos', 'calc_metrics', 'dataset_tool', 'legacy', 'viewer')
 FIELDS = (
     r'(?!dataset\.json)(?:generator|d_image|d_video|loss|dataset|sampling|g_opt|d_opt|ema|output)(?:\.\w+)+'
@@ -49,7 +55,7 @@ def parse(script: str, args: list[str]) -> click.Context:
 
 def documented() -> list[tuple[str, str, list[str]]]:
     """Lists (where, script, arguments) of all commands in pages, Slurm script, Makefile and help texts."""
-    texts = {p.name: p.read_text() for p in [*PAGES, ROOT / 'docs' / 'slurm.sh']}
+    texts = {p.relative_to(ROOT).as_posix(): p.read_text() for p in [*PAGES, ROOT / 'docs' / 'slurm.sh']}
     done = subprocess.run(['make', '-n', '-B', 'demo'], cwd=ROOT, capture_output=True, text=True, check=True)
     texts['make demo'] = done.stdout
     for script in SCRIPTS:
@@ -63,7 +69,7 @@ def documented() -> list[tuple[str, str, list[str]]]:
 def test_commands_parse():
     found = documented()
     assert {script for where, script, _ in found if where == 'README.md'} == set(SCRIPTS)
-    assert [script for where, script, _ in found if where == 'slurm.sh'] == ['train']
+    assert [script for where, script, _ in found if where == 'docs/slurm.sh'] == ['train']
     assert len([where for where, _, _ in found if where == 'make demo']) == 6
     wrong = []
     for where, script, args in found:
@@ -86,12 +92,37 @@ def test_wrong_commands_are_found(line):
     assert len(list(commands(line))) == (line != 'x')
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.name)
+def links_of(text: str) -> list[tuple[str, str]]:
+    """Lists (file or address, anchor) of all links and images outside code."""
+    text = re.sub(r'<!--.*?-->|^```.*?^```|`[^`\n]*`', '', text, flags=re.S | re.M)
+    return re.findall(r'\]\(([^)#\s]*)(?:#([^)\s]*))?\)', text)
+
+
+def anchors_of(text: str) -> set[str]:
+    """Returns the anchors of the headings of a page, as GitHub makes them."""
+    text = re.sub(r'^```.*?^```', '', text, flags=re.S | re.M)
+    words = (re.sub(r'[^\w\- ]', '', title.lower()) for title in re.findall(r'^#+ (.*)$', text, flags=re.M))
+    return {title.strip().replace(' ', '-') for title in words}
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    """Lists links to files or headings that do not exist, and addresses that are none."""
+    broken = []
+    for target, anchor in links_of(text):
+        path = page.parent / target if target else page
+        if '://' in target:
+            good = re.fullmatch(r'https?://[\w.-]+\.\w+(:\d+)?(/\S*)?', target) is not None
+        else:
+            good = path.exists() and (not anchor or anchor in anchors_of(path.read_text()))
+        broken += [] if good else [f'{target}#{anchor}']
+    return broken
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_and_names(page):
-    """Linked files exist, and so do `file.py:Name` and the option paths."""
+    """Linked files and headings exist, and so do `file.py:Name` and the option paths."""
     text = re.sub(r'<!--.*?-->', '', page.read_text(), flags=re.S)
-    links = [link for link in re.findall(r'\]\(([^)#\s]+)', text) if '://' not in link]
-    missing = [link for link in links if not (page.parent / link).exists()]
+    missing = broken_links(page, text)
     for path, name in re.findall(r'`([\w/]+\.py):([\w.]+)`', text):
         if not (ROOT / path).exists() or name not in names((ROOT / path).read_text()):
             missing.append(f'{path}:{name}')
@@ -102,6 +133,49 @@ def test_links_and_names(page):
         except (AttributeError, UserError) as err:
             missing.append(f'{path}={value}: {err}')
     assert not missing, '\n'.join(missing)
+
+
+def test_broken_links_are_found():
+    links = '[x](#license) ![](docs/README.md) [x](nowhere.md) [x](README.md#no) [x](#e) [x](http:/y)'
+    text = f'# A `b`: c, d\n{links}'
+    page = ROOT / 'README.md'
+    assert anchors_of(text) == {'a-b-c-d'}
+    broken = broken_links(page, text)
+    assert broken == ['nowhere.md#', 'README.md#no', '#e', 'http:/y#']
+
+
+def test_every_page_is_in_the_index():
+    linked = {(INDEX.parent / target).resolve() for target, _ in links_of(INDEX.read_text())}
+    assert {page for page in PAGES if page != INDEX} <= linked
+    assert f'](docs/{INDEX.name})' in (ROOT / 'README.md').read_text()
+
+
+def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+    (code,) = re.findall(r'```py\n(.*?)```', (ROOT / 'README.md').read_text(), flags=re.S)
+    assert len([line for line in code.splitlines() if line]) == 10
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'assets').symlink_to(ROOT / 'assets')
+    runpy.run_path(str(write(tmp_path / 'ten_lines.py', code)))
+    with Image.open(tmp_path / 'head.png') as image:
+        assert image.size == (64, 64) and max(high - low for low, high in image.getextrema()) > 100
+
+
+def test_drawings_of_the_architecture(monkeypatch):
+    """They can be made again, and the rooms are those that imports are checked by."""
+    draw = runpy.run_path(str(ROOT / 'docs' / 'draw.py'))
+    for name in ('network', 'block', 'rooms'):
+        pixels = draw['pixels'](draw[name]())
+        with Image.open(ROOT / 'docs' / f'architecture-{name}.png') as committed:
+            assert committed.size == pixels.shape[1::-1]
+            difference = np.abs(np.asarray(committed.convert('RGB'), np.int16) - pixels)
+            assert difference.mean() < 6  # fonts differ a little between machines
+    texts = [text.get_text().partition('/')[0] for text in draw['rooms']().axes[0].texts]
+    assert {*ROOMS} <= {*texts}
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
 
 
 def names(source: str) -> set[str]:
