@@ -106,7 +106,8 @@ def check_disk(run_dir: Path, disk: Disk) -> str:
             f'{run_dir}: {free / 2**30:.2f} GiB are free, but two checkpoints of this run take '
             f'{least / 2**30:.2f} GiB; free some space or choose another --outdir'
         )
-    if free >= disk.total_bytes:
+    written = sum(p.stat().st_size for p in run_dir.iterdir() if p.suffix in ('.pkl', '.pt'))
+    if free + written >= disk.total_bytes:
         return ''
     return (
         f'{free / 2**30:.1f} GiB are free at {run_dir}, but the whole run will write {describe_disk(disk)}; '

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from support import small_runs
+from support import small_runs, tiny
 from support.small_runs import CPU, LIMIT_SEC, assert_same, children, cli, everything, start, train, wait_for
 from torch_utils import checkpoint
 from train import stop_on_signals
@@ -244,13 +244,16 @@ def test_signals_ask_to_stop(monkeypatch):
 
 @pytest.mark.parametrize('missing', [False, True])
 def test_dry_run_shows_everything_and_writes_nothing(data, tmp_path, missing):
-    result = cli('--outdir', tmp_path / 'runs', '--data', 'missing.zip' if missing else data, *TINY, '-n')
+    checkpoint.save_snapshot(tmp_path / 'a.pkl', {'G_ema': tiny.generator()}, {})
+    args = ['--data', 'missing.zip'] if missing else ['--data', data, '--resume', tmp_path / 'a.pkl']
+    result = cli('--outdir', tmp_path / 'runs', *args, *TINY, '-n')
     assert (result.code, result.err) == (0, '') and not (tmp_path / 'runs').exists()
     first, second = result.out.splitlines()[:2]
     reason = 'warning: a run would stop here: missing.zip: no such file' if missing else 'data: 6 clips'
     assert first.startswith(reason) and second == 'options: {'
     for text in ('density_weight', 'd_reg_interval', 'synthesis', 'decoder', 's/kimg', 'GiB', '  disk    '):
         assert text in result.out, text
+    assert ('a run would stop here: ' in result.out.splitlines()[-1]) != missing
 
 
 def has_newer(run_dir, nimg):
