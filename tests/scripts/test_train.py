@@ -222,12 +222,12 @@ def test_a_run_that_cannot_be_continued_is_not_started_again(data, tmp_path, kin
     run_dir = only(tmp_path)
     (state,) = run_dir.glob('training-state-*')
     state.unlink() if kind == 'missing' else state.write_bytes(b'PK')
-    kept = {p: p.read_bytes() for p in run_dir.iterdir() if p.name != 'log.txt'}
+    kept = {p: p.read_bytes() for p in run_dir.iterdir() if p.suffix in ('.pkl', '.pt', '.jsonl')}
     result = cli(*command)
     snapshot = run_dir / 'network-snapshot-000000004.pkl'
     assert result.code == 1 and result.err.count('\n') == 1 and 'cannot be continued' in result.err
     assert '--fresh' in result.err and f'--resume {snapshot}' in result.err
-    assert kept == {p: p.read_bytes() for p in run_dir.iterdir() if p.name != 'log.txt'}
+    assert kept == {p: p.read_bytes() for p in run_dir.iterdir() if p.suffix in ('.pkl', '.pt', '.jsonl')}
     for i, way_out in enumerate((['--fresh'], ['--resume', snapshot])):
         assert cli(*command, *way_out).out.endswith('done\n')
         assert len(run_dirs(tmp_path)) == 2 + i
