@@ -291,3 +291,10 @@ def test_invalid_places_are_explained_and_keep_what_they_hold(tmp_path):
         with pytest.raises(UserError, match=message):
             write_dataset(tmp_path / dest, HeadSet(people=1, frames=1, resolution=16), 1, progress=False)
     assert [p.name for p in tmp_path.rglob('*')] == ['full', 'note']
+
+
+def test_a_data_set_is_no_image(tmp_path):
+    with pytest.raises(UserError, match='is a .zip or a folder, not a file of images'):
+        write_dataset(
+            tmp_path / 'x.png', HeadSet(people=1, motions=1, frames=2, resolution=8), progress=False
+        )

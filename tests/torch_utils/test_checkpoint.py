@@ -168,6 +168,9 @@ def test_other_formats_are_refused(tmp_path):
     refused(path, 'another zip .with dataset.json')
     save_training_state(path, {'a': 1})
     refused(path, "its format is 'pv3d-training-state'")
+    state = tmp_path / 'training-state-000000036.pt'
+    save_training_state(state, {'a': 1})
+    refused(state, 'the snapshot is network-snapshot-000000036.pkl, beside it')
     save_one(path)
     refused(path, 'not a PV3D training state', load_training_state)
 

@@ -20,6 +20,7 @@ CHECKED_FIRST = [
     ({'deep3d': '/nonexistent'}, {}, '/nonexistent is not a folder; --deep3d'),
     ({'dest': 'x.tar'}, {}, '--dest x.tar must be the name of a zip'),
     ({'source': 'typo'}, {}, 'typo is not a folder; --source'),
+    ({'source': __file__}, {}, 'holds the videos: put the file into a folder of its own'),
 ]
 
 

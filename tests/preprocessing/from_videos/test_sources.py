@@ -27,7 +27,8 @@ def video(tmp_path_factory):
 
 def test_folder(tmp_path, video):
     videos = ['a/b/x.MOV', 'a__b/x.mkv', 'a__b__x.avi', 'clip2.mp4', 'clip10.mp4']
-    for name in [*reversed(videos), 'notes.txt', 'a/.hid.mp4', '.h/y.mp4', 'frames']:
+    other_work = ['w/.lock', 'w/sources.json', 'w/cuts/y.mp4']  # of another data set
+    for name in [*reversed(videos), 'notes.txt', 'a/.hid.mp4', '.h/y.mp4', 'frames', *other_work]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found, passed = find_videos(str(tmp_path))
