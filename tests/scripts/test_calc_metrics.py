@@ -198,10 +198,10 @@ def test_folders_of_two_sizes(tmp_path):
             for i in range(3):
                 pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f'{i}.png')
-    sides = ['--fake', tmp_path / 'fake', '--real', tmp_path / 'real', '--metrics', 'flicker_3f']
+    sides = ['--fake', tmp_path / 'fake', '--real', tmp_path / 'real', '--metrics', 'flicker2_3f']
     result = cli(*sides, '--outdir', tmp_path, '--cache', tmp_path / 'c')
     assert result.exit_code == 1 and 'bring both to one size with --resolution 24' in result.stderr
-    row = line(run(tmp_path, *sides, '--resolution', 24), 'flicker_3f_24px')
+    row = line(run(tmp_path, *sides, '--resolution', 24), 'flicker2_3f_24px')
     assert row['resolution'] == 24 and row['failures'] == row['real_failures'] == 0
 
 
