@@ -2,16 +2,17 @@
 
 import dataclasses
 import shutil
-from collections import namedtuple
+from collections import Counter, namedtuple
 
 import pytest
 import torch
 
 import train
 from dnnlib.util import UserError
+from training import estimate
 from training.cards import CARDS, check_disk, describe_disk, disk_of
 from training.config import build_networks
-from training.estimate import DeviceSpeed, describe_fit, describe_run, speed_of
+from training.estimate import DeviceSpeed, StepEstimate, Work, describe_fit, describe_run, speed_of
 from training.presets import PRESETS
 
 
@@ -30,6 +31,9 @@ def test_tf32_is_faster_and_half_faster_still():
 
 def test_a_named_gpu_is_planned_for_without_one(monkeypatch):
     config, device = PRESETS['tiny']('none.zip'), torch.device('cpu')
+    work = Work(flops=Counter({torch.float16: 10**12}), moved_bytes=1e9, calls=100)
+    step = StepEstimate(work=work, network_bytes=2**20, optimizer_bytes=2**20, activation_bytes=2**30)
+    monkeypatch.setattr(estimate, 'estimate_step', lambda *_: step)  # counting takes seconds
     seen = []
     real = DeviceSpeed.seconds
     monkeypatch.setattr(DeviceSpeed, 'seconds', lambda self, work: seen.append(self) or real(self, work))
