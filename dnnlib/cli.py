@@ -54,7 +54,7 @@ _MAX_COUNT = 100_000  # seeds of one call
 _HABITS = {
     '--gpus': 'for 8 GPUs: torchrun --nproc_per_node=8 SCRIPT.py ...',
     '--trunc': 'truncation is --psi',
-    '--trunc-cutoff': 'truncation is --psi; --help lists what there is',
+    '--trunc-cutoff': 'it is --psi-cutoff',
     '--cond': 'cameras are always used; leave it out',
     '--gen_pose_cond': 'what the mapping sees is a value of the preset, table 2c of docs/code.md',
     '--gpc_reg_prob': 'it is --set loss.swap_end=NUMBER',
@@ -66,7 +66,8 @@ _HABITS = {
     '--density_reg': 'it is --set loss.density_weight=NUMBER',
     '--freezed': 'parts that are not trained are --set freeze=NAMES',
     '--num-keyframes': 'the length is --frames',
-    '--w-frames': 'the length is --frames',
+    '--w-frames': 'a loop through people is --interpolate, its length --frames',
+    '--fov-deg': 'it is the third number of --camera YAW,PITCH,FOV',
     '--shape-res': 'it is --shape-resolution',
     '--shape_format': 'it is a value: --shapes ply, obj or glb',
     '--reload_modules': 'snapshots hold no code; leave it out',

@@ -87,7 +87,8 @@ def curves(mixing: Mixing) -> list[Curve]:
         known = [column[np.isfinite(column)] for column in values.T]
         means = [float(c.mean()) if len(c) else np.nan for c in known]
         errors = [standard_error(c) for c in known]
-        found.append(Curve(TITLES[name], list(range(len(means) - 1)), means[:-1], errors[:-1], means[-1]))
+        at, level = list(range(len(means) - 1)), means[-1]
+        found.append(Curve(TITLES[name], at, means[:-1], errors[:-1], level, 'another head'))
     return found
 
 

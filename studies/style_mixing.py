@@ -54,7 +54,7 @@ def run(options: Options) -> None:
     outdir = options.outdir or Path(options.network).parent
     outdir.mkdir(parents=True, exist_ok=True)
     save_png(outdir / 'style-mixing.png', sheet(mixing.images[: options.rows]))
-    save_png(outdir / 'style-mixing-curves.png', draw_curves(found, 'K, blocks mixed', 'another head'))
+    save_png(outdir / 'style-mixing-curves.png', draw_curves(found, 'K, blocks mixed'))
     facts = {'network': options.network, 'pairs': options.pairs, 'seed': options.seed}
     with atomic_write(outdir / 'style-mixing.json', 'w') as file:
         json.dump(facts | {'curves': [curve._asdict() for curve in found]}, file, indent=1)
