@@ -87,7 +87,7 @@ def frame_times(frames: int, span: int, mode: str = 'pingpong') -> Tensor:
         span: frames per training clip; training saw t = i / (span - 1) in [0, 1].
         mode: beyond the span, 'pingpong' runs forward and backward without a jump, 'cycle' restarts at 0 (as
             the released script does), 'extend' continues beyond 1: training never saw z_m t there; waves
-            that are not anchored go on as in training (`training/networks/motion.py:motion_path`).
+            that are not anchored go on as in training (`training/networks/motion.py:MotionPath`).
     """
     index = torch.arange(frames)
     index = {'pingpong': _pingpong(frames, span), 'cycle': index % span, 'extend': index}[mode]

@@ -28,6 +28,8 @@ ABLATIONS = [  # options of --set
     'generator.motion.kind=additive',
     'generator.motion.path=waves',
     'generator.motion.path=waves generator.motion.anchored=true',
+    'generator.motion.path=spline',
+    'generator.motion.path=codes generator.motion.knot=0.5',
     *(f'generator.renderer.resolution={r}' for r in (5, 40)),
     'generator.plane_axes=released',
     'generator.span=8',
@@ -48,6 +50,7 @@ ABLATIONS = [  # options of --set
     'augment.probability=0.5',
     'sampling.fake_times=continuous',
     'sampling.tie_time=true',
+    'dataset.pairs=distances dataset.max_distance=4',
     *(f'dataset.{which}=false' for which in ('distinct', 'mirror', 'mirror_fakes')),
     'batch=1',
 ]

@@ -20,7 +20,7 @@ from training.networks.contract import Codes, RadianceGenerator, Rendering
 from training.networks.decoder import MARGIN, Decoder
 from training.networks.layers import ToRGB, normalize_2nd_moment
 from training.networks.mapping import MappingNetwork
-from training.networks.motion import MotionConfig, motion_path
+from training.networks.motion import MotionConfig, MotionPath
 from training.networks.superresolution import Superresolution
 from training.networks.synthesis import SynthesisNetwork
 from training.volumetric_rendering.fused import Spec, fused_field
@@ -86,6 +86,7 @@ class Generator(RadianceGenerator, Configurable):
         super().__init__()
         self.config = config
         self.z_dim, self.motion_dim, self.renderer = config.z_dim, config.motion.code_dim, config.renderer
+        self.endless, self.knot = config.motion.path != 'line', config.motion.knot
         naive_inputs = config.motion.code_dim + 1 if config.motion.kind == 'naive' else 0  # z_m and t
         self.mapping_network = MappingNetwork(
             config.z_dim + naive_inputs,
@@ -103,6 +104,7 @@ class Generator(RadianceGenerator, Configurable):
             config.motion,
         )
         self.block_ws = self.synthesis.block_ws
+        self.motion_path = MotionPath(config.motion)
         self.decoder = Decoder(config.plane_channels, config.feature_channels)
         self.to_image_raw = ToRGB(config.feature_channels, 3, config.w_dim, clamp=_RAW_CLAMP)
         self.superresolution = Superresolution(
@@ -140,7 +142,7 @@ class Generator(RadianceGenerator, Configurable):
     def motion_at(self, codes: Codes, times: Tensor) -> Tensor:
         """See the contract."""
         code = codes.z_a if self.config.motion.kind == 'shared_code' else codes.z_m
-        return motion_path(self.config.motion, code.expand(len(times), -1), times)
+        return self.motion_path(code.expand(len(times), -1), times)
 
     def moved_scene(
         self, ws: Tensor, u: Tensor, noise_mode: str = 'const', generator: torch.Generator | None = None

@@ -52,7 +52,7 @@ class SynthesisBlock(nn.Module):
             x: features of the block before [N, C', r/2, r/2]; None in the first block.
             skip: sum of the outputs so far [N, out, r/2, r/2]; None in the first block.
             ws: [N, num_ws + 1, w_dim], the last one for the skip output.
-            u: what the motion layers see, from `motion_path` [N, code_dim].
+            u: what the motion layers see, from MotionPath [N, code_dim].
             noise: mode and generator, as in SynthesisLayer.
         """
         if self.is_first:
