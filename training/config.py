@@ -125,6 +125,10 @@ class TrainConfig:
         if len(sizes) > 1:
             raise ConfigError(f'generator, d_image and d_video differ in resolution: {sorted(sizes)}')
 
+        if self.dataset.pairs == 'distances' and not self.sampling.tie_time:
+            raise ConfigError(
+                'dataset.pairs=distances draws times with cameras: set sampling.tie_time=true, too'
+            )
         if self.augment.target is not None and self.dataset.heldout_clips == 0:
             raise ConfigError('augment.target is measured on clips held out: set dataset.heldout_clips, too')
 

@@ -40,6 +40,15 @@ def test_gamma_of_each_discriminator():
         PV3DLoss.Config(r1_gamma_video=-1.0)
 
 
+def test_discriminators_see_no_absolute_time():
+    nets, real = networks(), real_batch()
+    nets, real = double(nets), double(real)
+    loss = PV3DLoss.Config().build()
+    first, later = (loss.scores(nets, real._replace(t=real.t + s), LATE, seeded(0), 0.0) for s in (0, 7))
+    for name in ('image', 'video'):
+        same(first[name], later[name])
+
+
 @pytest.mark.parametrize('r1_delta_t', [True, False])
 @pytest.mark.parametrize('gain', [1.0, 4.0])
 def test_r1_of_differences_is_taken_on_frames(gain, r1_delta_t):

@@ -80,6 +80,23 @@ def sample_times(rng: np.random.Generator, n: int, span: int, distinct: bool, la
     return torch.from_numpy(times.astype(np.float32))
 
 
+def sample_distances(rng: np.random.Generator, counts: np.ndarray, most: int) -> np.ndarray:
+    """Draws sorted pairs [N, 2] of frame indices at distances 1, 2, 4 ... `most`, all equally likely.
+
+    The first of two is anywhere. Where a clip is too short for a distance the others take its part; fakes,
+    whose pairs come from the same clips, then have as few. Source: StyleGAN-V.
+
+    Args:
+        rng: source of the draw.
+        counts: number of frames to choose from, at least 2 each, [N].
+        most: the largest distance, a power of two.
+    """
+    powers = np.log2(np.minimum(counts - 1, most)).astype(np.int64) + 1
+    distances = 2 ** rng.integers(powers)
+    first = rng.integers(counts - distances)
+    return np.stack([first, first + distances], axis=1)
+
+
 class VideoDataset(Configurable):
     """Clips of a zip or folder. Safe to pickle and to fork; images are read when asked for.
 
@@ -95,6 +112,10 @@ class VideoDataset(Configurable):
         resolution: int | None = None  # pixels of a side; none = that of the data
         span: int = 16  # frames in which a pair is drawn; t = 1 at the last of them [PV3D 3]
         frames: Literal['pair', 'clip'] = 'pair'  # of a draw: two [PV3D 3], or all of a span
+        # span: two frames of a window of `span` [PV3D 3] | distances: 1, 2, 4 ... max_distance frames apart,
+        # anywhere in a clip [StyleGAN-V]
+        pairs: Literal['span', 'distances'] = 'span'
+        max_distance: int = 32  # frames, a power of two; clips of one more have all distances [StyleGAN-V]
         distinct: bool = True  # draw again until the two frames differ [ours; released: false]
         mirror: bool = True  # mirror real clips (image and camera) with probability 1/2 [PV3D 3]
         mirror_fakes: bool = True  # mirror cameras for fakes likewise [ours; released: false]
@@ -106,6 +127,8 @@ class VideoDataset(Configurable):
         def __post_init__(self) -> None:
             if self.span < 2:
                 raise ConfigError(f'span={self.span} must be at least 2 frames')
+            if self.max_distance < 1 or self.max_distance & (self.max_distance - 1):
+                raise ConfigError(f'max_distance={self.max_distance} must be a power of two')
             if self.max_clips is not None and self.max_clips < 1:
                 raise ConfigError(f'max_clips={self.max_clips} must be at least 1, or none for all clips')
             if self.heldout_clips < 0:
@@ -142,6 +165,11 @@ class VideoDataset(Configurable):
         """Keeps only the clips of these indices."""
         self.names, self.people = ([x[i] for i in clips] for x in (self.names, self.people))
         self._starts, self._counts = self._starts[clips], self._counts[clips]
+
+    @property
+    def _far(self) -> bool:
+        """Whether pairs are drawn from whole clips."""
+        return self.config.frames == 'pair' and self.config.pairs == 'distances'
 
     def heldout(self) -> 'VideoDataset':
         """Returns the clips that are kept from training, as a data set; empty with heldout_clips = 0."""
@@ -205,7 +233,8 @@ class VideoDataset(Configurable):
         """Draws frames of the given clip; a pure function of its arguments.
 
         They lie in a window of `span` frames at a uniform place in the clip. A shorter clip is one
-        window: indices are spread over its frames, but t is still in units of the span.
+        window: indices are spread over its frames, but t is still in units of the span. With
+        pairs=distances the window is the whole clip, and t counts from its first frame.
 
         Raises:
             DataError: if a frame is missing, corrupted or of another size.
@@ -233,7 +262,7 @@ class VideoDataset(Configurable):
     ) -> tuple[np.ndarray, Tensor, np.ndarray]:
         """Draws rows of the frame table [n, T], their times [n, T] and whether to mirror [n]."""
         starts, totals = self._starts[clips], self._counts[clips]
-        counts = np.minimum(totals, self.config.span)
+        counts = totals if self._far else np.minimum(totals, self.config.span)
         offsets = rng.integers(totals - counts + 1)
         places = self._places(rng, counts)
         t = torch.from_numpy((places / (self.config.span - 1)).astype(np.float32))
@@ -250,6 +279,8 @@ class VideoDataset(Configurable):
         """Draws indices [n, T] of frames among the first `counts` [n] of a window."""
         if self.config.frames == 'clip':
             return np.arange(self.config.span) * counts[:, None] // self.config.span
+        if self._far:
+            return sample_distances(rng, counts, self.config.max_distance)
         return sample_indices(rng, counts, self.config.distinct)
 
     def _range(self, clip: int | str) -> tuple[int, int]:

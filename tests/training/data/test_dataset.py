@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import stats
 
 from dnnlib.util import DataError, UserError
 from support.small_data import CLIPS, FRAMES, SIZE, write_zip
 from training import camera
-from training.data.dataset import VideoDataset, _alive, batches, clip_order, sample_indices, sample_times
+from training.data.dataset import VideoDataset, _alive, batches, clip_order
 
 
 def opened(path, **options):
@@ -44,42 +43,17 @@ def changed(clip_files, path, **entries):
 # ---- drawing
 
 
-def cell_probabilities(n):
-    """Probability of every sorted pair of indices of n frames, from the distribution functions."""
-    edges = np.arange(n + 1) / n
-    x, y = np.diff(edges**2), np.diff(1 - (1 - edges) ** 2)  # Beta(2, 1) and Beta(1, 2)
-    joint = np.outer(x, y)
-    return np.triu(joint + joint.T, 1) + np.diag(np.diag(joint))
-
-
-@pytest.mark.parametrize('distinct', [True, False])
-def test_indices_have_the_distribution_of_the_formula(distinct):
-    n, draws = 16, 40_000
-    pairs = sample_indices(np.random.default_rng(0), np.full(draws, n), distinct)
-    expected = cell_probabilities(n)
-    if distinct:
-        assert (pairs[:, 0] < pairs[:, 1]).all()
-        np.fill_diagonal(expected, 0)
-        expected /= expected.sum()
-    else:
-        assert expected.trace() == pytest.approx(0.0417, abs=1e-4)
-        assert (np.diff(pairs) @ [1] / 15).mean() == pytest.approx(0.425, abs=0.005)
-    counts = np.zeros((n, n))
-    np.add.at(counts, tuple(pairs.T), 1)
-    cells = expected > 0
-    assert counts[~cells].sum() == 0
-    assert stats.chisquare(counts[cells], draws * expected[cells]).pvalue > 1e-3
-
-
-def test_times_on_the_lattice_and_continuous():
-    lattice = sample_times(np.random.default_rng(0), 500, 16, True, True)
-    torch.testing.assert_close(lattice * 15, (lattice * 15).round(), atol=1e-5, rtol=0)
-    assert (lattice[:, 1] - lattice[:, 0]).min() > 0.06
-    assert lattice.max() <= 1 and lattice.dtype == torch.float32
-    free = sample_times(np.random.default_rng(0), 20_000, 16, True, False).double()
-    assert (free[:, 0] <= free[:, 1]).all()
-    assert (free[:, 1] - free[:, 0]).mean().item() == pytest.approx(0.4, abs=0.005)
-    assert (free[:, 0] * 15 - (free[:, 0] * 15).round()).abs().max() > 0.4
+def test_pairs_at_distances_come_from_the_whole_clip(data):
+    dataset = opened(data, pairs='distances', max_distance=16, mirror=False)
+    pair = dataset.draw(2, 5)
+    i, j = (int((dataset.clip_cameras(2) == c).all(dim=1).nonzero()[0, 0]) for c in pair['c'])
+    assert (pair['t'] * 15).round().int().tolist() == [i, j] and j - i in (1, 2, 4, 8, 16)
+    c, t = dataset.sample_cameras(np.random.default_rng(3), 400)
+    assert c.shape == (400, 2, 25) and t.max() > 1  # beyond the span, for fakes as for real frames
+    steps = ((t[:, 1] - t[:, 0]) * 15).round().int()
+    assert set(steps.tolist()) == {1, 2, 4, 8, 16}
+    with pytest.raises(UserError, match='max_distance=12 must be a power of two'):
+        opened(data, max_distance=12)
 
 
 def test_order_visits_every_clip_once_an_epoch_and_can_start_anywhere():
