@@ -108,14 +108,28 @@ class Options:
     orbit_yaw: Annotated[float, Range(0, 89), OnlyWith('trajectory', 'orbit', 'still')] = 20.0
     # frames of each video [default: front 60, orbit and still 120 for a span of 16; dataset: the clip]
     frames: Annotated[int, Range(1), NotWith('image_at')] | None = None
+    # length of each video in place of --frames, in parts: the same command continues after a break. No grid
+    seconds: (
+        Annotated[
+            float,
+            Range(above=0),
+            OnlyWith('video_format', 'mp4'),
+            NotWith('frames', 'image_at', 'interpolate', 'camera_path', 'motion_of'),
+        ]
+        | None
+    ) = None
     fps: Annotated[float, Range(0.1, 1000), NotWith('image_at')] = 25.0  # frames per second
     # time beyond the training span: forth and back, start again with a jump, or go on (networks trained with
-    # waves that are not anchored do so as in training, others extrapolate)
-    time: Annotated[
-        Literal['pingpong', 'cycle', 'extend'],
-        OnlyWith('trajectory', 'front', 'orbit', 'dataset'),
-        NotWith('image_at'),
-    ] = 'pingpong'
+    # waves, spline or codes do so as in training, others come to rest) [default: pingpong; with --seconds
+    # extend where the network goes on]
+    time: (
+        Annotated[
+            Literal['pingpong', 'cycle', 'extend'],
+            OnlyWith('trajectory', 'front', 'orbit', 'dataset'),
+            NotWith('image_at'),
+        ]
+        | None
+    ) = None
     # writes one image (PNG) of each person in place of a video: at this time, 0 to 1 is the training span
     image_at: (
         Annotated[float, Range(0, 1000), 'T', OnlyWith('trajectory', 'front'), NotWith('interpolate')] | None
@@ -188,6 +202,7 @@ def run(options: Options) -> None:
             f'{options.network}: a network of kind {G.config.kind} has no 3D; '
             'leave --depth, --normals, --raw, --opacity, --shapes and --motion-strength out'
         )
+    options = _in_frames(G, options)
     clips = plan(G, snapshot, options)
     options.outdir.mkdir(parents=True, exist_ok=True)
     renderer = sampling(G, options.neural_resolution, options.render_samples)
@@ -214,6 +229,16 @@ def run(options: Options) -> None:
         meshes = write(writer, clips, options)
     if options.shapes and not meshes:
         raise UserError('no mesh was made; give another --shape-level or other --shape-frames')
+
+
+def _in_frames(G: nn.Module, options: Options) -> Options:
+    """Returns options with --frames in place of --seconds; says what a long video will show."""
+    from viz.long_video import describe_long
+
+    if not options.seconds:
+        return options
+    click.echo(describe_long(G, options.time, options.seconds, options.fps))
+    return dataclasses.replace(options, frames=max(1, round(options.seconds * options.fps)))
 
 
 def _beside(options: Options) -> list[str]:
@@ -253,12 +278,14 @@ def plan(G: nn.Module, snapshot: Snapshot, options: Options) -> list[Clip]:
 
     from viz import rollout, trajectories
     from viz.clip_writer import Clip
+    from viz.long_video import time_mode
     from viz.look import map_look
 
     look, clips = _look(options), []
     people = options.seeds or (options.interpolate or (0,))[:1]  # a loop has the motion of its first person
     for seed, cameras in zip(people, _cameras(G, snapshot, options, len(people)), strict=True):
-        times = trajectories.frame_times(len(cameras), G.config.span, options.time)
+        mode = time_mode(G, options.time, options.seconds)
+        times = trajectories.frame_times(len(cameras), G.config.span, mode)
         if options.image_at is not None or options.trajectory == 'still':
             times = torch.full((len(cameras),), options.image_at or 0.0)
         real = options.trajectory == 'dataset'
@@ -300,7 +327,7 @@ def _cameras(G: nn.Module, snapshot: Snapshot, options: Options, people: int) ->
 
     span, focal, path = G.config.span, G.config.focal, options.trajectory
     if path == 'dataset':
-        recorded = _recorded_cameras(snapshot, options.data)
+        recorded = trajectories.recorded_cameras(snapshot, options.data)
         real = [recorded[i % len(recorded)] for i in range(people)]
         return [trajectories.recorded(labels, options.frames or len(labels)) for labels in real]
     if options.camera_path:
@@ -318,47 +345,26 @@ def _cameras(G: nn.Module, snapshot: Snapshot, options: Options, people: int) ->
     return [cameras] * people
 
 
-def _recorded_cameras(snapshot: Snapshot, data: str | None) -> list[Tensor]:
-    """Returns the cameras [T, 25] of real clips, out of a data set or the snapshot."""
-    import torch
-
-    from dnnlib.scene import LABEL_DIM
-    from training.data.files import read_index
-
-    if data:
-        index = read_index(data)
-        bounds = zip(index.clips, index.starts[:-1], index.starts[1:], strict=True)
-        clips = [torch.from_numpy(index.cameras[a:b]) for name, a, b in bounds if name not in index.problems]
-        if not clips:
-            raise UserError(f'--data {data} has no usable clip; see dataset_tool.py check')
-        return clips
-    try:
-        clips = [torch.as_tensor(clip, dtype=torch.float32) for clip in snapshot.meta.get('cameras') or []]
-    except (TypeError, ValueError, RuntimeError):
-        clips = []
-    if not clips or any(clip.ndim != 2 or clip.shape[1] != LABEL_DIM or not len(clip) for clip in clips):
-        raise UserError(
-            f'{snapshot.path} holds no cameras of real clips, which --trajectory dataset needs; give --data'
-        )
-    return clips
-
-
 def write(writer: ClipWriter, clips: list[Clip], options: Options) -> int:
     """Writes all files; returns the number of meshes."""
     import numpy as np
 
     from viz import images
     from viz.clip_writer import SHEET_TILE
+    from viz.long_video import write_long
 
     tile = None
-    if options.grid and len(clips) > 1:  # as large as the single videos, in bounds of size and memory
+    if options.grid and len(clips) > 1 and not options.seconds:  # as large as the videos, within limits
         side = max(writer.G.config.resolution * options.upscale, SHEET_TILE)
         affordable = math.isqrt(_GRID_BYTES // (3 * sum(len(clip.times) for clip in clips)))
         tile = max(min(side, _GRID_SIDE // images.grid_shape(len(clips))[1], affordable) // 2 * 2, 2)
     tiles, meshes, seconds = [], 0, 0.0
     for clip in clips:
         start = time.perf_counter()
-        tiles.append(writer.videos(clip, _beside(options), tile))
+        if options.seconds:
+            write_long(writer, clip, parts_folder(writer, clip), _beside(options))
+        else:
+            tiles.append(writer.videos(clip, _beside(options), tile))
         seconds += time.perf_counter() - start
         if _has_sheet(options):
             writer.sheet(clip)
@@ -374,6 +380,17 @@ def write(writer: ClipWriter, clips: list[Clip], options: Options) -> int:
     frames = sum(len(clip.times) for clip in clips)
     writer.report(f'{frames / seconds:.1f} frames/s: {frames} frames rendered and encoded in {seconds:.1f} s')
     return meshes
+
+
+def parts_folder(writer: ClipWriter, clip: Clip) -> Path:
+    """Returns the folder of the parts of a long video, which states what they are parts of."""
+    from metrics.records.digests import claim_folder, network_digest, tensors_digest
+    from viz.long_video import facts_of
+
+    folder, (facts, tensors) = writer.outdir / f'{clip.name}-parts', facts_of(writer, clip)
+    facts |= {'network': network_digest(writer.G), 'clip': tensors_digest(tensors.items())}
+    claim_folder(folder, 'parts.json', facts)
+    return folder
 
 
 _SMALLER = 'lower --neural-resolution, --render-samples, --upscale or --shape-resolution'

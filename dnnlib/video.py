@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -309,6 +309,25 @@ def write_video(
     with open_video(path, fps, crf, note) as append:
         for frame in frames:
             append(frame)
+
+
+def join_videos(parts: Sequence[Path], path: Path, note: str = '') -> None:
+    """Writes mp4 files of `open_video` as one, frame after frame as they are; note: see open_video.
+
+    Raises:
+        DataError: if a part is not such a file.
+        OSError: if the machine could not do it.
+    """
+    with tempfile.NamedTemporaryFile('w', suffix='.txt') as table, atomic_write(path) as file:
+        quoted = (str(part.resolve()).replace("'", "'\\''") for part in parts)
+        table.writelines(f"file '{name}'\n" for name in quoted)
+        table.flush()
+        command = ['-y', '-f', 'concat', '-safe', '0', '-i', table.name, '-c', 'copy']
+        command += ['-metadata', f'comment={note}'] if note else []
+        command += ['-fflags', '+bitexact', '-movflags', '+faststart', '-f', 'mp4', f'file:{file.name}']
+        done = _run_decoder(command, path)
+        if done.returncode or done.stderr:
+            raise DataError(f'{path}: its parts cannot be joined: {done.stderr.strip()[-200:]}')
 
 
 def add_sound(path: Path, source: Path, start_sec: float = 0.0, length_sec: float | None = None) -> bool:

@@ -49,16 +49,22 @@ class ClipWriter:
     upscale: int = 1  # enlarges the frames of videos
     note: str = ''  # comment in the metadata of all files
 
-    def videos(self, clip: Clip, beside: Sequence[str] = (), tile: int | None = None) -> list[np.ndarray]:
+    def videos(
+        self,
+        clip: Clip,
+        beside: Sequence[str] = (),
+        tile: int | None = None,
+        near_far: tuple[float, float] | None = None,
+    ) -> list[np.ndarray]:
         """Writes NAME.mp4 and the likes of NAME-depth.mp4, all while they are rendered.
 
         Frames become uint8 where they are rendered; a thread fetches and encodes them beside the next ones.
 
         Args:
             clip: see Clip.
-            beside: what else is written, of images.KINDS. The first frames choose the colours of depth, the
-                same for the whole clip.
+            beside: what else is written, of images.KINDS; depth in the same colours for the whole clip.
             tile: side of the frames returned; by default none are, and memory does not grow with the clip.
+            near_far: depths of the first and last colour; by default the first frames choose them.
 
         Returns:
             the frames, uint8 [tile, tile, 3] each.
@@ -67,7 +73,7 @@ class ClipWriter:
         size = self.G.config.resolution * self.upscale
         names = {'image': clip.name, **{kind: f'{clip.name}-{kind}' for kind in beside}}
         paths = {kind: self.outdir / f'{name}{self.suffix}' for kind, name in names.items()}
-        near_far, tiles = None, []
+        tiles = []
         with contextlib.ExitStack() as stack:
             videos = {kind: self.open(path) for kind, path in paths.items()}
             append = {kind: stack.enter_context(writer) for kind, writer in videos.items()}

@@ -44,6 +44,8 @@ class VideoGenerator(nn.Module, abc.ABC):
     block_ws: tuple[
         int, ...
     ] = ()  # rows of ws that the first 1, 2, ... blocks of the scene use; () = unknown
+    endless: bool = False  # whether motion after the training span goes on as in it
+    knot: float = 1.0  # time between the codes of a path of motion, where they could be seen as seams
 
     def draw_codes(self, n: int, generator: torch.Generator) -> Codes:
         """Draws the codes of n clips on the generator's device: all z_a, then all z_m."""
