@@ -197,10 +197,10 @@ def from_videos(options: FromVideos) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class FromImages:
-    """Aligns the faces of images, for edit_videos.py: the crops and cameras of from-videos, one by one.
+    """Aligns the faces of images, for edit_videos.py and train.py --images: as from-videos, one by one.
 
-    Writes DIR/NAME.png and DIR/cameras.json; images without a face that can be used are named and skipped.
-    Of several faces the largest is used. A data set to train on needs videos: from-videos.
+    Writes DIR/NAME.png, DIR/cameras.json and DIR/dataset.json; images without a face that can be used are
+    named and skipped. Of several faces the largest is used. Motion is learned from videos: from-videos.
 
     Example:
       python dataset_tool.py from-images --source photos --dest aligned --resolution 512

@@ -48,6 +48,7 @@ _FOLLOWERS = {
 # Command line option -> what it sets.
 _PATHS = {
     'seed': ('seed',),
+    'images': ('images.path',),
     'resume': ('resume',),
     'batch': ('batch',),
     'batch_gpu': ('batch_gpu',),
@@ -82,6 +83,9 @@ class Options:
       # Show what a run would be, without starting it
       python train.py --outdir runs --cfg pv3d-voxceleb --data vox.zip --dry-run
 
+      # Images of people who are in no video, too
+      python train.py --outdir runs --cfg pv3d-128 --data heads128.zip --images photos128
+
       # Start from the weights of another run; change any option by its path
       python train.py --outdir runs --cfg pv3d-128 --data mine.zip --resume a.pkl --set loss.blur_sigma=0
     """
@@ -90,6 +94,9 @@ class Options:
     outdir: Annotated[Path, 'DIR']  # folder of all runs; each gets a numbered folder in it
     cfg: Preset  # preset of everything but the data
     data: Annotated[str, 'ZIP|DIR']  # training data, made by dataset_tool.py
+    # single images with cameras, which the image discriminator alone sees beside the clips: a data set, or a
+    # folder of `dataset_tool.py from-images`; --set images.per_clip=2: two for each clip
+    images: Annotated[str, 'ZIP|DIR'] | None = None
     # start a new run from the weights of this snapshot, or of a checkpoint of the released PV3D or EG3D;
     # schedules (blur, ...) continue
     resume: Annotated[str, 'PKL'] | None = None
@@ -257,12 +264,14 @@ def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfi
     A dry run can do without the data.
     """
     from torch_utils import distributed as dist
-    from training.config import with_focal, with_followers
+    from training.config import images_dataset, with_focal, with_followers
 
     config = with_followers(config)
     try:
         data = config.dataset.build()
         dist.print0(f'data: {data.describe()}')
+        if (images := images_dataset(config)) is not None:
+            dist.print0(f'images: {images.describe()}')
         return with_focal(config, data.focal())
     except DataError as err:
         if not dry_run:

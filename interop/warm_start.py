@@ -1,6 +1,6 @@
 """Starting a run from weights: of a snapshot, of the released PV3D, or of a static EG3D.
 
-With EG3D's, motion fades in from nothing.
+With EG3D's, and those of a network without motion layers, motion fades in from nothing.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,8 @@ def start_from(path: str, modules: dict[str, nn.Module]) -> int:
         UserError: if the file cannot be used, or does not fit.
     """
     snapshot = open_snapshot(path)
-    static = snapshot.meta.get('source_format') == EG3D
+    moves = (_has_motion(state) for state in (snapshot.networks['G']['state'], modules['G'].state_dict()))
+    static = snapshot.meta.get('source_format') == EG3D or list(moves) == [False, True]
     if static:
         dist.print0('\n'.join(warm_start(snapshot, modules)))
     else:
@@ -62,14 +63,14 @@ def start_from(path: str, modules: dict[str, nn.Module]) -> int:
 
 @torch.no_grad()
 def warm_start(snapshot: Snapshot, modules: Mapping[str, nn.Module]) -> list[str]:
-    """Copies every tensor of a converted EG3D that fits; motion layers contribute 0 at first.
+    """Copies every tensor of a static network that fits; motion layers contribute 0 at first.
 
     Each motion layer keeps its random weights behind a trained weight of 0, so that the first frames equal
     the static ones and the motion then grows smoothly. (Zero convolutions would not do: demodulation brings
     them to full size with the first step.) D_video begins as D_image where shapes allow.
 
     Args:
-        snapshot: as converted from EG3D.
+        snapshot: as converted from EG3D, or trained without motion layers.
         modules: those of the run, by their names in a snapshot; changed in place.
 
     Returns:
@@ -78,7 +79,9 @@ def warm_start(snapshot: Snapshot, modules: Mapping[str, nn.Module]) -> list[str
     Raises:
         UserError: if the motion layers have no such weight.
     """
-    lines = ['to_image_raw begins as in EG3D: image_raw = the first three features']
+    lines = []
+    if snapshot.meta.get('source_format') == EG3D:
+        lines.append('to_image_raw begins as in EG3D: image_raw = the first three features')
     for name, module in modules.items():
         origin = name if name in snapshot.networks else 'D_image'
         lines.append(f'{name}: {_copy(module, origin, snapshot.networks[origin]["state"])}')
@@ -87,10 +90,14 @@ def warm_start(snapshot: Snapshot, modules: Mapping[str, nn.Module]) -> list[str
         gains = [p for n, p in motion.items() if n.endswith('.motion.weight')]
         if motion and not gains:
             needed = 'generator.motion.learned_weight=true'
-            raise UserError(f'{snapshot.path}: motion can only be added to EG3D with {needed}')
+            raise UserError(f'{snapshot.path} has no motion, which can only be added with {needed}')
         for gain in gains:
             gain.zero_()
     return lines
+
+
+def _has_motion(state: Mapping[str, Tensor]) -> bool:
+    return any('.motion.' in name for name in state)
 
 
 def _fits(module: nn.Module, state: Mapping[str, Tensor]) -> bool:

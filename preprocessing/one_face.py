@@ -22,6 +22,7 @@ from preprocessing.faces.mesh import FaceMesh, rect_of_face, rect_of_landmarks
 from preprocessing.from_videos.align import crop_transforms, transform_points, warp_frame
 from preprocessing.from_videos.cameras import estimate_cameras
 from preprocessing.from_videos.tracks import box_of, track_video
+from training.data.archive import dataset_json
 
 CAMERAS = 'cameras.json'  # {name of an image: [its label]}
 _MAX_ENLARGED = 2.0  # a crop with fewer pixels than the result has in this many is refused
@@ -62,7 +63,8 @@ def align_image(path: Path, size: int, focal: float = FOCAL) -> Aligned:
 def align_folder(source: Path, dest: Path, size: int, focal: float = FOCAL) -> Iterator[tuple[str, str]]:
     """Crops the largest face of every image of a folder: DEST/NAME.png, and cameras.json with their labels.
 
-    That is also the plain layout of `dataset_files.pack`, but for the single frames.
+    That is also the plain layout of `dataset_files.pack`, but for the single frames. dataset.json says the
+    same for `train.py --images`.
 
     Yields:
         name of the file in the source, and what there is to say of it: why it is skipped, or a note.
@@ -89,6 +91,9 @@ def align_folder(source: Path, dest: Path, size: int, focal: float = FOCAL) -> I
         raise DataError(f'{source} has no image with a face that can be used')
     with atomic_write(dest / CAMERAS, 'w') as file:
         json.dump(table, file)
+    labels = [[name, rows[0]] for name, rows in table.items()]
+    with atomic_write(dest / 'dataset.json') as file:
+        file.write(dataset_json(size, 25.0, labels, {}))
 
 
 def known_labels(path: Path) -> np.ndarray | None:

@@ -21,7 +21,7 @@ from training.networks.contract import VideoGenerator
 PHASES: tuple[Phase, ...] = ('Gmain', 'Greg', 'Dmain', 'Dreg')
 _ALIGNED = 16  # numbers: pieces of a buffer begin where a tensor of its own would
 # purposes of random draws; each has a stream of its own
-_LATENTS, _TIMES, _NOISE, _OTHER, _HELDOUT = range(10, 15)
+_LATENTS, _TIMES, _NOISE, _OTHER, _HELDOUT, _SINGLE_LATENTS, _SINGLE_TIMES = range(10, 17)
 
 
 @dataclasses.dataclass
@@ -104,12 +104,55 @@ def fake_batch(
     codes = G.draw_codes(n, generator)
     swap = torch.rand(n, generator=generator)
     rng = np.random.default_rng((config.seed, _TIMES, index, nimg))
-    c, t = dataset.sample_cameras(rng, n)
-    if not config.sampling.tie_time:
-        t = dataset.sample_times(rng, n, config.sampling.fake_times == 'lattice')
+    c, t = sample_frames(config, dataset, rng, n)
     other = G.draw_codes(n, seeded_generator('cpu', config.seed, _OTHER, index, nimg))
-    whole = FakeBatch(*codes, t, c, c.roll(1, dims=0), swap, other.z_m)
+    whole = (*codes, t, c, c.roll(1, dims=0), swap, other.z_m)
     return FakeBatch(*_moved([x[part] for x in whole], device))
+
+
+def single_fakes(
+    config: TrainConfig,
+    G: VideoGenerator,
+    sources: tuple[VideoDataset, VideoDataset],
+    phase: Phase,
+    nimg: int,
+    part: slice,
+    device: torch.device,
+) -> FakeBatch:
+    """Draws fakes that D_image sees beside single images: before their cameras, at the times of clips.
+
+    With a time of their own, such as 0, it would learn to tell images by it.
+
+    Args:
+        config: of the run.
+        G: whose codes are drawn.
+        sources: clips, and images.
+        phase: each has draws of its own.
+        nimg: clips seen.
+        part: the clips of this process out of the whole batch.
+        device: where to move them.
+    """
+    index, each, (clips, images) = PHASES.index(phase), config.images.per_clip, sources
+    n = config.batch * each
+    generator = seeded_generator('cpu', config.seed, _SINGLE_LATENTS, index, nimg)
+    codes, swap = G.draw_codes(n, generator), torch.rand(n, generator=generator)
+    rng = np.random.default_rng((config.seed, _SINGLE_TIMES, index, nimg))
+    c, _ = images.sample_cameras(rng, n)
+    _, t = sample_frames(config, clips, rng, n)
+    t = t.gather(1, torch.from_numpy(rng.integers(t.shape[1], size=(n, 1))))
+    whole = (*codes, t, c, c.roll(1, dims=0), swap, codes.z_m)
+    mine = slice(part.start * each, part.stop * each)
+    return FakeBatch(*_moved([x[mine] for x in whole], device))
+
+
+def sample_frames(
+    config: TrainConfig, dataset: VideoDataset, rng: np.random.Generator, n: int
+) -> tuple[Tensor, Tensor]:
+    """Draws cameras [n, T, 25] and times [n, T] for fakes, which belong together if the config says so."""
+    c, t = dataset.sample_cameras(rng, n)
+    if config.sampling.tie_time or config.dataset.pairs == 'distances':
+        return c, t
+    return c, dataset.sample_times(rng, n, config.sampling.fake_times == 'lattice')
 
 
 def _moved(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
@@ -137,7 +180,12 @@ def heldout_generator(config: TrainConfig, nimg: int, first: int, device: torch.
     return seeded_generator(device, config.seed, _HELDOUT, nimg, first)
 
 
-def micro_batches(batch: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
-    """Splits a RealBatch or FakeBatch into micro-batches of `size` clips, of the same type."""
-    for parts in zip(*(x.split(size) for x in batch), strict=True):
-        yield type(batch)(*parts)
+def micro_batches(batch: RealBatch | FakeBatch, size: int) -> Iterator[RealBatch | FakeBatch]:
+    """Splits a batch into micro-batches of `size` clips, of the same type, with their share of singles."""
+    parts = zip(*(x.split(size) for x in batch if isinstance(x, Tensor)), strict=True)
+    if batch.singles is None:
+        yield from (type(batch)(*part) for part in parts)
+        return
+    each = len(batch.singles.t) // len(batch.t)
+    for part, singles in zip(parts, micro_batches(batch.singles, size * each), strict=True):
+        yield type(batch)(*part, singles)

@@ -67,6 +67,17 @@ class SamplingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ImagesConfig:
+    """Single images that D_image alone sees, beside the frames of the clips."""
+
+    path: str | None = None  # data set or folder of `dataset_tool.py from-images`; none = clips alone [PV3D]
+    per_clip: int = 1  # images for each clip; D_image also sees loss.image_frames of it [ours]
+
+    def __post_init__(self) -> None:
+        check_least(self, 'images.', 1, 'per_clip')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     """What a run writes, and when."""
 
@@ -97,6 +108,7 @@ class TrainConfig:
     d_video: Annotated[BaseConfig, NETWORKS['D_video']] = VideoDiscriminator.Config()
     loss: Annotated[BaseConfig, Kinds(LOSSES, 'pv3d')] = PV3DLoss.Config()
     sampling: SamplingConfig = SamplingConfig()
+    images: ImagesConfig = ImagesConfig()
     augment: AugmentConfig = AugmentConfig()
     g_opt: AdamConfig = AdamConfig(lr=0.0025)  # [EG3D]
     d_opt: AdamConfig = AdamConfig(lr=0.002)  # [EG3D]
@@ -125,9 +137,11 @@ class TrainConfig:
         if len(sizes) > 1:
             raise ConfigError(f'generator, d_image and d_video differ in resolution: {sorted(sizes)}')
 
-        if self.dataset.pairs == 'distances' and not self.sampling.tie_time:
+        alone = 'D_image' not in self.loss.build().discriminators
+        if self.images.path is not None and (alone or self.augment.target is not None):
             raise ConfigError(
-                'dataset.pairs=distances draws times with cameras: set sampling.tie_time=true, too'
+                'images.path needs D_image (loss.image_weight above 0), which alone sees images, and no '
+                'augment.target, which is measured on clips; augment.probability can be set'
             )
         if self.augment.target is not None and self.dataset.heldout_clips == 0:
             raise ConfigError('augment.target is measured on clips held out: set dataset.heldout_clips, too')
@@ -139,6 +153,7 @@ class TrainConfig:
             ConfigError: if the batch does not divide.
         """
         batch_gpu = self.batch // world_size if self.batch_gpu is None else self.batch_gpu
+        images = 0 if self.images.path is None else self.images.per_clip
         if batch_gpu < 1 or self.batch % (batch_gpu * world_size):
             raise ConfigError(
                 f'--batch {self.batch} must be a multiple of '
@@ -146,12 +161,26 @@ class TrainConfig:
             )
         # minibatch deviation divides 2 batch_gpu frames and batch_gpu pairs into groups of at most this
         group = max(getattr(d, 'group_size', 1) for d in (self.d_image, self.d_video))
-        if batch_gpu > 2 and batch_gpu % group:
+        judged = batch_gpu * (getattr(self.loss, 'image_frames', 2) + images)  # by D_image
+        if (batch_gpu > 2 and batch_gpu % group) or (images and judged > group and judged % group):
             raise ConfigError(
                 f'{batch_gpu} clips at a time: the discriminators compare them in groups of {group}; choose '
                 f'--batch and --batch-gpu so that 1, 2 or a multiple of {group} go through at a time'
+                + (f', and a multiple of {group} frames with --images' if images else '')
             )
         return batch_gpu, self.batch // (batch_gpu * world_size)
+
+
+def images_dataset(config: TrainConfig) -> VideoDataset | None:
+    """Opens the single images of a run; None without.
+
+    Raises:
+        DataError: if they cannot be used.
+    """
+    if config.images.path is None:
+        return None
+    whole = {'path': config.images.path, 'frames': 'single', 'max_clips': None, 'heldout_clips': 0}
+    return dataclasses.replace(config.dataset, **whole).build()
 
 
 def build_networks(config: TrainConfig) -> Networks:

@@ -209,8 +209,11 @@ def meter_phases(
     loss = config.loss.build()
     with FakeTensorMode(), _counting_for(torch.device(device)):
         networks = build_networks(config)
-        frames = 2 if loss.frames == 'pair' else networks.G.config.span
+        frames = {'single': 1, 'pair': 2, 'clip': networks.G.config.span}[loss.frames]
         real, fake = _batches(networks.G, clips, frames)
+        if config.images.path is not None:
+            singles = _batches(networks.G, clips * config.images.per_clip, 1)
+            real, fake = (x._replace(singles=y) for x, y in zip((real, fake), singles, strict=True))
         for phase in filter(loss.has, meters):
             with meters[phase]:
                 _run_phase(loss, phase, networks, real, fake)

@@ -20,46 +20,14 @@ from torch import Tensor, nn
 
 from dnnlib.config import BaseConfig, Configurable
 from dnnlib.util import ConfigError
-from torch_utils.ops.convolution import no_weight_gradients
 from training.augment import augmented
 from training.loss_contract import GRADIENT_SCALE, FakeBatch, Loss, Networks, Phase, RealBatch, Shown, Term
+from training.loss_math import blur, fade, r1_penalty
 from training.networks.contract import RadianceGenerator
 from training.volumetric_rendering.renderer import RendererConfig
 from training.walk_loss import WalkLoss
 
 softplus = torch.nn.functional.softplus
-
-
-def fade(nimg: int, start: float, end: float, duration: int) -> float:
-    """Returns a value that goes linearly from start to end over `duration` clips and stays there."""
-    return end if nimg >= duration else start + (end - start) * nimg / duration
-
-
-def blur(images: Tensor, sigma: float) -> Tensor:
-    """Blurs images [..., C, H, W] by 2^-(k / sigma)^2, zero borders; sigma in pixels, 0 = none [EG3D].
-
-    Both passes are products with a band matrix: convolutions of one channel are several times slower.
-    """
-    reach = math.floor(3 * sigma)
-    if reach == 0:
-        return images
-    like = {'device': images.device, 'dtype': images.dtype}
-    total = torch.exp2(-((torch.arange(-reach, reach + 1, **like) / sigma) ** 2)).sum()
-
-    def band(size: int) -> Tensor:
-        at = torch.arange(size, **like)
-        distance = (at[:, None] - at).abs()
-        return torch.exp2(-((distance / sigma) ** 2)) * (distance <= reach) / total
-
-    *_, height, width = images.shape
-    return band(height) @ (images @ band(width))
-
-
-def r1_penalty(logits: Tensor, inputs: list[Tensor]) -> Tensor:
-    """Returns the squared norm of the gradient of the logits with respect to the inputs, per sample [N]."""
-    with no_weight_gradients():  # those of this pass
-        grads = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
-    return sum(g.square().sum(dim=tuple(range(1, g.ndim))) for g in grads)
 
 
 class PV3DLoss(Loss, Configurable):
@@ -109,6 +77,12 @@ class PV3DLoss(Loss, Configurable):
 
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    @property
+    def frames(self) -> Literal['pair', 'single']:
+        """See Loss; single where nothing judges a second frame."""
+        config = self.config
+        return 'single' if config.video_weight == 0 and config.image_frames == 1 else 'pair'
 
     @property
     def discriminators(self) -> tuple[str, ...]:
@@ -164,8 +138,10 @@ class PV3DLoss(Loss, Configurable):
 
     def shown(
         self, G: RadianceGenerator, clips: RealBatch | FakeBatch, nimg: int, generator: torch.Generator
-    ) -> Shown:
+    ) -> Shown | None:
         """See Loss."""
+        if self.frames == 'single':
+            return None
         if isinstance(clips, RealBatch):
             return self._reals(G, clips, nimg, generator, augment=0)
         return self._fakes(G, clips, nimg, generator)
@@ -215,7 +191,10 @@ class PV3DLoss(Loss, Configurable):
         scene, c, ws = self._scene(G, fake, nimg, generator)
         out = G.render(scene, ws, c.flatten(0, 1), self.renderer(G, nimg), generator)
         shown = Shown(blur(out.image, self.sigma(nimg)), out.image_raw, fake.t, c, ws[:, 0].mean(dim=0))
-        return augmented(shown, augment, generator)
+        shown = augmented(shown, augment, generator)
+        if fake.singles is None:
+            return shown
+        return shown.with_singles(self._fakes(G, fake.singles, nimg, generator, augment))
 
     def _reals(
         self,
@@ -229,7 +208,11 @@ class PV3DLoss(Loss, Configurable):
         frames, sigma = real.frames.flatten(0, 1), self.sigma(nimg)
         size = (self.renderer(G, nimg).resolution,) * 2
         raw = nn.functional.interpolate(frames, size=size, mode='bilinear', antialias=True)
-        return augmented(Shown(blur(frames, sigma), blur(raw, sigma), real.t, real.c), augment, generator)
+        shown = Shown(blur(frames, sigma), blur(raw, sigma), real.t, real.c)
+        shown = augmented(shown, augment, generator)
+        if real.singles is None:
+            return shown
+        return shown.with_singles(self._reals(G, real.singles, nimg, generator, augment))
 
     def _g_main(
         self,
@@ -258,7 +241,7 @@ class PV3DLoss(Loss, Configurable):
             found = torch.autograd.grad(GRADIENT_SCALE * weight * value, leaves, allow_unused=True)
             slopes = [s if g is None else s + g / GRADIENT_SCALE for s, g in zip(slopes, found, strict=True)]
         linear = sum((s * p).sum() for s, p in zip(slopes, images, strict=True))
-        made = Shown(*(x.detach() for x in shown)) if self.config.reuse_fakes else None
+        made = Shown(*(x if x is None else x.detach() for x in shown)) if self.config.reuse_fakes else None
         # value of the loss, gradient of the images
         return Term(linear + (loss - linear.detach()), stats, made=made)
 
@@ -268,10 +251,10 @@ class PV3DLoss(Loss, Configurable):
         Noise and jitter are off: they would change images more than the codes do, and G would learn them.
         """
         few = slice(max(2, len(fake.t) // 4))
-        part = FakeBatch(*(x[few] for x in fake))
+        part = FakeBatch(*(x[few] for x in fake._replace(singles=None) if x is not None))
         # the later frame, where all kinds of motion have had time to differ
         part = part._replace(**{name: getattr(part, name)[:, -1:] for name in ('t', 'c', 'c_other')})
-        pairs = zip(part._replace(z_m=part.z_m_other), part, strict=True)
+        pairs = zip(part._replace(z_m=part.z_m_other)[:-1], part[:-1], strict=True)
         image = self._fakes(G, FakeBatch(*map(torch.cat, pairs)), nimg, None).image_raw
         one, other = image.chunk(2)
         difference = (one - other).abs().mean()
@@ -363,7 +346,7 @@ class PV3DLoss(Loss, Configurable):
             penalty = r1_penalty(logits, images[: 1 + dual]).mean()
             yield Term(config.image_weight * config.r1_gamma / 2 * penalty, {f'Loss/{name}/image': penalty})
         if networks.D_video is not None:
-            frames = shown.image.detach().unflatten(0, (-1, 2)).requires_grad_()
+            frames = shown.clips().detach().requires_grad_()
             pair = networks.D_video.pair_input(frames, shown.t)
             # through a difference R1 counts the frames, so that its gain does not scale gamma
             watched = pair if config.r1_delta_t and networks.D_video.sees_frames else frames
@@ -379,21 +362,24 @@ class PV3DLoss(Loss, Configurable):
             logits = networks.D_image(*self._single_frames(shown, generator))
             yield 'image', self.config.image_weight, logits
         if networks.D_video is not None:
-            pair = networks.D_video.pair_input(shown.image.unflatten(0, (-1, 2)), shown.t)
+            pair = networks.D_video.pair_input(shown.clips(), shown.t)
             yield 'video', self.config.video_weight, networks.D_video(pair, shown.c)
 
     def _single_frames(
         self, shown: Shown, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns images, raw images and cameras [M, 25] of all frames, or of one of each clip."""
-        frames = (shown.image, shown.image_raw, shown.c.flatten(0, 1))
-        if self.config.image_frames == 2:
+        """Returns images, raw images and cameras [M, 25] of all frames or one of each clip, and singles."""
+        (n, each), c = shown.t.shape, shown.c.flatten(0, 1)
+        c = c if shown.c_singles is None else torch.cat([c, shown.c_singles])
+        frames = (shown.image, shown.image_raw, c)
+        if self.config.image_frames == 2 or each == 1:
             return frames
-        n, device = len(shown.t), shown.t.device
+        device = c.device
         second = torch.zeros(n, dtype=torch.long, device=device)
         if generator is not None:
             second = torch.randint(2, [n], generator=generator, device=device)
         rows = 2 * torch.arange(n, device=device) + second
+        rows = torch.cat([rows, torch.arange(2 * n, len(c), device=device)])
         return tuple(x[rows] for x in frames)
 
 

@@ -22,6 +22,7 @@ class RealBatch(NamedTuple):
     frames: Tensor  # [N, T, 3, R, R] in [-1, 1]
     t: Tensor  # [N, T] in units of the span
     c: Tensor  # [N, T, 25]
+    singles: 'RealBatch | None' = None  # single images beside the clips, T = 1, equally many for each clip
 
 
 class FakeBatch(NamedTuple):
@@ -34,6 +35,7 @@ class FakeBatch(NamedTuple):
     c_other: Tensor  # cameras of another clip, for swapping the condition [N, T, 25]
     swap: Tensor  # uniform draws [N]; below the swap probability the mapping sees c_other
     z_m_other: Tensor  # motion codes to compare with z_m [N, motion_dim]
+    singles: 'FakeBatch | None' = None  # fakes that stand beside the single images of the real batch
 
     def frame_codes(self) -> Codes:
         """Returns the codes of all frames, clip by clip [N * T, ...]."""
@@ -41,13 +43,23 @@ class FakeBatch(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What discriminators judge: T frames each of N clips, clip by clip."""
+    """What discriminators judge: T frames each of N clips, clip by clip; behind them M single images."""
 
-    image: Tensor  # [N * T, 3, R, R]
-    image_raw: Tensor  # [N * T, 3, h, h]
+    image: Tensor  # [N * T + M, 3, R, R]
+    image_raw: Tensor  # [N * T + M, 3, h, h]
     t: Tensor  # [N, T]
     c: Tensor  # [N, T, 25]
     w_mean: Tensor | None = None  # mean w of fakes [w_dim]
+    c_singles: Tensor | None = None  # cameras of the single images [M, 25]; None = there are none
+
+    def clips(self) -> Tensor:
+        """Returns the images of the clips alone [N, T, 3, R, R]."""
+        return self.image[: self.t.numel()].unflatten(0, self.t.shape)
+
+    def with_singles(self, singles: 'Shown') -> 'Shown':
+        """Returns this with single images, T = 1, behind the clips."""
+        image, raw = (torch.cat(pair) for pair in zip(self[:2], singles[:2], strict=True))
+        return self._replace(image=image, image_raw=raw, c_singles=singles.c.flatten(0, 1))
 
 
 class Term(NamedTuple):
@@ -70,7 +82,8 @@ class Networks(NamedTuple):
 class Loss(abc.ABC):
     """What the loop knows of a loss, whatever its kind."""
 
-    frames: ClassVar[Literal['pair', 'clip']] = 'pair'  # of each clip in a batch: two, or all of a span
+    # of each clip in a batch: two, all of a span, or any one
+    frames: ClassVar[Literal['pair', 'clip', 'single']] = 'pair'
 
     @property
     @abc.abstractmethod

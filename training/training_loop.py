@@ -9,7 +9,7 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -29,11 +29,12 @@ from training.batching import (
     micro_batches,
     noise_generator,
     real_batch,
+    single_fakes,
 )
-from training.config import TrainConfig, build_networks
-from training.data.dataset import VideoDataset, batches
+from training.config import TrainConfig, build_networks, images_dataset
+from training.data.dataset import Draw, VideoDataset, batches
 from training.diagnostics import Probes
-from training.loss_contract import GRADIENT_SCALE, Networks, RealBatch, Shown
+from training.loss_contract import GRADIENT_SCALE, FakeBatch, Networks, RealBatch, Shown
 from training.networks.registry import NETWORKS
 from training.reporting import DrawSheets, Reporter
 
@@ -80,6 +81,7 @@ class Trainer:
         self.callbacks, self.deadline = callbacks, deadline
         self.batch_gpu, _ = config.split_batch(dist.world_size())
         self.dataset: VideoDataset = config.dataset.build()
+        self.images = images_dataset(config)
         self.loss = config.loss.build()
         self.networks, self.G_ema = self._build_networks()
         self.phases = make_phases(config, self.networks, self.loss)
@@ -124,15 +126,8 @@ class Trainer:
     def _begin(self) -> None:
         """Opens the stream of real batches and the logs, and does what comes before the first step."""
         nimg, config = self.progress.cur_nimg, self.config
-        self._data = batches(
-            self.dataset,
-            seed=config.seed,
-            start=nimg,
-            batch=config.batch,
-            rank=dist.rank(),
-            world_size=dist.world_size(),
-            num_workers=min(config.workers, usable_cores()),  # more would only wait for each other
-        )
+        self._data = self._stream(self.dataset, 1)
+        self._images = None if self.images is None else self._stream(self.images, config.images.per_clip)
         if dist.is_leader():
             fps = self.dataset.fps
             self.reporter = Reporter(self.run_dir, config, fps, self.device, nimg, self.deadline)
@@ -142,9 +137,23 @@ class Trainer:
         if self._saved_nimg:
             self.measure()  # in case the session before was stopped before it did
 
+    def _stream(self, dataset: VideoDataset, each: int) -> Iterator[Draw]:
+        """Returns batches of draws from where the run stands, `each` of them for a clip."""
+        return batches(
+            dataset,
+            seed=self.config.seed,
+            start=self.progress.cur_nimg * each,
+            batch=self.config.batch * each,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+            num_workers=min(self.config.workers, usable_cores()),  # more would only wait for each other
+        )
+
     def step(self) -> None:
         """One iteration: every phase that is due, the moving average, the counters."""
         real = real_batch(next(self._data), self.device)
+        if self._images is not None:
+            real = real._replace(singles=real_batch(next(self._images), self.device))
         self._made.clear()  # where D is frozen, nothing has judged them
         due = [phase for phase in self.phases if self.progress.batch_idx % phase.interval == 0]
         self._adaptation.begin(self.loss, self.networks, self.progress, self.device)
@@ -170,8 +179,7 @@ class Trainer:
         phase.optimizer.zero_grad(set_to_none=True)
         count = config.batch // dist.world_size()
         first = dist.rank() * count
-        mine, G = slice(first, first + count), self.networks.G
-        fake = fake_batch(config, G, self.dataset, phase.name, nimg, mine, self.device)
+        fake = self._fakes(phase, slice(first, first + count))
         rounds = count // self.batch_gpu
         w_means = []
         parts = zip(micro_batches(real, self.batch_gpu), micro_batches(fake, self.batch_gpu), strict=True)
@@ -191,6 +199,18 @@ class Trainer:
                 if term.made is not None:
                     self._made.append(term.made)
         return self._apply(phase, w_means)
+
+    def _fakes(self, phase: TrainingPhase, part: slice) -> FakeBatch:
+        """Draws the fake inputs of a phase for a part of the whole batch."""
+        config, G, where = (
+            self.config,
+            self.networks.G,
+            (phase.name, self.progress.cur_nimg, part, self.device),
+        )
+        fake = fake_batch(config, G, self.dataset, *where)
+        if self.images is None:
+            return fake
+        return fake._replace(singles=single_fakes(config, G, (self.dataset, self.images), *where))
 
     def ema_beta(self) -> float:
         """Decay of the moving average for this iteration; 0 in the first one, which copies."""

@@ -12,8 +12,9 @@ import torch
 from interop.names import from_released, to_released
 from support.golden_reference import RELEASED, TOLERANCE, agrees, build, find, load, record, relative, thinned
 from training.camera import unpack_label
-from training.loss import PV3DLoss, blur, r1_penalty
+from training.loss import PV3DLoss
 from training.loss_contract import FakeBatch, Networks, RealBatch
+from training.loss_math import blur, r1_penalty
 from training.networks import pv3d as generator_module
 from training.networks.contract import Codes
 from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator

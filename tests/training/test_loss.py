@@ -20,8 +20,9 @@ from support.tiny import (
     seeded,
     train_mode,
 )
-from training.loss import PV3DLoss, blur, fade, r1_penalty
+from training.loss import PV3DLoss
 from training.loss_contract import Networks
+from training.loss_math import blur, fade, r1_penalty
 from training.networks.contract import Codes
 
 softplus = torch.nn.functional.softplus

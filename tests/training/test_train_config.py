@@ -220,5 +220,3 @@ def test_override_sets_all_at_once(order):
     assert (config.augment.target, config.dataset.heldout_clips, config.batch) == (0.6, 2, 8)
     with pytest.raises(UserError, match='set dataset.heldout_clips, too'):
         override(tiny('d.zip'), {'augment.target': '0.6'})
-    with pytest.raises(UserError, match='set sampling.tie_time=true, too'):
-        override(tiny('d.zip'), {'dataset.pairs': 'distances'})

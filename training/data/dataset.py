@@ -111,9 +111,10 @@ class VideoDataset(Configurable):
         path: str  # zip or folder with dataset.json
         resolution: int | None = None  # pixels of a side; none = that of the data
         span: int = 16  # frames in which a pair is drawn; t = 1 at the last of them [PV3D 3]
-        frames: Literal['pair', 'clip'] = 'pair'  # of a draw: two [PV3D 3], or all of a span
+        # of a draw: two [PV3D 3] | clip: all of a span | single: any one of the clip, which may have no other
+        frames: Literal['pair', 'clip', 'single'] = 'pair'
         # span: two frames of a window of `span` [PV3D 3] | distances: 1, 2, 4 ... max_distance frames apart,
-        # anywhere in a clip [StyleGAN-V]
+        # anywhere in a clip; times of fakes then are those of their cameras [StyleGAN-V]
         pairs: Literal['span', 'distances'] = 'span'
         max_distance: int = 32  # frames, a power of two; clips of one more have all distances [StyleGAN-V]
         distinct: bool = True  # draw again until the two frames differ [ours; released: false]
@@ -136,7 +137,7 @@ class VideoDataset(Configurable):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        index = read_index(config.path)
+        index = read_index(config.path, single=config.frames == 'single')
         if index.problems:
             named = [f'{name or "(no clip)"}: {what}' for name, what in list(index.problems.items())[:5]]
             more = f'({len(index.problems)} bad clips); `dataset_tool.py check` lists all'
@@ -167,9 +168,10 @@ class VideoDataset(Configurable):
         self._starts, self._counts = self._starts[clips], self._counts[clips]
 
     @property
-    def _far(self) -> bool:
-        """Whether pairs are drawn from whole clips."""
-        return self.config.frames == 'pair' and self.config.pairs == 'distances'
+    def _whole(self) -> bool:
+        """Whether frames are drawn from whole clips, not from windows of a span."""
+        kind, pairs = self.config.frames, self.config.pairs
+        return kind == 'single' or (kind == 'pair' and pairs == 'distances')
 
     def heldout(self) -> 'VideoDataset':
         """Returns the clips that are kept from training, as a data set; empty with heldout_clips = 0."""
@@ -262,7 +264,7 @@ class VideoDataset(Configurable):
     ) -> tuple[np.ndarray, Tensor, np.ndarray]:
         """Draws rows of the frame table [n, T], their times [n, T] and whether to mirror [n]."""
         starts, totals = self._starts[clips], self._counts[clips]
-        counts = totals if self._far else np.minimum(totals, self.config.span)
+        counts = totals if self._whole else np.minimum(totals, self.config.span)
         offsets = rng.integers(totals - counts + 1)
         places = self._places(rng, counts)
         t = torch.from_numpy((places / (self.config.span - 1)).astype(np.float32))
@@ -273,13 +275,18 @@ class VideoDataset(Configurable):
         """Draws times [n, T] for fakes, independently of their cameras; see the function of this name."""
         if self.config.frames == 'clip':
             return torch.linspace(0, 1, self.config.span).expand(n, -1)
-        return sample_times(rng, n, self.config.span, self.config.distinct, lattice)
+        times = sample_times(rng, n, self.config.span, self.config.distinct, lattice)
+        if self.config.frames == 'pair':
+            return times
+        return times.gather(1, torch.from_numpy(rng.integers(2, size=(n, 1))))
 
     def _places(self, rng: np.random.Generator, counts: np.ndarray) -> np.ndarray:
         """Draws indices [n, T] of frames among the first `counts` [n] of a window."""
         if self.config.frames == 'clip':
             return np.arange(self.config.span) * counts[:, None] // self.config.span
-        if self._far:
+        if self.config.frames == 'single':
+            return rng.integers(counts)[:, None]
+        if self._whole:
             return sample_distances(rng, counts, self.config.max_distance)
         return sample_indices(rng, counts, self.config.distinct)
 

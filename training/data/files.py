@@ -49,8 +49,8 @@ class FrameIndex:
     problems: dict[str, str]  # clip -> what is wrong with its labels or their number
 
 
-def read_index(path: str) -> FrameIndex:
-    """Reads `dataset.json` of a zip or folder.
+def read_index(path: str, single: bool = False) -> FrameIndex:
+    """Reads `dataset.json` of a zip or folder; single: clips may have one frame, and be in no folder.
 
     Raises:
         DataError: if it is missing or not of this format. What is wrong with clips is in `problems`.
@@ -74,6 +74,8 @@ def read_index(path: str) -> FrameIndex:
     clips = [folders[i] for i in starts[:-1]]
     problems = {folders[i]: f'the label of {rows[i][1]} {what}' for i, what in reversed(bad)}
     for clip, start, end in zip(clips, starts, starts[1:], strict=False):
+        if single:
+            continue
         if clip == '':
             problems[clip] = f'{rows[start][1]} is in no folder, but a clip is a folder of frames'
         elif end - start < 2:

@@ -17,7 +17,7 @@ from torch_utils.ops.upfirdn2d import make_filter, upfirdn2d
 from training import estimate
 from training.camera import front_label
 from training.config import build_networks
-from training.loss import r1_penalty
+from training.loss_math import r1_penalty
 from training.presets import PRESETS
 from training.training_loop import Trainer
 from viz import rollout
