@@ -23,7 +23,8 @@ from heads.motion import Motion, sample_motion_path
 from metrics.records.digests import dataset_digest, json_digest
 from training.camera import orbit_label
 from training.data.archive import parallel
-from training.data.dataset import VideoDataset, sample_indices
+from training.data.dataset import VideoDataset
+from training.data.sampling import sample_indices
 
 TIMES = (0.0, 0.2, 7 / 15, 1.0)  # of the grid, in units of the span
 YAWS_DEG = (-25, 0, 25)
