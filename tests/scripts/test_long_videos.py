@@ -84,7 +84,11 @@ def test_parts_are_the_frames_of_one_video(paths, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('path', 'options', 'said'),
     [
-        ('line', '', 'along a line only: .* forth and back, and repeats every 0.8 s; .*path=spline'),
+        (
+            'line',
+            '',
+            'along a line only: .* forth and back, and repeats every 0.8 s; .* with a spline goes on',
+        ),
         ('line', '--time extend', 'is extrapolated: heads come to rest within about 3.2 s'),
         ('spline', '--time cycle', 'can go on: .* with a jump every 0.4 s; --time extend does'),
     ],
