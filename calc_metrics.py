@@ -45,6 +45,11 @@ class Options:
       fmd512       Frechet distance of frame differences: whether faces move as real ones do; 1 = not at all
       diversity    how far motions of one person differ: a clock that all codes share must not win
       coverage512  share of the real people who are nearest to at least one of 512 generated frames
+      fvd256_128f  of long videos: 16 of 128 frames; beside it the first and the last 16 of them
+      lasting64_128f     motion of the last 16 frames over that of the first; needs --network, as the next two
+      recurrence64_128f  whether motion repeats, and after how many frames
+      seam64_128f        changes of speed at the knots of the motion path, over those elsewhere
+      idtime64_128f      identity similarity of the first frame and the last
       flicker      change over time that is not motion
       depthvar     depth variance: a flat head must not win
       geometry     error of depth and normals against truth, for data of `dataset_tool.py synth`
@@ -103,8 +108,11 @@ class Options:
     landmarks: Literal['detected', 'camera'] = 'detected'
     # also measure degraded versions of the generated videos; may be given several times. frozen: faces that
     # do not move before a moving camera. static: the first frame all the time. shuffled: frames in another
-    # order. flat: the front image on a plane. still: both times are the first
-    control: Annotated[tuple[Literal['frozen', 'static', 'shuffled', 'flat', 'still'], ...], 'NAME'] = ()
+    # order. looped: the first 15 frames again and again. flat: the front image on a plane. still: both times
+    # are the first
+    control: Annotated[
+        tuple[Literal['frozen', 'static', 'shuffled', 'looped', 'flat', 'still'], ...], 'NAME'
+    ] = ()
     # weights of a feature network, for example i3d=i3d.pt [default: looked for in the cache]
     detector_file: Annotated[tuple[str, ...], 'NAME=FILE'] = ()
     offline: bool = False  # download nothing; weights must be there

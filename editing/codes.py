@@ -139,7 +139,8 @@ class PortraitGenerator(RadianceGenerator):
         super().__init__()
         self.G, self.strength, self.note = G, strength, portrait.note
         self.config, self.renderer = G.config, G.renderer
-        self.z_dim, self.motion_dim, self.endless = G.z_dim, G.motion_dim, G.endless
+        self.z_dim, self.motion_dim = G.z_dim, G.motion_dim
+        self.endless, self.knot = G.endless, G.knot
         device = next(G.parameters()).device
         self.register_buffer('ws', portrait.ws.to(device))
         self.register_buffer('neutral', portrait.neutral.to(device))

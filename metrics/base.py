@@ -64,6 +64,7 @@ class Context(NamedTuple):
     faces: Detector | None  # finds faces
     estimator: Callable[[], nn.Module]  # of geometry, trained on the data on first use
     bin_size: float | None  # distance of two samples along a ray, scene units; None = unknown
+    seam: float = 15.0  # frames between knots of the motion path
 
 
 class Sample(NamedTuple):
@@ -134,12 +135,13 @@ class Metric:
     example: str = ''  # a complete name, where the name alone is not one
     reduce: Callable[[Context, Sample, Sample], Outcome] = mean  # of generated and real records
     detector: tuple[Kind, str] | None = None  # kind of feature network, and the one that needs no suffix
-    depends_on: Sequence[Literal['protocol', 'landmarks', 'bin_size']] = ()  # that change a record
+    depends_on: Sequence[Literal['protocol', 'landmarks', 'bin_size', 'seam']] = ()  # that change a record
     compares: bool = False  # with real videos; the name says how many
     names_frames: bool = False  # the name must say how many frames a video has
     needs_truth: bool = False  # data with true depth and normals, from which the estimator learns
     # which generated videos: before moving cameras, before one that stands still, or several of a person so
     films: Literal['fakes', 'held', 'motions'] = 'fakes'
+    controls: Sequence[str] = ()  # of videos before a still camera that mean something to it
     least_videos: int = 2  # that give a value
     least_frames: int = 1  # of a video
     measure: Callable[[Any, Context], Mapping[str, Any]] | None = None  # the decorated function

@@ -31,6 +31,7 @@ CONTROLS: Mapping[str, Literal['clips', 'views']] = {  # name -> what it degrade
     'frozen': 'clips',
     'static': 'clips',
     'shuffled': 'clips',
+    'looped': 'clips',
     'flat': 'views',
     'still': 'views',
 }
@@ -80,7 +81,7 @@ class _Job(NamedTuple):
     def key(self, code: str) -> dict[str, Any]:
         """Returns what makes the records: items, measuring function, declared settings, networks."""
         measure, context = self.metric.measure, self.context
-        known = {**vars(context.settings), 'bin_size': context.bin_size}
+        known = {**vars(context.settings), 'bin_size': context.bin_size, 'seam': context.seam}
         key = {
             'source': self.source.identity,
             'code': code,
@@ -171,6 +172,7 @@ class Metrics:
             faces=self._faces if 'landmarks' in METRICS[request.metric].depends_on else None,
             estimator=functools.cache(functools.partial(self._estimator, subject)),
             bin_size=subject.bin_size,
+            seam=subject.seam,
         )
 
     def _estimator(self, subject: Subject) -> nn.Module:
@@ -219,8 +221,8 @@ class Metrics:
             if metric.stage == 'clips' and subject.reals is not None and metric.films != 'held':
                 sides.append('real')
             for side in sides:
-                base = side or ('views' if metric.stage == 'views' else metric.films)
-                items = source(base, request.frames, most)
+                films = 'views' if metric.stage == 'views' else metric.films
+                items = source(side, 'fakes' if side == 'real' else films, request.frames, most)
                 label = 'real' if side == 'real' else 'generated'
                 total = _available(request, len(items), label)
                 jobs.append(_Job(side, metric, context, items, total))
@@ -280,19 +282,28 @@ def _reduce(context: Context, fakes: Sample, reals: Sample) -> Outcome:
     return metric.reduce(context, fakes, reals) if least >= metric.least_videos else Outcome()
 
 
-def _source(subject: Subject, seed: int, side: str, frames: int, count: int) -> Source:
-    """Returns the items of a side: `fakes`, `held`, `motions`, `views`, `real`, or a control."""
-    if side == 'views':
-        return subject.views(count)
-    if side in CONTROLS and side != 'frozen':
-        base = subject.views(count) if CONTROLS[side] == 'views' else subject.fakes(frames, count)
-        return control(base, side, seed)
-    return (subject.reals if side == 'real' else getattr(subject, side))(frames, count)
+def _source(subject: Subject, seed: int, side: str, films: str, frames: int, count: int) -> Source:
+    """Returns the items of a side: generated ones, 'real', or a control of them.
+
+    Args:
+        subject: where they come from.
+        seed: of controls.
+        side: '' = generated, 'real', or a control.
+        films: `fakes`, `held`, `motions` or `views`.
+        frames, count: of videos.
+    """
+    if side == 'real':
+        return subject.reals(frames, count)
+    if side == 'frozen' and films == 'fakes':
+        return subject.frozen(frames, count)
+    base = subject.views(count) if films == 'views' else getattr(subject, films)(frames, count)
+    # before a still camera a frozen face is the first frame all the time
+    return control(base, 'static' if side == 'frozen' else side, seed) if side else base
 
 
 def _applies(name: str, metric: Metric) -> bool:
-    """Returns whether a control has an effect on a metric; those of videos move the camera."""
-    return CONTROLS[name] == metric.stage and metric.films == 'fakes'
+    """Returns whether a control has an effect on a metric."""
+    return CONTROLS[name] == metric.stage and (metric.films == 'fakes' or name in metric.controls)
 
 
 def _available(request: Request, length: int, label: str) -> int:

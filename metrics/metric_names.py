@@ -14,6 +14,7 @@ from metrics.measures import (  # noqa: F401 - they fill METRICS
     differences,
     frechet,
     geometry,
+    lasting,
     motion,
     pose,
 )

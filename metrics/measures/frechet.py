@@ -24,6 +24,8 @@ Array = NDArray[np.float64]
 
 _ROUNDS = 10  # of the bootstrap; seconds each for thousands of long features
 _LEAST_HALVES = 4  # real videos that can be split in halves with a spread
+_LONG = 64  # frames from which a video is looked at in three ways [StyleGAN-V: 128]
+_SHORT = 16  # frames of each of them
 _KID_SCALE = 1000  # KID is reported times 1000
 
 
@@ -32,7 +34,11 @@ def _frechet(context: Context, fakes: Sample, reals: Sample) -> Outcome:
     enough = len(set(reals.groups)) >= _LEAST_HALVES
     floor = halves_floor(real, seed, reals.groups) if enough else math.nan
     error = bootstrap_frechet(real, fake, _ROUNDS, seed, reals.groups)
-    return Outcome(frechet_distance(real, fake), error, {'floor': floor})
+    details = {'floor': floor}
+    for name in ('first', 'last'):
+        if name in fakes.records[0]:
+            details[name] = frechet_distance(reals.stack(name), fakes.stack(name))
+    return Outcome(frechet_distance(real, fake), error, details)
 
 
 def _kernel(context: Context, fakes: Sample, reals: Sample) -> Outcome:
@@ -73,13 +79,24 @@ def _kernel(context: Context, fakes: Sample, reals: Sample) -> Outcome:
     names_frames=True,
 )
 def features(images: NDArray[np.uint8], context: Context) -> Mapping[str, np.ndarray]:
-    """Runs the feature network on one video [T, H, W, 3] or one frame [H, W, 3]."""
+    """Runs the feature network on one video [T, H, W, 3] or one frame [H, W, 3].
+
+    Of videos of 64 frames or more `x` sees 16, evenly spread, and `first` and `last` see 16 in a row.
+    """
+    if images.ndim == 3 or len(images) < _LONG:
+        return {'x': _run(images, context)}
+    spread = images[:: len(images) // _SHORT][:_SHORT]
+    parts = {'x': spread, 'first': images[:_SHORT], 'last': images[-_SHORT:]}
+    return {name: _run(part, context) for name, part in parts.items()}
+
+
+def _run(images: NDArray[np.uint8], context: Context) -> np.ndarray:
     inputs = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, -3)))[None]
     output = exact_network(context.detector.network, inputs.to(context.settings.device))
     x = output[0].float().cpu().numpy()
     if not np.isfinite(x).all():
         raise Skip('the features are not finite')
-    return {'x': x}
+    return x
 
 
 def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:

@@ -83,7 +83,8 @@ class GeneratedClips(shooting.Generated):
     """Generated clips: item i has its own codes and the cameras of `frames` frames in a row of a real clip.
 
     The mapping sees the camera of frame 0 (MapT), or each frame's in a network conditioned so ('non'). Times
-    run from 0 to 1, noise is constant, nothing is truncated, rays are sampled at fixed places.
+    run from 0 to 1, in clips longer than the training span on at its pace; noise is constant, nothing is
+    truncated, rays are sampled at fixed places.
     """
 
     def __init__(
@@ -127,7 +128,8 @@ class GeneratedClips(shooting.Generated):
         rng = np.random.default_rng((self.seed, _CAMERAS, self.person(i)))
         labels = self.cameras[rng.integers(len(self.cameras))]
         start = rng.integers(len(labels) - self.frames + 1)
-        cameras, times = labels[start : start + self.frames], torch.linspace(0, 1, self.frames)
+        cameras, end = labels[start : start + self.frames], (self.frames - 1) / (self.G.config.span - 1)
+        times = torch.linspace(0, max(1.0, end), self.frames)
         if self.still in ('camera', 'person'):
             cameras = cameras[:1].expand(len(cameras), -1)
         elif self.still == 'head':

@@ -18,6 +18,7 @@ from training.volumetric_rendering.ray_sampler import camera_rays
 
 FRONT = (0, 3)  # views of t0 and t1 from the front
 SIDE = (2, 1)  # views of t0 and t1 from the side
+_LOOP = 15  # frames of a loop: a training span of 16, whose last frame is the first of the next
 _SHUFFLE = 104  # second word of the seeds, keeps streams apart
 
 
@@ -41,6 +42,11 @@ def shuffled(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     while len(clip) > 1 and (order == np.arange(len(clip))).all():
         order = rng.permutation(len(clip))
     return clip[order]
+
+
+def looped(clip: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    """Repeats the first 15 frames."""
+    return clip[np.arange(len(clip)) % _LOOP]
 
 
 def still(view: MultiView, _: np.random.Generator) -> MultiView:
@@ -119,6 +125,7 @@ def plane_view(
 CHANGES: Mapping[str, Callable[[Any, np.random.Generator], Any]] = {
     'static': static,
     'shuffled': shuffled,
+    'looped': looped,
     'flat': flat,
     'still': still,
 }

@@ -33,6 +33,7 @@ class Subject:
     real_clips: int = 0  # different real videos
     data: VideoDataset | None = None  # real clips with cameras
     bin_size: float | None = None  # distance of two samples along a ray, scene units; None = unknown
+    seam: float = 15.0  # frames between knots of the motion path; of folders those of a span of 16
     encodes: bool = False  # whether the codec of the settings, or its absence, makes a difference
     facts: Mapping[str, Any]  # part of the results: files and their checksums
     # (folder, frames, count, progress) -> reasons of the failures: writes the generated videos
@@ -81,6 +82,7 @@ def network_subject(
         real_clips=len(data),
         data=data,
         bin_size=renderer and (renderer.ray_end - renderer.ray_start) / (renderer.depth_samples - 1),
+        seam=G.knot * (G.config.span - 1),
         encodes=True,
         facts={
             'snapshot': snapshot,
