@@ -1,0 +1,78 @@
+"""Paths of motion in videos longer than those of training; `python -m studies.longer --help` explains."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated
+
+from dnnlib.cli import Range, command
+
+import click
+
+from dnnlib.util import UserError
+from studies.ab import parse_seeds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compares paths of motion, each trained at equal cost, by videos of 128 frames.
+
+    The base has the paper's path, the line; all rows train with the preset study and pairs of frames far
+    apart. The same command given again continues.
+
+    Example:
+      python dataset_tool.py synth --dest long64.zip --people 8 --motions 24 --frames 64 --focal 7
+        --resolution 32 --seed 4
+      python dataset_tool.py synth --dest long128.zip --people 8 --motions 8 --frames 128 --focal 7
+        --resolution 32 --seed 4
+      python -m studies.longer --data long64.zip --reference long128.zip --outdir longer --minutes 60
+    """
+
+    data: Annotated[str, 'ZIP|DIR']  # to train on, clips of 64 frames
+    reference: Annotated[str, 'ZIP|DIR']  # of the same people, clips of 128 frames, to compare with
+    outdir: Annotated[Path, 'DIR']  # folder of all runs, and of results.json and results.md
+    # single images for one more row, a spline with joint training; coverage of the reference is then a figure
+    images: Annotated[str, 'ZIP|DIR'] | None = None
+    base: Annotated[str, 'CFG|PRESET'] = 'study'  # preset, or training_options.json of a run
+    minutes: Annotated[float, Range(above=0)] = 60.0  # of training, for each run
+    seeds: Annotated[tuple[int, ...], parse_seeds, 'LIST'] = (0, 1)  # of training
+    videos: Annotated[int, Range(2)] = 64  # of each network and of the reference
+    parallel: Annotated[int, Range(1)] = 1  # runs at a time
+    # folder that keeps features and feature networks [default: ~/.cache/pv3d]
+    cache: Annotated[Path, 'DIR'] | None = None
+    device: str = 'cpu'  # where to compute: cpu, cuda, cuda:1, ...; auto = cuda if available
+
+
+def run(options: Options) -> None:
+    """Trains what is not trained yet, measures, and reports."""
+    os.environ['OMP_NUM_THREADS'] = '1'  # of the processes
+    from metrics.detectors.registry import default_cache
+    from studies.arms import run_arm
+    from studies.comparison import compare, write_comparison
+    from studies.long_rows import Wanted, make_tasks, metric_names
+    from studies.measure import QUICK, Settings
+    from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+    from training.data.archive import parallel
+
+    set_float32_precision()
+    keep_freed_memory()
+    cache, device = options.cache or default_cache(), pick_device(options.device)
+    settings = Settings(sizes=QUICK, cache=cache, device=device)
+    wanted = Wanted(options.reference, metric_names(options.videos, options.images is not None))
+    made_of = options.base, options.data, options.images
+    tasks = make_tasks(made_of, options.seeds, options.outdir, settings, 60 * options.minutes, wanted)
+    arms, failures = [task.arm for task in tasks], []
+    for arm, failure in zip(arms, parallel(run_arm, tasks, options.parallel), strict=True):
+        failures += [failure] if failure else []
+        click.echo(failure or f'{arm.folder}: done')
+    comparison = compare(arms)
+    write_comparison(options.outdir, comparison)
+    click.echo(comparison.text)
+    if failures:
+        raise UserError(f'{len(failures)} runs failed: {"; ".join(failures)}')
+
+
+main = command(Options, run, 'use --parallel 1')
+
+if __name__ == '__main__':
+    main()
