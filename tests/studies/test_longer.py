@@ -36,7 +36,7 @@ def test_rows_are_trained_and_measured_once(small, data, reference, tmp_path, mo
         make_tasks(base, (0,), tmp_path / 'out', settings, 0.01, Wanted(reference, 'seam2_32f'))
     monkeypatch.setattr(long_rows, 'FRAMES', 32)
     wanted = Wanted(reference, 'lasting2_32f,seam2_32f')
-    tasks = make_tasks(base, (0,), tmp_path / 'out', settings, 0.01, wanted)
+    tasks = make_tasks(base, (0,), tmp_path / 'out', settings, 1.0, wanted)
     motions = [task.arm.config.generator.motion.path for task in tasks]
     assert motions == ['line', 'waves', 'spline', 'spline']
     assert [task.arm.config.images.path for task in tasks] == [None, None, None, reference]

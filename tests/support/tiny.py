@@ -123,7 +123,7 @@ def train_mode(nets, phase):
 
 def double(values):
     """Converts networks or a batch to float64."""
-    return type(values)(*(x.double() for x in values))
+    return type(values)(*(x if x is None else x.double() for x in values))
 
 
 def render_pairs(nets, fake, c_map):

@@ -84,8 +84,8 @@ def test_d_image_judges_the_mixture_and_d_video_the_clips(phase, frames):
     nets = networks()
     nets = train_mode(double(nets), phase)
     loss = PV3DLoss.Config(image_frames=frames, blur_sigma=0.0, swap_end=0.0, r1_gamma=1.0).build()
-    fake, real = double7(fake_batch()), double7(real_batch())
-    more_fake, more_real = (double7(x) for x in singles(2 * frames, 9))
+    fake, real = double(fake_batch()), double(real_batch())
+    more_fake, more_real = (double(x) for x in singles(2 * frames, 9))
     seen = {}
 
     def spied(name, network):
@@ -110,11 +110,6 @@ def test_d_image_judges_the_mixture_and_d_video_the_clips(phase, frames):
     assert torch.equal(seen['image'][0][2][2 * frames :], c)
     if is_real:
         same(seen['image'][0][0][2 * frames :], more_real.frames[:, 0])
-
-
-def double7(batch):
-    """Converts the tensors of a batch to float64."""
-    return type(batch)(*(x.double() for x in batch if x is not None))
 
 
 def test_stop_and_resume_with_images_is_the_same_run(joint, tmp_path):
