@@ -82,6 +82,7 @@ class Trainer:
         self.batch_gpu, _ = config.split_batch(dist.world_size())
         self.dataset: VideoDataset = config.dataset.build()
         self.images = images_dataset(config)
+        self._singles: Iterator[Draw] | None = None  # from the images, if there are any, when training starts
         self.loss = config.loss.build()
         self.networks, self.G_ema = self._build_networks()
         self.phases = make_phases(config, self.networks, self.loss)
@@ -127,7 +128,8 @@ class Trainer:
         """Opens the stream of real batches and the logs, and does what comes before the first step."""
         nimg, config = self.progress.cur_nimg, self.config
         self._data = self._stream(self.dataset, 1)
-        self._images = None if self.images is None else self._stream(self.images, config.images.per_clip)
+        if self.images is not None:
+            self._singles = self._stream(self.images, config.images.per_clip)
         if dist.is_leader():
             fps = self.dataset.fps
             self.reporter = Reporter(self.run_dir, config, fps, self.device, nimg, self.deadline)
@@ -152,8 +154,8 @@ class Trainer:
     def step(self) -> None:
         """One iteration: every phase that is due, the moving average, the counters."""
         real = real_batch(next(self._data), self.device)
-        if self._images is not None:
-            real = real._replace(singles=real_batch(next(self._images), self.device))
+        if self._singles is not None:
+            real = real._replace(singles=real_batch(next(self._singles), self.device))
         self._made.clear()  # where D is frozen, nothing has judged them
         due = [phase for phase in self.phases if self.progress.batch_idx % phase.interval == 0]
         self._adaptation.begin(self.loss, self.networks, self.progress, self.device)

@@ -72,7 +72,7 @@ def test_reused_fakes_are_judged_as_if_made_again():
     assert term.made is None
     loss = dataclasses.replace(config, reuse_fakes=True).build()
     (term,) = loss.terms('Gmain', nets, real, fake, 500_000, None)
-    assert not any(x.requires_grad for x in term.made)
+    assert not any(x.requires_grad for x in term.made if x is not None)
 
     def gradients(fake):
         terms = list(loss.terms('Dmain', train_mode(nets, 'Dmain'), real, fake, 500_000, None))
