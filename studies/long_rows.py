@@ -1,8 +1,7 @@
 """The rows of studies.longer: which runs there are, and what is measured of each."""
 
-import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +11,10 @@ from metrics.base import Settings as MetricSettings
 from metrics.metric_main import Metrics, Result
 from metrics.metric_names import parse_metrics
 from metrics.sources.subjects import network_subject
-from studies.arms import Cost, Task, base_config, make_arms, split_changes
+from studies.arms import Arm, Budget, Judge, Task, base_config, make_arm, split_changes
 from studies.measure import Settings
-from studies.report import TABLE
-from torch_utils.checkpoint import read_snapshot, snapshot_path
+from studies.results import TABLE
+from torch_utils.checkpoint import read_snapshot
 from training.data.dataset import VideoDataset
 from training.networks.registry import load_generator
 
@@ -72,7 +71,7 @@ def make_tasks(
         seeds: of training.
         outdir: folder of all runs.
         settings: where to compute, and the folder of features.
-        budget_sec: see Task.
+        budget_sec: of training, for each run.
         wanted: what is measured.
 
     Raises:
@@ -80,12 +79,13 @@ def make_tasks(
     """
     base_name, data, images = made_of
     changes = json.loads(CHANGES.read_bytes())
-    base = override(base_config(base_name, data, None), split_changes(changes['common']))
+    base = override(base_config(base_name, data), split_changes(changes['common']))
     open_reference(wanted.reference, base.generator)
     joint = [changes['joint'].format(images=images)] if images else []
-    arms = make_arms(base, [*changes['rows'], *joint], seeds, outdir)
-    measure = functools.partial(write_table, wanted)
-    return [Task(arm, budget_sec, settings, wanted._asdict(), measure) for arm in arms]
+    configs = {text: override(base, split_changes(text)) for text in [*changes['rows'], *joint]}
+    configs = {'base': base, **configs}
+    arms = [make_arm(name, seed, config, outdir) for seed in seeds for name, config in configs.items()]
+    return [Task(arm, Budget(seconds=budget_sec), LongJudge(settings, wanted)) for arm in arms]
 
 
 def open_reference(path: str, generator: Any) -> VideoDataset:
@@ -96,18 +96,30 @@ def open_reference(path: str, generator: Any) -> VideoDataset:
     return data
 
 
-def write_table(wanted: Wanted, task: Task, cost: Cost) -> None:
-    """Measures the newest snapshot of an arm and writes table.json."""
-    path, settings = snapshot_path(task.arm.folder, cost.clips), task.settings
-    G = load_generator(read_snapshot(path), settings.device)
-    data = open_reference(wanted.reference, G.config)
-    # faces of 32 pixels are not found: those of this data fill the frame, which is taken whole
-    how = {'codec': 'none', 'landmarks': 'camera', 'controls': _CONTROLS}
-    how = MetricSettings(cache=settings.cache, device=settings.device, **how)
-    subject = network_subject(G, data, how, path.name, cost.clips / 1000)
-    rows = as_rows(Metrics(parse_metrics(wanted.metrics), how).measure(subject))
-    with atomic_write(task.arm.folder / TABLE, 'w') as file:
-        json.dump({**cost._asdict(), **task.facts, 'rows': rows}, file, indent=1)
+class LongJudge(Judge):
+    """Measures long videos, with their controls, against the reference: table.json."""
+
+    file = TABLE
+
+    def __init__(self, settings: Settings, wanted: Wanted) -> None:
+        """Takes where to compute and what is measured."""
+        self.settings, self.wanted, self.device = settings, wanted, settings.device
+
+    def facts(self) -> dict[str, Any]:
+        """See Judge."""
+        return self.wanted._asdict()
+
+    def measure(self, arm: Arm, snapshot: Path, facts: Mapping[str, Any]) -> None:
+        """See Judge."""
+        G = load_generator(read_snapshot(snapshot), self.device)
+        data = open_reference(self.wanted.reference, G.config)
+        # faces of 32 pixels are not found: those of this data fill the frame, which is taken whole
+        how = {'codec': 'none', 'landmarks': 'camera', 'controls': _CONTROLS}
+        how = MetricSettings(cache=self.settings.cache, device=self.device, **how)
+        subject = network_subject(G, data, how, snapshot.name, facts['clips'] / 1000)
+        rows = as_rows(Metrics(parse_metrics(self.wanted.metrics), how).measure(subject))
+        with atomic_write(arm.folder / self.file, 'w') as file:
+            json.dump({**facts, 'rows': rows}, file, indent=1)
 
 
 def as_rows(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -47,12 +47,11 @@ def run(options: Options) -> None:
     """Trains what is not trained yet, measures, and reports."""
     os.environ['OMP_NUM_THREADS'] = '1'  # of the processes
     from metrics.detectors.registry import default_cache
-    from studies.arms import run_arm
+    from studies.arms import run_all
     from studies.comparison import compare, write_comparison
     from studies.long_rows import Wanted, make_tasks, metric_names
     from studies.measure import QUICK, Settings
     from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
-    from training.data.archive import parallel
 
     set_float32_precision()
     keep_freed_memory()
@@ -62,7 +61,7 @@ def run(options: Options) -> None:
     made_of = options.base, options.data, options.images
     tasks = make_tasks(made_of, options.seeds, options.outdir, settings, 60 * options.minutes, wanted)
     arms, failures = [task.arm for task in tasks], []
-    for arm, failure in zip(arms, parallel(run_arm, tasks, options.parallel), strict=True):
+    for arm, failure in run_all(tasks, options.parallel):
         failures += [failure] if failure else []
         click.echo(failure or f'{arm.folder}: done')
     comparison = compare(arms)

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dnnlib.scene import FOCAL, Camera
+from dnnlib.scene import FOCAL, LABEL_DIM, Camera
+from dnnlib.util import UserError
+from torch_utils.checkpoint import Snapshot
 from training import camera
+from training.data.files import read_index
 from training.networks.contract import VideoGenerator
 
 TIME_MODES = ('pingpong', 'cycle', 'extend')
@@ -98,3 +101,23 @@ def _pingpong(frames: int, span: int) -> Tensor:
     period = max(2 * (span - 1), 1)
     index = torch.arange(frames) % period
     return torch.minimum(index, period - index) if span > 1 else index * 0
+
+
+def recorded_cameras(snapshot: Snapshot, data: str | None) -> list[Tensor]:
+    """Returns the cameras [T, 25] of real clips, out of a data set or the snapshot."""
+    if data:
+        index = read_index(data)
+        bounds = zip(index.clips, index.starts[:-1], index.starts[1:], strict=True)
+        clips = [torch.from_numpy(index.cameras[a:b]) for name, a, b in bounds if name not in index.problems]
+        if not clips:
+            raise UserError(f'--data {data} has no usable clip; see dataset_tool.py check')
+        return clips
+    try:
+        clips = [torch.as_tensor(clip, dtype=torch.float32) for clip in snapshot.meta.get('cameras') or []]
+    except (TypeError, ValueError, RuntimeError):
+        clips = []
+    if not clips or any(clip.ndim != 2 or clip.shape[1] != LABEL_DIM or not len(clip) for clip in clips):
+        raise UserError(
+            f'{snapshot.path} holds no cameras of real clips, which --trajectory dataset needs; give --data'
+        )
+    return clips

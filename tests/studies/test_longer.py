@@ -8,10 +8,11 @@ import pytest
 from dnnlib.util import UserError
 from metrics.metric_names import parse_metrics
 from studies import long_rows
-from studies.arms import read_table, run_arm
+from studies.arms import read_results, run_arm
 from studies.comparison import compare
 from studies.long_rows import Wanted, make_tasks, metric_names
 from studies.measure import Settings
+from studies.results import TABLE
 from support.small_data import SIZE, smooth_clip, write_zip
 from training.run_folder import write_options
 
@@ -42,7 +43,7 @@ def test_rows_are_trained_and_measured_once(small, data, reference, tmp_path, mo
     assert [task.arm.config.images.path for task in tasks] == [None, None, None, reference]
     assert all(task.arm.config.dataset.pairs == 'distances' for task in tasks)
     assert run_arm(tasks[2]) == ''
-    table = read_table(tasks[2].arm.folder)
+    table = read_results(tasks[2].arm.folder, TABLE)
     names = [row['name'] for row in table['rows']]
     assert names[:3] == ['motion, last 16 frames over first', 'lasting of frozen', 'lasting of looped']
     assert table['rows'][1]['value'] == 0 < table['rows'][0]['value'] and table['metrics'] == wanted.metrics
