@@ -36,8 +36,10 @@ def start_from(path: str, modules: dict[str, nn.Module]) -> int:
         UserError: if the file cannot be used, or does not fit.
     """
     snapshot = open_snapshot(path)
-    moves = (_has_motion(state) for state in (snapshot.networks['G']['state'], modules['G'].state_dict()))
-    static = snapshot.meta.get('source_format') == EG3D or list(moves) == [False, True]
+    # a missing one is reported where it is loaded
+    stored = snapshot.networks.get('G', {}).get('state', modules['G'].state_dict())
+    moves = [_has_motion(state) for state in (stored, modules['G'].state_dict())]
+    static = snapshot.meta.get('source_format') == EG3D or moves == [False, True]
     if static:
         dist.print0('\n'.join(warm_start(snapshot, modules)))
     else:

@@ -82,7 +82,7 @@ def bias_act(
     # stock operators add a bias alone as fast, and their backward copies nothing
     plain = numbers == _LINEAR and modulation.scale is None and modulation.noise is None
     plain = plain or slope is None or gain <= 0 or not _regular(x, bias, modulation)
-    if plain or not kernels.has_kernels(x, impl):
+    if not kernels.has_kernels(x, impl) or plain:  # in this order: an impl that cannot be had is an error
         return _reference(x, bias, modulation, *numbers)
     wide = _wide(x)
     small = [v if v is None or v.dtype is wide else v.to(wide) for v in (*modulation, bias)]

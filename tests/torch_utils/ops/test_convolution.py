@@ -15,7 +15,7 @@ from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.convolution import conv2d, conv_transpose2d, no_weight_gradients
 from torch_utils.ops.upfirdn2d import make_filter
-from training import estimate, loss
+from training import estimate, loss_math
 from training.config import build_networks
 from training.networks.layers import Conv2d
 from training.presets import PRESETS
@@ -177,7 +177,7 @@ def test_r1_takes_gradients_of_weights_once(monkeypatch):
     networks = build_networks(PRESETS['tiny']('none.zip'))
     layers = sum(isinstance(m, Conv2d) for n in networks[1:] for m in n.modules())
     assert filters_of('Dreg', 'tiny').weight_gradients == 2 * layers
-    monkeypatch.setattr(loss, 'no_weight_gradients', contextlib.nullcontext)
+    monkeypatch.setattr(loss_math, 'no_weight_gradients', contextlib.nullcontext)
     assert filters_of('Dreg', 'tiny').weight_gradients == 3 * layers
 
 
