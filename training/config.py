@@ -137,11 +137,12 @@ class TrainConfig:
         if len(sizes) > 1:
             raise ConfigError(f'generator, d_image and d_video differ in resolution: {sorted(sizes)}')
 
-        alone = 'D_image' not in self.loss.build().discriminators
-        if self.images.path is not None and (alone or self.augment.target is not None):
+        loss = self.loss.build()
+        unseen = not loss.takes_singles or 'D_image' not in loss.discriminators
+        if self.images.path is not None and (unseen or self.augment.target is not None):
             raise ConfigError(
-                'images.path needs D_image (loss.image_weight above 0), which alone sees images, and no '
-                'augment.target, which is measured on clips; augment.probability can be set'
+                'images.path needs the loss pv3d with D_image (loss.image_weight above 0) to see images, '
+                'and no augment.target, which is measured on clips; augment.probability can be set'
             )
         if self.augment.target is not None and self.dataset.heldout_clips == 0:
             raise ConfigError('augment.target is measured on clips held out: set dataset.heldout_clips, too')

@@ -75,6 +75,8 @@ class PV3DLoss(Loss, Configurable):
             if self.density_points < 1 or self.resolution_final == 0:
                 raise ConfigError('loss.density_points and loss.resolution_final must be at least 1')
 
+    takes_singles = True
+
     def __init__(self, config: Config) -> None:
         self.config = config
 

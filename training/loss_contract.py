@@ -85,6 +85,8 @@ class Loss(abc.ABC):
     # of each clip in a batch: two, all of a span, or any one
     frames: ClassVar[Literal['pair', 'clip', 'single']] = 'pair'
 
+    takes_singles: ClassVar[bool] = False  # whether D_image judges single images beside the clips
+
     @property
     @abc.abstractmethod
     def discriminators(self) -> tuple[str, ...]:

@@ -125,7 +125,7 @@ def test_stop_and_resume_with_images_is_the_same_run(joint, tmp_path):
 
 
 def test_what_does_not_fit_is_refused(joint):
-    with pytest.raises(ConfigError, match='images.path needs D_image'):
+    with pytest.raises(ConfigError, match='images.path needs the loss pv3d'):
         override(joint, {'loss.image_weight': '0'})
     with pytest.raises(ConfigError, match='multiple of 4 frames with --images'):
         override(joint, {'images.per_clip': '1', 'batch': '2'}).split_batch(1)
