@@ -21,7 +21,18 @@ if TYPE_CHECKING:  # functions import what they need: --help and errors in optio
     from metrics.sources.subjects import Subject
 
 
-_SETTINGS = ('protocol', 'codec', 'crf', 'resolution', 'seed', 'landmarks', 'offline')  # fields of both
+# fields of Options and Settings
+_SETTINGS = (
+    'protocol',
+    'codec',
+    'crf',
+    'resolution',
+    'seed',
+    'landmarks',
+    'offline',
+    'mapping_camera',
+    'clip_camera',
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,8 +203,6 @@ def make_settings(options: Options, device: object) -> Settings:
         controls=tuple(dict.fromkeys(options.control)),
         detector_files=parse_detector_files(options.detector_file),
         **{n: getattr(options, n) for n in _SETTINGS},
-        mapping_camera=options.mapping_camera,
-        clip_camera=options.clip_camera,
     )
 
 

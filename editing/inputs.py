@@ -123,7 +123,7 @@ def open_views(text: str, resolution: int) -> Views:
     """
     if not _CLIP.fullmatch(text):
         raise UserError(
-            f'{text} is no clip of a data set; give DATASET.zip:0, or one frame as DATASET.zip:0:5'
+            f'{text} is not a clip of a data set; give DATASET.zip:0, or one frame as DATASET.zip:0:5'
         )
     source = clip_source(text, resolution, Piece())
     data = VideoDataset.Config(path=_CLIP.fullmatch(text)['path']).build()

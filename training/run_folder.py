@@ -117,7 +117,7 @@ def _is_same(folder: Path, config: TrainConfig) -> bool:
     try:
         stored = read_options(folder / _OPTIONS)
     except (OSError, ValueError, TypeError, ConfigError) as err:
-        print(f'warning: {folder} is passed over, its {_OPTIONS} cannot be read: {err}', flush=True)
+        print(f'warning: {folder} is skipped, its {_OPTIONS} cannot be read: {err}', flush=True)
         return False
     return _essence(to_dict(stored)) == _essence(to_dict(config))
 

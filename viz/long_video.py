@@ -26,14 +26,14 @@ def describe_long(G: VideoGenerator, given: str | None, seconds: float, fps: flo
     """Says what a long video of this network will show."""
     mode, sec = time_mode(G, given, seconds), G.config.span / fps
     if G.endless and mode == 'extend':
-        return f'motion goes on for {seconds:g} s without repeating'
+        return f'motion continues for {seconds:g} s without repeating'
     course = {
         'pingpong': f'is played forth and back, and repeats every {2 * sec:.2g} s',
         'cycle': f'starts again with a jump every {sec:.2g} s',
         'extend': f'is extrapolated: heads come to rest within about {8 * sec:.2g} s',
     }
     knows = 'this network can go on' if G.endless else 'this network knows motion along a line only'
-    advice = '--time extend does' if G.endless else 'one that was trained with a spline goes on'
+    advice = '--time extend does' if G.endless else 'one that was trained with a spline continues'
     return f'{knows}: that of its training span ({sec:.2g} s) {course[mode]}; {advice}'
 
 

@@ -25,5 +25,5 @@ def test_views_bring_their_truth(tmp_path, data):
         assert torch.equal(whole[2:], part)
     plain = open_views(f'{data}:0', 32)
     assert plain.depth is plain.mask is None and len(plain.images) == len(plain.cameras)
-    with pytest.raises(UserError, match='is no clip of a data set'):
+    with pytest.raises(UserError, match='is not a clip of a data set'):
         open_views('a.png', 32)

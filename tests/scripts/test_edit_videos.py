@@ -115,7 +115,7 @@ def test_applications(snapshot, data, found, tmp_path):
         (['reconstruct', '{data}:0', '--frames', '2', '--neutral', '2'], '--neutral 2'),
         (['edit', '{clip}', '--from-frame', '3'], '--from-frame 3'),
         (['animate', '{data}'], 'not a PV3D portrait'),
-        (['score', '{clip}', '--truth', 'x.png'], 'x.png is no clip'),
+        (['score', '{clip}', '--truth', 'x.png'], 'x.png is not a clip'),
         (['score', '{clip}', '--lpips', 'x'], '--lpips'),
     ],
 )

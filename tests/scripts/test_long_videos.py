@@ -72,7 +72,7 @@ def test_parts_are_the_frames_of_one_video(paths, tmp_path, monkeypatch):
     """Which also means that a window of a long video is the same by itself."""
     monkeypatch.setattr(long_video, 'PART', 4)
     result = call(paths['spline'], tmp_path / 'long', *LONG)
-    assert 'motion goes on for 1.2 s without repeating' in result.output
+    assert 'motion continues for 1.2 s without repeating' in result.output
     plain = ['--frames', '12', '--fps', '10', '--crf', '0', '--no-sheet', '--time', 'extend']
     assert call(paths['spline'], tmp_path / 'plain', *plain).exit_code == 0
     long, once = (iio.imread(tmp_path / n / 'seed0000.mp4') for n in ('long', 'plain'))
@@ -87,7 +87,7 @@ def test_parts_are_the_frames_of_one_video(paths, tmp_path, monkeypatch):
         (
             'line',
             '',
-            'along a line only: .* forth and back, and repeats every 0.8 s; .* with a spline goes on',
+            'along a line only: .* forth and back, and repeats every 0.8 s; .* with a spline continues',
         ),
         ('line', '--time extend', 'is extrapolated: heads come to rest within about 3.2 s'),
         ('spline', '--time cycle', 'can go on: .* with a jump every 0.4 s; --time extend does'),

@@ -209,7 +209,7 @@ def test_run_folders(tmp_path, capsys):
     assert choose(config, desc='a/b c') == (3, True)
     options.write_text('{"half": ')  # a folder of unreadable options is nobody's
     assert choose(dataclasses.replace(config, seed=2)) == (4, True)
-    assert f'warning: {options.parent} is passed over' in capsys.readouterr().out
+    assert f'warning: {options.parent} is skipped' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('order', [1, -1])
