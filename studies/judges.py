@@ -63,8 +63,8 @@ class MetricsJudge(Judge):
         results = Metrics(self.requests, self.settings).measure(subject)
         sheets = TrainingSheets(run_dir=arm.folder, dataset=data, heads=config.output.sheet_seeds)
         list(sheets(G, facts['clips']))
-        frames = {'pair': 2, 'clip': config.generator.span}[config.dataset.frames]
-        record = {'row': arm.name, 'seed': arm.seed, 'frames': frames * facts['clips'], **facts}
+        frames = config.loss.build().num_frames(config.generator.span) * facts['clips']
+        record = {'row': arm.name, 'seed': arm.seed, 'frames': frames, **facts}
         record['metrics'] = {
             r.request.name: {'value': known(r.outcome.value), 'error': known(r.outcome.error)}
             for r in results

@@ -209,8 +209,7 @@ def meter_phases(
     loss = config.loss.build()
     with FakeTensorMode(), _counting_for(torch.device(device)):
         networks = build_networks(config)
-        frames = {'single': 1, 'pair': 2, 'clip': networks.G.config.span}[loss.frames]
-        real, fake = _batches(networks.G, clips, frames)
+        real, fake = _batches(networks.G, clips, loss.num_frames(networks.G.config.span))
         if config.images.path is not None:
             singles = _batches(networks.G, clips * config.images.per_clip, 1)
             real, fake = (x._replace(singles=y) for x, y in zip((real, fake), singles, strict=True))

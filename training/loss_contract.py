@@ -92,6 +92,10 @@ class Loss(abc.ABC):
     def discriminators(self) -> tuple[str, ...]:
         """Names of those that are built: D_image, D_video or both."""
 
+    def num_frames(self, span: int) -> int:
+        """Returns how many frames of each clip it sees; span: frames of a training clip."""
+        return {'single': 1, 'pair': 2, 'clip': span}[self.frames]
+
     def has(self, phase: Phase) -> bool:
         """Whether the loss has terms in this phase."""
         return True

@@ -140,3 +140,16 @@ def test_rows_are_chosen_by_name():
     assert list(run.chosen_rows(options)) == ['late', 'pv3d']
     with pytest.raises(UserError, match='nose'):
         run.chosen_rows(run.Options(table='2a', preset='tiny', data='x', outdir=ROOT, rows='nose'))
+
+
+def test_walk_is_trained_after_the_static_network(data, tmp_path):
+    """Whose loss sees one frame of a clip, as in the preset study; a walk sees all of them."""
+    args = ['1', '--preset', 'tiny', '--data', data, '--outdir', str(tmp_path), '--seeds', '0']
+    args += ['--rows', 'eg3d_mcg', '--metrics', 'motion2', '--kimg', '0.002', '--device', 'cpu']
+    args += ['--set', 'batch=2,loss.image_frames=1']
+    assert CliRunner().invoke(run.main, args, catch_exceptions=False).exit_code == 0
+    found = {r['row']: r for r in report.collected(tmp_path)}
+    assert {name: (r['clips'], r['frames']) for name, r in found.items()} == {
+        'eg3d_static': (2, 2),
+        'eg3d_mcg': (4, 64),
+    }
