@@ -8,12 +8,15 @@ import dataclasses
 from collections.abc import Callable
 
 from dnnlib.config import override
+from training.augment import AugmentConfig
 from training.config import AdamConfig, EmaConfig, TrainConfig
 from training.networks.nerf import NerfGenerator
 from training.networks.patch_discriminators import ClipDiscriminator, PairDiscriminator
 from training.networks.walk import NerfWalkGenerator, WalkConfig, WalkGenerator, Walking
 from training.walk_loss import WalkLoss
 
+# of a loss that sees frames one by one, and has no motion codes to tell apart
+_SINGLE = {'loss.video_weight': '0', 'loss.diversity_weight': '0'}
 _NEVER = 1000  # iterations between regularisations that a loss does not have; lr is hardly corrected for them
 
 
@@ -72,12 +75,13 @@ def threedvidgen(config: TrainConfig) -> TrainConfig:
 
 def eg3d_static(config: TrainConfig) -> TrainConfig:
     """The first stage of EG3D + MoCoGAN-HD: a static EG3D on single frames of the videos."""
-    return override(config, {'generator.motion.num_layers': '0', 'loss.video_weight': '0'})
+    still = {'num_layers': '0', 'kind': 'modconv', 'path': 'line'}
+    return override(config, {f'generator.motion.{name}': value for name, value in still.items()} | _SINGLE)
 
 
 def stylenerf_static(config: TrainConfig) -> TrainConfig:
     """The first stage of StyleNeRF + MoCoGAN-HD: what 3DVidGen is made of, on single frames of the videos."""
-    return override(threedvidgen(config), {'generator.moving': 'false', 'loss.video_weight': '0'})
+    return override(threedvidgen(config), {'generator.moving': 'false'} | _SINGLE)
 
 
 def eg3d_mcg(config: TrainConfig) -> TrainConfig:
@@ -112,7 +116,8 @@ def _walking(static: TrainConfig, kind: type[Walking]) -> TrainConfig:
         loss=WalkLoss.Config(),
         g_opt=AdamConfig(lr=1e-4, beta1=0.5, beta2=0.999),
         d_opt=AdamConfig(lr=1e-4, beta1=0.5, beta2=0.999),
-        ema=EmaConfig(half_life_nimg=1),  # none
+        ema=EmaConfig(half_life_nimg=1),  # next to none
+        augment=AugmentConfig(),
         batch=max(4, static.batch // 2),
         g_reg_interval=_NEVER,
         d_reg_interval=_NEVER,

@@ -144,6 +144,12 @@ class TrainConfig:
                 'images.path needs the loss pv3d with D_image (loss.image_weight above 0) to see images, '
                 'and no augment.target, which is measured on clips; augment.probability can be set'
             )
+        augmented = self.augment.probability > 0 or self.augment.target is not None
+        if augmented and not loss.augments:
+            raise ConfigError(
+                f'augment.probability={self.augment.probability} and target={self.augment.target} have no '
+                f'effect on the loss {self.loss.kind}, which augments nothing; leave them at 0 and none'
+            )
         if self.augment.target is not None and self.dataset.heldout_clips == 0:
             raise ConfigError('augment.target is measured on clips held out: set dataset.heldout_clips, too')
 

@@ -24,6 +24,7 @@ from training.augment import augmented
 from training.loss_contract import GRADIENT_SCALE, FakeBatch, Loss, Networks, Phase, RealBatch, Shown, Term
 from training.loss_math import blur, fade, r1_penalty
 from training.networks.contract import RadianceGenerator
+from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
 from training.volumetric_rendering.renderer import RendererConfig
 from training.walk_loss import WalkLoss
 
@@ -76,6 +77,7 @@ class PV3DLoss(Loss, Configurable):
                 raise ConfigError('loss.density_points and loss.resolution_final must be at least 1')
 
     takes_singles = True
+    augments = True
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -98,7 +100,11 @@ class PV3DLoss(Loss, Configurable):
 
     def problem(self, networks: Networks) -> str:
         """See Loss."""
-        return '' if networks.G.renderer else f'the generator {networks.G.config.kind} has no 3D'
+        if not networks.G.renderer:
+            return f'the generator {networks.G.config.kind} has no 3D'
+        expected = zip(networks[1:], (ImageDiscriminator, VideoDiscriminator), strict=True)
+        wrong = [D.config.kind for D, kind in expected if D is not None and not isinstance(D, kind)]
+        return f'the discriminator {wrong[0]} judges no single images or pairs of them' if wrong else ''
 
     def has(self, phase: Phase) -> bool:
         """See Loss."""

@@ -86,6 +86,7 @@ class Loss(abc.ABC):
     frames: ClassVar[Literal['pair', 'clip', 'single']] = 'pair'
 
     takes_singles: ClassVar[bool] = False  # whether D_image judges single images beside the clips
+    augments: ClassVar[bool] = False  # whether it changes what discriminators see, and has `scores`
 
     @property
     @abc.abstractmethod

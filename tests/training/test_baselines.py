@@ -170,6 +170,28 @@ def test_a_walk_needs_its_own_networks():
         walk_config(motion=tiny.motion())
 
 
+def test_the_loss_of_pv3d_needs_its_own_discriminators():
+    config = dataclasses.replace(PRESETS['tiny']('d.zip'), d_image=PairDiscriminator.Config(**D_CONFIG))
+    with torch.device('meta'), pytest.raises(ConfigError, match='pair_patch judges no single images'):
+        build_networks(config)
+
+
+@pytest.mark.parametrize('path', ['codes', 'waves'])
+@torch.no_grad()
+def test_stages_of_a_walk_have_no_motion_of_pv3d(path):
+    """Whatever the base has: path, mode seeking and augmentation are those of rows with motion codes."""
+    base = override(PRESETS['tiny']('d.zip'), {'generator.motion.path': path, 'loss.diversity_weight': '1'})
+    base = override(base, {'augment.probability': '0.3'})
+    static, walk = BASELINES['eg3d-static'](base), BASELINES['eg3d-mcg'](base)
+    assert static.generator.motion.path == 'line' and static.loss.diversity_weight == 0
+    assert BASELINES['stylenerf-static'](base).loss.diversity_weight == 0
+    assert static.augment.probability == 0.3 and walk.augment.probability == 0
+    G = walk.generator.build()
+    codes = G.draw_codes(1, tiny.seeded(0))
+    ws = G.condition(codes, tiny.cameras(1), torch.zeros(1))
+    assert G.scene(codes, ws, torch.zeros(1)).isfinite().all()
+
+
 @pytest.fixture(scope='module', params=['eg3d', 'stylenerf'])
 def stages(request, small, tmp_path_factory):
     """A static run and a walk that starts from it."""
