@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_utils import distributed as dist
 from torch_utils.training_stats import Collector
 from training.augment import adapt, overfitting
-from training.batching import Progress, heldout_generator, micro_batches, real_batch
+from training.batching import HELDOUT_CLIPS, Progress, heldout_generator, micro_batches, real_batch
 from training.config import TrainConfig
 from training.data.dataset import VideoDataset, batches
 from training.loss_contract import Loss, Networks
@@ -33,7 +33,7 @@ class Adaptation:
         self._latest: Collector | None = None  # stats of this iteration, if it is one of those
         start = -(-batch_idx // _INTERVAL) * config.batch
         split = {'batch': config.batch, 'rank': dist.rank(), 'world_size': dist.world_size()}
-        self._draws = batches(heldout, seed=config.seed, start=start, **split)
+        self._draws = batches(heldout, seed=(config.seed, HELDOUT_CLIPS), start=start, **split)
 
     @torch.no_grad()
     def begin(self, loss: Loss, networks: Networks, progress: Progress, device: torch.device) -> None:

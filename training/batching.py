@@ -22,6 +22,7 @@ PHASES: tuple[Phase, ...] = ('Gmain', 'Greg', 'Dmain', 'Dreg')
 _ALIGNED = 16  # numbers: pieces of a buffer begin where a tensor of its own would
 # purposes of random draws; each has a stream of its own
 _LATENTS, _TIMES, _NOISE, _OTHER, _HELDOUT, _SINGLE_LATENTS, _SINGLE_TIMES = range(10, 17)
+HELDOUT_CLIPS, IMAGES = 17, 18  # data sets beside the clips, whose draws would else be those of the clips
 
 
 @dataclasses.dataclass

@@ -22,6 +22,7 @@ from torch_utils import distributed as dist
 from torch_utils.training_stats import Collector, Moments
 from training.adaptation import Adaptation
 from training.batching import (
+    IMAGES,
     Progress,
     TrainingPhase,
     fake_batch,
@@ -32,7 +33,7 @@ from training.batching import (
     single_fakes,
 )
 from training.config import TrainConfig, build_networks, images_dataset
-from training.data.dataset import Draw, VideoDataset, batches
+from training.data.dataset import Draw, Seed, VideoDataset, batches
 from training.diagnostics import Probes
 from training.loss_contract import GRADIENT_SCALE, FakeBatch, Networks, RealBatch, Shown
 from training.networks.registry import NETWORKS
@@ -127,9 +128,9 @@ class Trainer:
     def _begin(self) -> None:
         """Opens the stream of real batches and the logs, and does what comes before the first step."""
         nimg, config = self.progress.cur_nimg, self.config
-        self._data = self._stream(self.dataset, 1)
+        self._data = self._stream(self.dataset, config.seed, 1)
         if self.images is not None:
-            self._singles = self._stream(self.images, config.images.per_clip)
+            self._singles = self._stream(self.images, (config.seed, IMAGES), config.images.per_clip)
         if dist.is_leader():
             fps = self.dataset.fps
             self.reporter = Reporter(self.run_dir, config, fps, self.device, nimg, self.deadline)
@@ -139,11 +140,11 @@ class Trainer:
         if self._saved_nimg:
             self.measure()  # in case the session before was stopped before it did
 
-    def _stream(self, dataset: VideoDataset, each: int) -> Iterator[Draw]:
+    def _stream(self, dataset: VideoDataset, seed: Seed, each: int) -> Iterator[Draw]:
         """Returns batches of draws from where the run stands, `each` of them for a clip."""
         return batches(
             dataset,
-            seed=self.config.seed,
+            seed=seed,
             start=self.progress.cur_nimg * each,
             batch=self.config.batch * each,
             rank=dist.rank(),

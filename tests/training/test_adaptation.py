@@ -4,11 +4,15 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
+from dnnlib.config import override
 from dnnlib.util import ConfigError
 from support.small_runs import assert_same, everything, new_trainer, train
 from training import adaptation
 from training.augment import AugmentConfig
+from training.data.dataset import batches
+from training.walk_loss import WalkLoss
 
 
 @pytest.fixture
@@ -56,3 +60,18 @@ def test_fixed_probability_stays_and_needs_no_held_out_clips(small, tmp_path):
     assert train(config, tmp_path, until=4).progress.augment == 0.3
     with pytest.raises(ConfigError, match='set dataset.heldout_clips'):
         dataclasses.replace(small, augment=AugmentConfig(target=0.3))
+
+
+def test_held_out_clips_are_drawn_apart(adaptive, tmp_path):
+    """Else the window of a clip that is held out would follow that of the clip trained on at its place."""
+    trainer = new_trainer(adaptive, tmp_path)
+    held = trainer.dataset.heldout()
+    draw, like = next(trainer._adaptation._draws), next(batches(held, seed=adaptive.seed, start=0, batch=2))
+    assert not torch.equal(draw['t'], like['t'])
+
+
+def test_a_loss_that_augments_nothing_is_refused(small):
+    walk = override(small, {'generator.motion.num_layers': '0'})
+    for option in ({'augment.probability': '0.2'}, {'augment.target': '0.6', 'dataset.heldout_clips': '2'}):
+        with pytest.raises(ConfigError, match='no effect on the loss walk'):
+            dataclasses.replace(override(walk, option), loss=WalkLoss.Config())

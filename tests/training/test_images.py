@@ -19,6 +19,7 @@ from training.batching import micro_batches, single_fakes
 from training.config import build_networks, images_dataset
 from training.data.files import read_index
 from training.loss import PV3DLoss
+from training.training_loop import Trainer
 
 LATE = 10**9
 
@@ -124,11 +125,28 @@ def test_stop_and_resume_with_images_is_the_same_run(joint, tmp_path):
     assert not torch.equal(other[name], everything(whole)[name])
 
 
+def test_images_are_drawn_apart_from_clips(joint, tmp_path):
+    """Also where both are one data set: a batch then does not show the same clips twice."""
+    same_data = {
+        'images.path': joint.dataset.path,
+        'images.per_clip': '1',
+        'batch_gpu': '2',
+        'batch': '6',
+        'loss.image_frames': '1',
+    }
+    trainer = Trainer(override(joint, same_data), tmp_path, CPU)
+    trainer._begin()
+    # the height of the camera tells whose clip it is, also in a mirror
+    shown = [next(stream)['c'][:, 0, 7] for stream in (trainer._data, trainer._singles)]
+    same(*(x.sort().values for x in shown))  # each once
+    assert not torch.equal(*shown)
+
+
 def test_what_does_not_fit_is_refused(joint):
     with pytest.raises(ConfigError, match='images.path needs the loss pv3d'):
         override(joint, {'loss.image_weight': '0'})
     with pytest.raises(ConfigError, match='multiple of 4 frames with --images'):
-        override(joint, {'images.per_clip': '1', 'batch': '2'}).split_batch(1)
+        override(joint, {'images.per_clip': '1', 'batch_gpu': '2', 'batch': '2'}).split_batch(1)
 
 
 def test_pre_training_on_images_then_motion_from_nothing(small, images, tmp_path):

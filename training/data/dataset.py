@@ -34,6 +34,7 @@ _MAX_REPLACED = 8  # unreadable clips in a row after which training gives up
 _ORDER, _PAIR = 0, 1  # second word of the seeds, keeps the streams apart
 _log = logging.getLogger(__name__)
 T = TypeVar('T')
+Seed = int | tuple[int, ...]
 
 
 class Draw(TypedDict):
@@ -178,7 +179,7 @@ class VideoDataset(Configurable):
             raise IndexError(f'frames {list(frames)} of clip {clip}, which has {count}')
         return torch.stack([self._decode(start + i) for i in frames])
 
-    def draw(self, index: int, seed: int | Sequence[int]) -> Draw:
+    def draw(self, index: int, seed: Seed) -> Draw:
         """Draws frames of the given clip; a pure function of its arguments.
 
         They lie in a window of `span` frames at a uniform place in the clip. A shorter clip is one
@@ -188,8 +189,7 @@ class VideoDataset(Configurable):
         Raises:
             DataError: if a frame is missing, corrupted or of another size.
         """
-        key = (seed,) if isinstance(seed, int) else tuple(seed)
-        rng = np.random.default_rng((*key, index))
+        rng = np.random.default_rng((*_words(seed), index))
         where, t, mirrored = self._draw(rng, np.array([index]), self.config.mirror)
         frames = torch.stack([self._decode(i) for i in where[0]])
         c = self._cameras[where[0]]
@@ -246,12 +246,16 @@ class VideoDataset(Configurable):
         return torch.from_numpy(image).permute(2, 0, 1).contiguous()
 
 
-def clip_order(seed: int, start: int, num_clips: int) -> Iterator[tuple[int, int]]:
+def _words(seed: Seed) -> tuple[int, ...]:
+    return (seed,) if isinstance(seed, int) else seed
+
+
+def clip_order(seed: Seed, start: int, num_clips: int) -> Iterator[tuple[int, int]]:
     """Yields (k, clip index) for k = start, start + 1, ...; an epoch is a permutation."""
     k = start
     while True:
         epoch, position = divmod(k, num_clips)
-        for clip in np.random.default_rng((seed, _ORDER, epoch)).permutation(num_clips)[position:]:
+        for clip in np.random.default_rng((*_words(seed), _ORDER, epoch)).permutation(num_clips)[position:]:
             yield k, int(clip)
             k += 1
 
@@ -259,7 +263,7 @@ def clip_order(seed: int, start: int, num_clips: int) -> Iterator[tuple[int, int
 def batches(
     dataset: VideoDataset,
     *,
-    seed: int,
+    seed: Seed,
     start: int,
     batch: int,
     rank: int = 0,
@@ -273,7 +277,7 @@ def batches(
 
     Args:
         dataset: source of the clips.
-        seed: not negative.
+        seed: not negative; a run that reads several data sets tells them apart by a second number.
         start: clips seen before.
         batch: clips per iteration over all ranks, a multiple of world_size.
         rank, world_size: number of this process, and of processes.
@@ -292,7 +296,9 @@ def batches(
         prefetch_factor=4 if num_workers else None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
-        generator=torch.Generator().manual_seed(seed),  # else the loader would draw from the global one
+        generator=torch.Generator().manual_seed(
+            _words(seed)[0]
+        ),  # else the loader would draw from the global one
     )
     return _watch(iter(loader), dataset)
 
@@ -330,9 +336,9 @@ def _alive(loader: Iterator[T]) -> Iterator[T]:
 class _Draws(torch.utils.data.Dataset):
     """Maps (k, clip index) to the pair of draw k and the clips found unreadable, {name: reason}."""
 
-    def __init__(self, dataset: VideoDataset, seed: int) -> None:
+    def __init__(self, dataset: VideoDataset, seed: Seed) -> None:
         self.dataset = dataset
-        self.seed = seed
+        self.seed = _words(seed)
 
     def __getitem__(self, draw: tuple[int, int]) -> tuple[Draw | None, dict[str, str]]:
         k, clip = draw
@@ -340,7 +346,7 @@ class _Draws(torch.utils.data.Dataset):
         for step in range(min(_MAX_REPLACED, len(self.dataset))):
             index = (clip + step) % len(self.dataset)
             try:
-                return self.dataset.draw(index, (self.seed, _PAIR, k)), bad
+                return self.dataset.draw(index, (*self.seed, _PAIR, k)), bad
             except DataError as error:
                 bad[self.dataset.names[index]] = str(error)
         return None, bad
