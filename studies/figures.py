@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from metrics.measures.coverage import covered, effective_number
 from metrics.measures.frechet import bootstrap_frechet, frechet_distance
+from training import diagnostics
 
 DIRECTIONS = 12  # of the subspace of frame differences
 STEPS = ((0, 1), (1, 2), (0, 3), (2, 3))  # times between which differences are taken
@@ -47,17 +49,9 @@ def motion_of(images: np.ndarray) -> np.ndarray:
 
 
 def motion_parts(images: np.ndarray) -> Parts:
-    """Splits the motion in images [A, M, T, ...] without bias.
-
-    Motions of a code are c(t) + d_m(t), d drawn independently with mean 0. The mean over M motions holds a
-    1 / M of d, which is subtracted by what the analysis of variance knows of it: parts can be negative.
-    """
-    motion, count = motion_of(images), images.shape[1]
-    mean = motion.mean(axis=1, keepdims=True)
-    rest = motion - mean
-    varying = rest - rest.mean(axis=2, keepdims=True)
-    chance = _square(varying) / (count - 1)
-    return Parts(_square(mean) - chance, _square(rest) * count / (count - 1))
+    """Splits the motion in images [A, M, T, ...] without bias, as the probes of training do."""
+    common, steady, changing = (part.numpy() for part in diagnostics.motion_parts(torch.tensor(images)))
+    return Parts(common, steady + changing)
 
 
 def common_share(parts: Parts) -> Figure:
@@ -170,8 +164,3 @@ def nearest_distance(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def share_above(distances: np.ndarray, between_reals: np.ndarray, quantile: float = 0.99) -> Figure:
     """Returns the share of distances above a quantile of those between reals."""
     return bootstrap(lambda d, r: (d > np.quantile(r, quantile)).mean(), distances, between_reals)
-
-
-def _square(x: np.ndarray) -> np.ndarray:
-    """Returns the mean square per code [A]; what was averaged over counts as often as it did."""
-    return np.square(x).mean(axis=tuple(range(1, x.ndim)))

@@ -179,24 +179,37 @@ class VarianceParts(NamedTuple):
     t: float  # what all motions of a person have in common: a clock
 
 
-def variance_parts(images: Tensor) -> VarianceParts:
-    """Splits the variance of images [A, M, T, ...]: A people, M motions of each at T times, without bias.
+class MotionParts(NamedTuple):
+    """Variance of motion, per person [A]; unbiased, so that it can be a little below 0."""
 
-    The mean over M motions still holds a 1 / M of what differs between them; it is subtracted from what is
-    common, and likewise from people. What is left may be a little below 0 and then counts as 0.
+    common: Tensor  # what all motions of a person have in common: a clock
+    steady: Tensor  # of motions, the same at all times
+    changing: Tensor  # of motions, with time
+
+
+def motion_parts(images: Tensor) -> MotionParts:
+    """Splits the motion in images [A, M, T, ...]: A people, M motions of each at T times.
+
+    Motions are c(t) + s_m + d_m(t), s and d drawn independently with mean 0. The mean over M motions still
+    holds a 1 / M of what differs between them, which is subtracted from what is common.
     """
-    count = images.shape[1]
+    count, rest = images.shape[1], tuple(range(1, images.ndim))
     clips = images.mean(dim=2, keepdim=True)
     common = images.mean(dim=1, keepdim=True)
     people = common.mean(dim=2, keepdim=True)
-    steady = clips.var(dim=1).mean().item()  # the same over a clip
-    changing = (images - clips - common + people).square().mean().item() * count / (count - 1)
-    clock = (common - people).square().mean().item() - changing / count
-    return VarianceParts(
-        z_a=max(people.var(dim=0).mean().item() - steady / count, 0.0),
-        z_m=steady + changing,
-        t=max(clock, 0.0),
-    )
+    changing = (images - clips - common + people).square().mean(rest) * count / (count - 1)
+    clock = (common - people).square().mean(rest) - changing / count
+    return MotionParts(clock, clips.var(dim=1).mean(rest[:-1]), changing)
+
+
+def variance_parts(images: Tensor) -> VarianceParts:
+    """Splits the variance of images [A, M, T, ...], see `motion_parts`; what is below 0 counts as 0.
+
+    Of people, too, a share of what differs between their motions is subtracted.
+    """
+    common, steady, changing = (part.mean().item() for part in motion_parts(images))
+    people = images.mean(dim=(1, 2)).var(dim=0).mean().item() - steady / images.shape[1]
+    return VarianceParts(z_a=max(people, 0.0), z_m=steady + changing, t=max(common, 0.0))
 
 
 @contextlib.contextmanager
