@@ -107,7 +107,7 @@ def verdict_shares(
 ) -> dict[str, float]:
     """Returns what D_video's verdict hangs on and where the variance of frames comes from.
 
-    The figures are those of a run's probes (`training/diagnostics.py:Probes`), of sharp images.
+    The figures are those of a run's probes (`training/diagnostics.py:Probes`) when schedules have ended.
     """
     unused = ImageDiscriminator.Config(resolution=G.config.resolution)
     config = TrainConfig(
@@ -116,7 +116,7 @@ def verdict_shares(
         generator=G.config,
         d_image=unused if judged.D_image is None else judged.D_image.config,
         d_video=judged.D_video.config,
-        loss=PV3DLoss.Config(blur_sigma=0),
+        loss=PV3DLoss.Config(blur_sigma=0, swap_fade_nimg=0),
         seed=seed,
         batch=min(clips, _BATCH),
     )

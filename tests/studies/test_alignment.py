@@ -12,6 +12,7 @@ from studies import alignment, camera_order
 from studies.measure import Judges
 from support import tiny
 from torch_utils.checkpoint import save_snapshot
+from training.loss import PV3DLoss
 
 
 @pytest.fixture(scope='module')
@@ -59,6 +60,20 @@ def test_a_judge_without_cameras_is_refused(G, opened):
     for D in (judge(camera=False), None):
         with pytest.raises(UserError, match='sees cameras'):
             camera_order.align(G, Judges(None, D, 8), opened, 4, 0)
+
+
+def test_fakes_see_cameras_as_at_the_end_of_training(G, opened, monkeypatch):
+    """Half of them another clip's, not all as at the beginning."""
+    seen, conditions = [], PV3DLoss.conditions
+
+    def spied(self, generator, fake, nimg):
+        found = conditions(self, generator, fake, nimg)
+        seen.append((found[0] == fake.c).all(dim=2).all(dim=1))
+        return found
+
+    monkeypatch.setattr(PV3DLoss, 'conditions', spied)
+    camera_order.verdict_shares(G, Judges(None, judge(), 8), opened, 0, clips=32)
+    assert 0.2 < torch.cat(seen).float().mean() < 0.8
 
 
 def test_command(G, data, tmp_path, monkeypatch):
