@@ -1,6 +1,9 @@
 """gen_videos.py --seconds: parts, breaks, windows by themselves, what it says of the network."""
 
 import re
+import signal
+import subprocess
+import sys
 
 import imageio.v3 as iio
 import numpy as np
@@ -9,6 +12,8 @@ from click.testing import CliRunner
 
 import gen_videos
 from support import tiny
+from support.paths import ROOT
+from support.small_runs import wait_for
 from torch_utils.checkpoint import save_snapshot
 from viz import long_video
 from viz.clip_writer import ClipWriter
@@ -66,6 +71,30 @@ def test_a_break_leaves_the_same_bytes(paths, tmp_path, monkeypatch):
     assert names(out) == names(tmp_path / 'whole') == ['seed0000-depth.mp4', 'seed0000.mp4']
     for name in names(out):
         assert (out / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes()
+
+
+def test_kill_leaves_the_same_bytes(paths, tmp_path, monkeypatch):
+    """SIGKILL in the second of three parts, in a process of its own."""
+    monkeypatch.setattr(long_video, 'PART', 4)
+    out, first = tmp_path / 'out', tmp_path / 'out' / 'seed0000-parts' / '00000000.mp4'
+    usual = ['--network', str(paths['spline']), '--device', 'cpu', '--seeds', '0', *LONG]
+    code = 'import gen_videos, viz.long_video as v; v.PART = 4; gen_videos.main()'
+    process = subprocess.Popen([sys.executable, '-c', code, '--outdir', str(out), *usual], cwd=ROOT)
+    wait_for(first.exists, process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and first.exists()
+    made, videos = [], ClipWriter.videos
+
+    def spied(self, clip, *args, **options):
+        made.append(clip.name)
+        return videos(self, clip, *args, **options)
+
+    monkeypatch.setattr(ClipWriter, 'videos', spied)
+    assert call(paths['spline'], out, *LONG).exit_code == 0
+    assert made[-1] == '00000008' and '00000000' not in made  # what was finished stays
+    assert call(paths['spline'], tmp_path / 'whole', *LONG).exit_code == 0
+    assert names(out) == ['seed0000.mp4']
+    assert (out / 'seed0000.mp4').read_bytes() == (tmp_path / 'whole' / 'seed0000.mp4').read_bytes()
 
 
 def test_parts_are_the_frames_of_one_video(paths, tmp_path, monkeypatch):
