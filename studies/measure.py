@@ -18,6 +18,7 @@ from torch_utils.checkpoint import Snapshot, build_network
 from training.camera import front_label, project
 from training.data.dataset import VideoDataset
 from training.networks.contract import VideoGenerator
+from training.networks.discriminators import ImageDiscriminator, VideoDiscriminator
 from training.networks.registry import NETWORKS, load_generator
 
 # corners (x, y) of what moves, scene units on the plane of the face
@@ -254,11 +255,10 @@ def broken_rows(heads: np.ndarray, seen: broken.Seen, device: torch.device) -> t
 
 
 def judges(snapshot: Snapshot, G: VideoGenerator, device: torch.device) -> Judges:
-    """Rebuilds the discriminators of a snapshot."""
-    found = [
-        build_network(snapshot, name, NETWORKS[name], device).eval() if name in snapshot.networks else None
-        for name in ('D_image', 'D_video')
-    ]
+    """Rebuilds the discriminators of a snapshot that judge images, and pairs of them."""
+    kinds = {'D_image': ImageDiscriminator, 'D_video': VideoDiscriminator}
+    known = {n: build_network(snapshot, n, NETWORKS[n], device) for n in kinds if n in snapshot.networks}
+    found = [known[n].eval() if isinstance(known.get(n), kind) else None for n, kind in kinds.items()]
     return Judges(*found, G.renderer.resolution if G.renderer else G.config.resolution)
 
 

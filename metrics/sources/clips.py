@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dnnlib import video
 from dnnlib.util import UserError
-from metrics.records.digests import claim_folder, dataset_digest, tensors_digest
+from metrics.records.digests import claim_folder, dataset_digest, json_digest, tensors_digest
 from metrics.sources import shooting
 from metrics.sources.folders import FolderClips
 from metrics.sources.items import (
@@ -53,6 +53,7 @@ class DatasetClips(Source):
             'source': 'dataset',
             'data': dataset_digest(self.dataset.config.path),
             'distinct_clips': len(self.dataset),
+            'clips': json_digest(self.dataset.names),  # not all of the data, where some are held out
             'resolution': self.size,
             'frames': self.frames,
             'seed': self.seed,

@@ -12,7 +12,9 @@ from studies.measure import Judges, Sizes
 from studies.sheet import heads, motion_maps, sheet
 from studies.truth import TIMES, YAWS_DEG, Truth, grid_cameras
 from support import tiny
+from torch_utils.checkpoint import read_snapshot, save_snapshot
 from training.networks.motion import MotionConfig
+from training.networks.patch_discriminators import PairDiscriminator
 
 SIZE, PEOPLE, PAIRS = 32, 2, 4
 SIZES = Sizes(codes=2, motions=3, seeds=4, mapped=2, mapping_cameras=3, pairs=PAIRS)
@@ -107,6 +109,16 @@ def test_rows_of_judges_depend_on_what_was_trained(G, noise):
     rows = measure.judge_rows(G, Judges(networks.D_image, networks.D_video, 8), same, PAIRS, 0)
     assert [row.network.value for row in rows] == [0, 0, 0, 0]  # nothing is new, and nothing frozen differs
     assert measure.judge_rows(G, Judges(None, None, 8), noise, PAIRS, 0) == []
+
+
+def test_discriminators_of_other_kinds_judge_nothing(G, tmp_path):
+    """Those of a walk see whole clips."""
+    patches = PairDiscriminator.Config(resolution=SIZE, width=2).build()
+    save_snapshot(
+        tmp_path / 'a.pkl', {'G_ema': G, 'D_image': patches, 'D_video': tiny.networks().D_video}, {}
+    )
+    found = measure.judges(read_snapshot(tmp_path / 'a.pkl'), G, torch.device('cpu'))
+    assert found.D_image is None and found.D_video.sees_frames
 
 
 def test_broken_heads_are_the_farthest(monkeypatch):

@@ -205,6 +205,15 @@ def test_motions_of_one_person(G, cameras):
     assert [held.person(i) for i in range(3)] == [0, 1, 2]
 
 
+def test_some_clips_of_a_data_set_are_told_from_others(data):
+    """Four of six, once the first and once those not held out: records are not shared."""
+    config = VideoDataset.Config(path=data)
+    few = {'max_clips': 4}, {'heldout_clips': 2}
+    one, other = (clips.DatasetClips(dataclasses.replace(config, **x).build(), 4, seed=0) for x in few)
+    assert len(one) == len(other) and one.dataset.names != other.dataset.names
+    assert one.identity != other.identity
+
+
 def test_people_of_a_data_set(dataset):
     source = clips.DatasetClips(dataset, T, 0)
     clip = source.group(0)
