@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,13 +20,18 @@ error, with the paper's (VoxCeleb at 512x512, which other data and sizes need no
 claimed ordering holds, or does not, when its probability is above 95 %, or below 5 %, by Student's t of
 the difference over its standard error; of one seed the error is only that of the metric.
 """
+_IMAGES = (
+    'The first metric against clips seen, a line for each seed',
+    'Four heads of each row over time, of its first seed',
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Collects what `python -m studies.run` has measured and writes tables with a verdict for every claim.
 
-    Without --runs the page is made of the results that were collected before.
+    Beside the collected results it draws learning curves, and heads of every row. Without --runs the page is
+    made of what was collected before.
 
     Example:
       python -m studies.report --runs tables
@@ -38,38 +44,55 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Collects, then writes."""
+    """Collects, then draws and writes."""
     records = json.loads(options.results.read_bytes()) if options.results.exists() else []
     for folder in options.runs:
         found = collected(folder)
         if not found:
             raise UserError(f'--runs {folder} holds no results; give the --outdir of studies.run')
-        records = merged(records, found)
+        records = merged(records, found.values())
     if options.runs:
         with atomic_write(options.results, 'w') as file:
             file.write(json.dumps(records, indent=1) + '\n')
+        draw(options, records)
     with atomic_write(options.dest, 'w') as file:
-        file.write(page(records, options.results.name))
+        file.write(page(records, options.results))
     click.echo(f'{options.dest}: {len(records)} runs')
 
 
-def collected(folder: Path) -> list[dict[str, Any]]:
-    """Reads the results of all runs in a folder."""
-    return [json.loads(path.read_bytes()) for path in sorted(folder.glob('*/metrics.json'))]
+def collected(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Reads the results of all runs in a folder, by their own folders."""
+    return {path.parent: json.loads(path.read_bytes()) for path in sorted(folder.glob('*/metrics.json'))}
 
 
-def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def merged(old: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns results of which the later one of each setting, row and seed is kept, in order."""
     kept = {(r['setting'], r['row'], r['seed']): r for r in [*old, *new]}
     return [kept[key] for key in sorted(kept)]
 
 
-def page(records: list[dict[str, Any]], results: str) -> str:
-    """Returns the page, a section for each setting."""
+def draw(options: Options, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draws courses and heads of each setting that --runs have results of, beside the results."""
+    from studies.gallery import draw_courses, draw_heads, image_names, strips_of
+    from viz.images import save_png
+
+    found = {path: record for folder in options.runs for path, record in collected(folder).items()}
+    for setting in sorted({r['setting'] for r in found.values()}):
+        course, heads = (options.results.with_name(n) for n in image_names(options.results.stem, setting))
+        curves = draw_courses([r for r in records if r['setting'] == setting])
+        if curves is not None:
+            save_png(course, curves)
+        if strips := strips_of({path: r for path, r in found.items() if r['setting'] == setting}):
+            save_png(heads, draw_heads(strips))
+
+
+def page(records: Sequence[Mapping[str, Any]], results: Path) -> str:
+    """Returns the page, a section for each setting, with the images that lie beside the results."""
+    from studies.gallery import image_names
     from studies.paper import TABLES
     from studies.verdicts import table_text
 
-    sections = [_HEAD.format(results=results)]
+    sections = [_HEAD.format(results=results.name)]
     for setting in sorted({r['setting'] for r in records}):
         own = [r for r in records if r['setting'] == setting]
         hours, frames = sum(r['seconds'] for r in own) / 3600, sum(r['frames'] for r in own) / 1e6
@@ -78,6 +101,8 @@ def page(records: list[dict[str, Any]], results: str) -> str:
         rows = {r['row'] for r in own}
         tables = {n: t for n, t in TABLES.items() if len(rows & {row.name for row in t.rows}) > 1}
         sections += [table_text(name, table, own) + '\n' for name, table in tables.items()]
+        shown = zip(image_names(results.stem, setting), _IMAGES, strict=True)
+        sections += [f'![{text}]({name})\n' for name, text in shown if results.with_name(name).exists()]
     return '\n'.join(sections)
 
 

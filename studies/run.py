@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # functions import what they need: --help needs no torch
     from studies.paper import Row
     from training.config import TrainConfig
 
-DEFAULT_METRICS = 'fvd256_16f_lite0,id64_sface,cd64,cdscene64,we64,motion64,expression64'
+DEFAULT_METRICS = 'fvd256_16f_lite0,id64_sface,cd64,cdscene64,we64,motion64,expression64,idtime64_16f_sface'
 
 
 def parse_part(text: str) -> tuple[int, int]:
@@ -63,6 +63,8 @@ class Options:
     )
     set: Annotated[tuple[str, ...], 'PATH=VALUE'] = ()  # options of all rows; may be given several times
     metrics: Annotated[str, 'LIST'] = DEFAULT_METRICS  # measured at the end; names as for calc_metrics.py
+    # snapshots on the way that the first of them is measured of, too: learning curves
+    points: Annotated[int, Range(0)] = 4
     part: Annotated[tuple[int, int], parse_part, 'I/N'] = (1, 1)  # every N-th run from the I-th on
     parallel: Annotated[int, Range(1)] = 1  # runs at a time; with --device cuda each on a GPU of its own
     device: str = 'cpu'  # where to compute: cpu, cuda, cuda:1, ...; auto = cuda if available
@@ -106,7 +108,8 @@ def make_tasks(options: Options, base: TrainConfig, setting: str) -> list[Task]:
         if before is not None:
             config = dataclasses.replace(config, resume=str(before.arm.folder / NEWEST))
         arm = make_arm(row.name, seed, config, options.outdir)
-        return Task(arm, budget, MetricsJudge(options.metrics, settings, setting), before)
+        judge = MetricsJudge(options.metrics, settings, setting, options.points)
+        return Task(arm, budget, judge, before)
 
     rows = chosen_rows(options)
     included = {row.after for row in rows.values()}

@@ -12,6 +12,7 @@ from studies.results import format_cells
 
 SURE = 0.95  # probability above which an ordering holds; below 1 - SURE it does not
 _NAMES = {'fvd': 'FVD', 'id': 'ID', 'cd': 'CD', 'we': 'WE', 'cdscene': 'CD in scene units'}
+_NAMES |= {'idtime': 'identity, first and last frame'}
 
 Record = Mapping[str, Any]  # what studies/judges.py:MetricsJudge writes
 
@@ -31,20 +32,20 @@ class Verdict(NamedTuple):
 
 
 def values_of(records: Sequence[Record], row: str, metric: str) -> Values:
-    """Collects a metric of a row; metrics are found by their kind, `fvd` for fvd256_16f_lite0."""
-    found = [
-        (m['value'], float('nan') if m['error'] is None else m['error'])
-        for record in records
-        if record['row'] == row
-        for name, m in record['metrics'].items()
-        if kind_of(name) == metric and m['value'] is not None
-    ]
-    return Values([v for v, _ in found], [e for _, e in found])
+    """Collects a metric of a row, one value for each seed; see `by_kind`."""
+    measured = [by_kind(record).get(metric) for record in records if record['row'] == row]
+    found = [m for m in measured if m and m['value'] is not None]
+    errors = [float('nan') if m['error'] is None else m['error'] for m in found]
+    return Values([m['value'] for m in found], errors)
 
 
-def kind_of(name: str) -> str:
-    """Returns fvd for fvd256_16f_lite0."""
-    return re.match('[a-z]+', name)[0]
+def by_kind(record: Record) -> dict[str, Mapping[str, Any]]:
+    """Returns the metrics of a run, the first of a kind by that: `fvd` for fvd256_16f_lite0."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, metric in record['metrics'].items():
+        kind = re.match('[a-z]+', name)[0]
+        found[name if kind in found else kind] = metric
+    return found
 
 
 def decide(lower: Values, higher: Values) -> Verdict:
@@ -80,7 +81,7 @@ def table_text(name: str, table: Table, records: Sequence[Record]) -> str:
     """Returns a section: our figures with the paper's in brackets, then the verdicts."""
     paper = [m for m in _NAMES if any(m in row.paper for row in table.rows if row.name != PV3D)]
     names = {row.name for row in table.rows}
-    measured = {kind_of(n) for record in records if record['row'] in names for n in record['metrics']}
+    measured = {name for record in records if record['row'] in names for name in by_kind(record)}
     metrics = [*paper, *sorted(measured - set(paper))]
     cells = [['row', 'options', 'seeds', 'thousand clips', *(_NAMES.get(m, m) for m in metrics)]]
     for row in table.rows:

@@ -3,17 +3,22 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from scipy import stats
 
 from dnnlib.util import UserError
-from studies import paper, report, run, verdicts
+from studies import gallery, paper, report, run, verdicts
+from studies.judges import snapshots_before
 from studies.verdicts import Values
 from support.paths import ROOT
+from torch_utils.checkpoint import snapshot_path
 from training.config import build_networks
 from training.presets import study
+from viz.images import save_png
 
 
 @pytest.mark.parametrize('name', sorted(set(paper.rows_of('all')) - {paper.PV3D}))
@@ -76,12 +81,13 @@ def record(row, seed, fvd, setting='study'):
         'clips': 2000,
         'frames': 4000,
         'seconds': 1800.0,
+        'course': {'metric': 'fvd256_16f_lite0', 'points': [[1000, 9.0, None], [2000, fvd, None]]},
     } | {'metrics': metrics}
 
 
-def test_page_has_figures_and_verdicts():
+def test_page_has_figures_and_verdicts(tmp_path):
     records = [record(*x) for x in (('pv3d', 0, 3.0), ('pv3d', 1, 3.2), ('early', 0, 9.0), ('early', 1, 9.4))]
-    text = report.page([*records, record('pv3d', 0, 1.0, 'other')], 'r.json')
+    text = report.page([*records, record('pv3d', 0, 1.0, 'other')], tmp_path / 'r.json')
     line = next(line for line in text.splitlines() if line.startswith('| early'))
     cells = [cell.strip() for cell in line.split('|')]
     assert cells[1:6] == ['early', '`generator.motion.num_layers=2`', '2', '2.0', '9.2 ± 0.2 [40.2]']
@@ -91,9 +97,19 @@ def test_page_has_figures_and_verdicts():
     assert text.count('### Table') == 1 and '## `other`' in text
 
 
+def test_two_metrics_of_a_kind_are_two_columns():
+    """And not two seeds; the first one is what is claimed of."""
+    first = record('pv3d', 0, 3.0)
+    first['metrics']['fvd64_128f_lite0'] = {'value': 50.0, 'error': None}
+    assert verdicts.values_of([first], 'pv3d', 'fvd').values == [3.0]
+    assert verdicts.values_of([first], 'pv3d', 'fvd64_128f_lite0').values == [50.0]
+    text = verdicts.table_text('2a', paper.TABLES['2a'], [first])
+    assert 'fvd64_128f_lite0' in text.splitlines()[2] and '| 3 ± 0 [29.1]' in text
+
+
 def test_later_results_replace_earlier_ones():
     old = [record('pv3d', 0, 1.0), record('late', 0, 2.0)]
-    found = report.merged(old, [record('pv3d', 0, 5.0)])
+    found = report.merged(old, {'folder': record('pv3d', 0, 5.0)}.values())
     assert [r['metrics']['fvd256_16f_lite0']['value'] for r in found] == [2.0, 5.0]
 
 
@@ -106,7 +122,8 @@ def test_committed_page_is_that_of_the_committed_results(tmp_path):
 
 def test_rows_are_trained_measured_and_reported(data, tmp_path):
     args = ['2a', '--preset', 'tiny', '--data', data, '--outdir', str(tmp_path / 'runs'), '--seeds', '3']
-    args += ['--rows', 'early,pv3d', '--metrics', 'motion2', '--kimg', '0.004', '--set', 'batch=2']
+    args += ['--rows', 'early,pv3d', '--metrics', 'motion2', '--kimg', '0.004', '--points', '2']
+    args += ['--set', 'batch=2,output.tick_nimg=2,output.snapshot_ticks=1']
     result = CliRunner().invoke(run.main, args)
     assert result.exit_code == 0, result.output
     folders = sorted(p for p in (tmp_path / 'runs').iterdir() if p.is_dir())
@@ -121,8 +138,42 @@ def test_rows_are_trained_measured_and_reported(data, tmp_path):
     first, second = json.loads(results.read_bytes())
     assert (first['row'], first['seed'], first['clips'], first['frames']) == ('early', 3, 4, 8)
     assert second['metrics']['motion2']['value'] > 0
-    assert '## `tiny+batch=2`' in page.read_text()
-    assert list(folders[0].glob('fakes*.png'))
+    points = second['course']['points']  # one on the way, then the end
+    assert [clips for clips, *_ in points] == [2, 4] and points[1][1] == second['metrics']['motion2']['value']
+    text = page.read_text()
+    assert '## `tiny+batch=2+output' in text and list(folders[0].glob('fakes*.png'))
+    for name in gallery.image_names('r', second['setting']):
+        assert f'({name})' in text and Image.open(tmp_path / name).size[0] > 200
+    assert CliRunner().invoke(report.main, files).exit_code == 0 and page.read_text() == text
+
+
+def test_snapshots_on_the_way_are_spread_evenly(tmp_path):
+    paths = [snapshot_path(tmp_path, nimg) for nimg in range(10, 90, 10)]
+    for path in paths:
+        path.touch()
+    assert snapshots_before(paths[6], 3) == [paths[0], paths[2], paths[4]]
+    assert snapshots_before(paths[2], 9) == paths[:2] and snapshots_before(paths[0], 4) == []
+
+
+def test_heads_of_the_first_seed_are_shown(tmp_path):
+    for folder, seed in (('a', 1), ('b', 0), ('c', 0)):
+        (tmp_path / folder).mkdir()
+        save_png(tmp_path / folder / 'strip000002000.png', np.full((8, 40, 3), 50 * seed, np.uint8))
+    made = {tmp_path / 'a': record('pv3d', 1, 1.0), tmp_path / 'b': record('pv3d', 0, 1.0)}
+    made[tmp_path / 'c'] = record('early', 0, 1.0)
+    strips = gallery.strips_of(made)
+    assert list(strips.items()) == [
+        (r, tmp_path / f / 'strip000002000.png') for r, f in (('pv3d', 'b'), ('early', 'c'))
+    ]
+    assert gallery.draw_heads(strips).shape == (16, 40 + 8 * 5 + 8, 3)
+
+
+def test_courses_need_points_on_the_way():
+    records = [record('pv3d', 0, 3.0), record('early', 0, 4.0)]
+    assert gallery.draw_courses(records).shape[2] == 3
+    for r in records:
+        r['course']['points'] = r['course']['points'][1:]
+    assert gallery.draw_courses(records) is None
 
 
 def test_what_is_not_allowed():
@@ -148,7 +199,7 @@ def test_walk_is_trained_after_the_static_network(data, tmp_path):
     args += ['--rows', 'eg3d_mcg', '--metrics', 'motion2', '--kimg', '0.002', '--device', 'cpu']
     args += ['--set', 'batch=2,loss.image_frames=1']
     assert CliRunner().invoke(run.main, args, catch_exceptions=False).exit_code == 0
-    found = {r['row']: r for r in report.collected(tmp_path)}
+    found = {r['row']: r for r in report.collected(tmp_path).values()}
     assert {name: (r['clips'], r['frames']) for name, r in found.items()} == {
         'eg3d_static': (2, 2),
         'eg3d_mcg': (4, 64),
