@@ -71,17 +71,19 @@ def _table(snapshot: Path, options: Options, settings: Any, folder: Path) -> lis
 
 
 def _curves(tables: dict[int, list[dict[str, Any]]]) -> list[Any]:
-    """Returns the curves of the figures that have a goal."""
+    """Returns the curves of the figures that the newest table has with a goal, by their names.
+
+    An older table may have been measured when there were others.
+    """
     from metrics.plotting import Curve
 
-    first = next(iter(tables.values()))
-    kimg = [clips / 1000 for clips in tables]
+    kimg, newest = [clips / 1000 for clips in tables], list(tables.values())[-1]
+    unknown = {'value': np.nan, 'error': np.nan}
     curves = []
-    for number, row in enumerate(first):
-        rows = [table[number] for table in tables.values()]
-        if row['goal']:
-            values, errors = ([np.nan if r[k] is None else r[k] for r in rows] for k in ('value', 'error'))
-            curves.append(Curve(f'{row["name"]}\n(goal {row["goal"]})', kimg, values, errors, row['data']))
+    for row in (row for row in newest if row['goal']):
+        rows = [{r['name']: r for r in table}.get(row['name'], unknown) for table in tables.values()]
+        values, errors = ([np.nan if r[k] is None else r[k] for r in rows] for k in ('value', 'error'))
+        curves.append(Curve(f'{row["name"]}\n(goal {row["goal"]})', kimg, values, errors, row['data']))
     return curves
 
 

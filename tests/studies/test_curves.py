@@ -51,6 +51,10 @@ def test_each_snapshot_is_measured_once(tmp_path, measured):
     fmd, unknown = curves._curves(found)
     assert (fmd.kimg, fmd.value, fmd.level) == ([1, 2, 3], [1, 1 / 2, 1 / 3], 0.05)
     assert np.isnan(unknown.value).all() and unknown.level is None
+    found[1000] = found[1000][1:]  # as when there was no fmd yet
+    assert curves._curves(found)[0].value[1:] == [1 / 2, 1 / 3] and math.isnan(
+        curves._curves(found)[0].value[0]
+    )
 
 
 def test_a_folder_without_snapshots(tmp_path):
