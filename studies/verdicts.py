@@ -11,8 +11,14 @@ from studies.paper import PV3D, Claim, Table
 from studies.results import format_cells
 
 SURE = 0.95  # probability above which an ordering holds; below 1 - SURE it does not
-_NAMES = {'fvd': 'FVD', 'id': 'ID', 'cd': 'CD', 'we': 'WE', 'cdscene': 'CD in scene units'}
-_NAMES |= {'idtime': 'identity, first and last frame'}
+_NAMES = {
+    'fvd': 'FVD',
+    'id': 'ID',
+    'cd': 'CD',
+    'we': 'WE',
+    'cdscene': 'CD in scene units',
+    'idtime': 'identity, first and last frame',
+}
 
 Record = Mapping[str, Any]  # what studies/judges.py:MetricsJudge writes
 
