@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import common, doctor, ops, render, step
-from torch_utils.misc import seeded_generator, set_float32_precision
+from torch_utils.misc import Float32Precision, seeded_generator, set_float32_precision
 from torch_utils.ops import kernels
 from training.camera import front_label
 from training.config import TrainConfig
@@ -249,14 +249,16 @@ def other_way(make: Callable[[], step.Bench], way: str) -> dict[str, float]:
 def rendering_items(plan: Plan) -> Iterator[Item]:
     """Frames per second of one head: planes, rays with super-resolution, both; as a CUDA graph; to a file."""
     cfg = 'tiny' if plan.smoke else 'pv3d-voxceleb'
-    yield Item(f'render/{cfg}', 40, functools.partial(time_frames, plan, cfg))
+    for precision in ('exact', 'tf32'):
+        yield Item(f'render/{cfg}/{precision}', 40, functools.partial(time_frames, plan, cfg, precision))
     if not plan.smoke:
         yield Item(f'render/{cfg}/graph', 40, functools.partial(_time_graph, plan, cfg))
     yield Item(f'render/{cfg}/video', 40, functools.partial(_time_video, plan, cfg))
 
 
-def _head(plan: Plan, cfg: str) -> tuple[Any, ...]:
-    """Returns a generator of random weights, codes, ws, time and camera of a frame."""
+def _head(plan: Plan, cfg: str, precision: Float32Precision = 'exact') -> tuple[Any, ...]:
+    """Returns a generator of random weights, codes, ws, time and camera of a frame; sets the precision."""
+    set_float32_precision(precision)  # whatever the stage before has left
     G = PRESETS[cfg]('').generator.build().to(plan.device).eval().requires_grad_(False)
     codes = G.draw_codes(1, seeded_generator(plan.device, 0))
     t, c = torch.zeros(1, device=plan.device), front_label()[None].float().to(plan.device)
@@ -264,9 +266,9 @@ def _head(plan: Plan, cfg: str) -> tuple[Any, ...]:
 
 
 @torch.no_grad()
-def time_frames(plan: Plan, cfg: str) -> dict[str, float]:
+def time_frames(plan: Plan, cfg: str, precision: Float32Precision) -> dict[str, float]:
     """Returns milliseconds of the parts of a frame."""
-    G, codes, ws, t, c = _head(plan, cfg)
+    G, codes, ws, t, c = _head(plan, cfg, precision)
     planes = G.scene(codes, ws, t)
     parts = {
         'planes_ms': lambda: G.scene(codes, ws, t),

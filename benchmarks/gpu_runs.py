@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,10 +72,20 @@ def _train(plan: Plan, cfg: str, data: Path) -> dict[str, Any]:
 def _program(plan: Plan, *args: str) -> str:
     """Runs Python with arguments from the top folder; returns the end of the output, or raises with it."""
     left = max(plan.end - time.time(), 1)
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
     environment = os.environ | {'PYTHONUNBUFFERED': '1'}
     command = [sys.executable, *args]
-    done = subprocess.run(command, cwd=_ROOT, env=environment, timeout=left, check=False, **pipes)
-    if done.returncode:
-        raise RuntimeError(done.stdout[-_TAIL:])
-    return done.stdout[-_TAIL:]
+    with tempfile.TemporaryFile('w+', errors='replace') as file:  # what a program has said outlives it
+        pipes = {'stdout': file, 'stderr': subprocess.STDOUT}
+        try:
+            code = subprocess.run(
+                command, cwd=_ROOT, env=environment, timeout=left, check=False, **pipes
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+        file.seek(0)
+        output = file.read()[-_TAIL:]
+    if code is None:
+        raise TimeoutError(f'ended after {left:.0f} s, the time that was left: {output}')
+    if code:
+        raise RuntimeError(output)
+    return output

@@ -91,7 +91,7 @@ def write_noise(folder: str, resolution: int) -> None:
     g = torch.Generator().manual_seed(0)
     labels = []
     for clip in range(2):
-        Path(folder, f'{clip:06d}').mkdir(parents=True)
+        Path(folder, f'{clip:06d}').mkdir(parents=True, exist_ok=True)  # a first try may have failed
         for i, c in enumerate(sample_camera_path(clip, 16)):
             name = f'{clip:06d}/{i:05d}.jpg'
             pixels = torch.randint(256, (resolution, resolution, 3), dtype=torch.uint8, generator=g)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from benchmarks import gpu_items, step
+from benchmarks import gpu_items, gpu_runs, step
 from benchmarks.gpu_day import Day, summary
 from support.paths import ROOT
 from torch_utils.misc import set_float32_precision
@@ -129,6 +129,36 @@ def test_another_way_changes_one_thing(way, expected, choose_kernels):
         assert set(seen) == {expected} and switches() == (True, True, True, True)
     finally:
         set_float32_precision()
+
+
+@pytest.mark.parametrize('precision', ['exact', 'tf32'])
+def test_rendering_chooses_its_precision(precision, tmp_path):
+    """Whatever the stage before has left."""
+    set_float32_precision('exact' if precision == 'tf32' else 'tf32')
+    try:
+        gpu_items._head(gpu_items.Plan('cpu', tmp_path, 0), 'tiny', precision)
+        assert torch.backends.cudnn.allow_tf32 == (precision == 'tf32')
+    finally:
+        set_float32_precision()
+
+
+@pytest.mark.parametrize('code', [None, 3])
+def test_a_program_that_fails_or_takes_too_long_leaves_what_it_said(code, tmp_path, monkeypatch):
+    def run(command, stdout, timeout, **_):
+        stdout.write('13 passed so far')
+        if code is None:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return SimpleNamespace(returncode=code)
+
+    monkeypatch.setattr(subprocess, 'run', run)
+    with pytest.raises(TimeoutError if code is None else RuntimeError, match='13 passed so far'):
+        gpu_runs._program(gpu_items.Plan('cpu', tmp_path, 0), 'train.py')
+
+
+def test_data_of_a_step_can_be_written_again(tmp_path):
+    """After a try that failed, whose error would be hidden otherwise."""
+    for _ in range(2):
+        step.write_noise(str(tmp_path), 8)
 
 
 @pytest.mark.slow

@@ -66,6 +66,20 @@ def test_conv2d_clamps_before_its_gain():
     assert y.shape == (2, 4, 4, 4) and y.abs().max() == 10
 
 
+def test_a_linear_convolution_has_its_gain_in_the_weight():
+    """No pass over the features for it; the skip of discriminators."""
+    torch.manual_seed(0)
+    skip, x = (
+        Conv2d(4, 6, 1, act='linear', down=2, bias=False),
+        torch.randn((2, 4, 8, 8), generator=seeded(0)),
+    )
+    same(skip(x, gain=0.3), 0.3 * skip(x), 1e-6)
+    assert 'BiasAct' not in type(skip(x, gain=0.3).grad_fn).__name__
+    biased = Conv2d(4, 6, 1, act='linear')
+    biased.bias.data.fill_(2.0)
+    same(biased(x, gain=0.3), 0.3 * biased(x), 1e-6)
+
+
 def test_noise_modes():
     torch.manual_seed(0)
     layer = SynthesisLayer(4, 4, 8, 8)

@@ -58,7 +58,8 @@ class ResidualBlock(nn.Module):
             x = self.fromrgb(x, clamp=_CLAMP)
         gain = math.sqrt(0.5)
         y = self.skip(x, gain=gain)
-        return y + self.conv1(self.conv0(x, clamp=_CLAMP), gain=gain, clamp=_CLAMP)
+        # in place: no gradient needs the result of a convolution
+        return y.add_(self.conv1(self.conv0(x, clamp=_CLAMP), gain=gain, clamp=_CLAMP))
 
 
 class Epilogue(nn.Module):

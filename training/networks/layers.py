@@ -80,9 +80,10 @@ class Conv2d(nn.Module):
 
     def forward(self, x: Tensor, gain: float = 1.0, clamp: float | None = None) -> Tensor:
         """Maps x [N, C_in, H, W] to [N, C_out, H / down, W / down]; `gain` scales the clamp too."""
-        weight = self.weight / math.sqrt(self.weight[0].numel())
+        linear = self.act == 'linear' and self.bias is None and clamp is None
+        weight = self.weight / (math.sqrt(self.weight[0].numel()) / (gain if linear else 1.0))
         x = conv2d_resample(x, weight.to(x.dtype), self.resample_filter, down=self.down)
-        return bias_act(x, self.bias, self.act, gain=gain, clamp=clamp)
+        return x if linear else bias_act(x, self.bias, self.act, gain=gain, clamp=clamp)
 
 
 class SynthesisLayer(nn.Module):
