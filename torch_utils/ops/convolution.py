@@ -55,17 +55,26 @@ class _Geometry(NamedTuple):
         return _Geometry(self.stride, self.padding, True, more)
 
 
-def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, impl: str = 'auto') -> Tensor:
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    stride: int = 1,
+    padding: int = 0,
+    bias: Tensor | None = None,
+    impl: str = 'auto',
+) -> Tensor:
     """Correlates images [N, C_in, H, W] with filters [C_out, C_in, k, k], as torch's conv2d does.
 
+    bias: [C_out] of x's type; the library of CPUs adds it, and takes its gradient, without a further pass.
     impl: `ref` is torch's on every device; otherwise CPUs, which are as fast with it, have torch's gradients.
     """
     if not _own(x, impl):
         # what lies between the taps of a 1x1 filter changes nothing, but makes torch choose oneDNN, which is
         # two to five times faster than what small batches get on one thread
         dilation = 2 if weight.shape[-1] == 1 and _in_onednn(x) and impl != 'ref' else 1
-        return torch.conv2d(x, weight, stride=stride, padding=padding, dilation=dilation)
-    return _Convolution.apply(x, weight, _Geometry(stride, padding, False))
+        return torch.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation)
+    y = _Convolution.apply(x, weight, _Geometry(stride, padding, False))
+    return y if bias is None else y.add_(bias[:, None, None])  # in place: no gradient needs it
 
 
 def conv_transpose2d(x: Tensor, weight: Tensor, stride: int = 1, impl: str = 'auto') -> Tensor:

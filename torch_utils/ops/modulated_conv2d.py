@@ -7,6 +7,7 @@ from torch import Tensor
 
 from torch_utils.ops.bias_act import Modulation, bias_act, scale_channels
 from torch_utils.ops.conv2d_resample import conv2d_resample
+from torch_utils.ops.convolution import conv2d
 
 _EPS = 1e-8  # keeps the demodulation finite for zero weights
 
@@ -56,6 +57,10 @@ def modulated_conv2d(
         weight = weight / (weight.norm(float('inf'), dim=(1, 2, 3), keepdim=True) * fan_in**0.5)
         styles = styles / styles.norm(float('inf'), dim=1, keepdim=True)
     x = scale_channels(x, styles, impl)
+    nothing_else = epilogue.act == 'linear' and epilogue.clamp is None and epilogue.noise is None
+    if epilogue.bias is not None and nothing_else and not demodulate and f is None:  # the widest outputs
+        bias = epilogue.bias.to(x.dtype)
+        return conv2d(x, weight.to(x.dtype), padding=weight.shape[-1] // 2, bias=bias, impl=impl)
     x = conv2d_resample(x, weight.to(x.dtype), f, up=1 if f is None else 2, impl=impl)
     scale = demodulation(weight, styles) if demodulate else None
     modulation = Modulation(scale, epilogue.noise, epilogue.strength)

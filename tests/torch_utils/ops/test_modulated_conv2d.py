@@ -44,6 +44,23 @@ def test_agrees_with_the_definition(up, k, demodulate):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize('k', [1, 3])
+def test_a_bias_alone_is_that_of_the_convolution(k):
+    """Value, first and second derivatives."""
+    shapes = (3, 4, 6, 5), (5, 4, k, k), (3, 4), (5,)
+    leaves = [draw(*shape, seed=i, grad=True) for i, shape in enumerate(shapes)]
+    x, weight, styles, bias = leaves
+    ours = modulated_conv2d(x, weight, styles, demodulate=False, epilogue=Epilogue(bias))
+    assert 'BiasAct' not in type(ours.grad_fn).__name__
+    expected = fused(x, weight, styles, None, demodulate=False) + bias[:, None, None]
+    # a gradient that no derivative reaches is that of the bias
+    found = (
+        derivatives(y, leaves[:3])[:7] + list(torch.autograd.grad(y.sum(), bias)) for y in (ours, expected)
+    )
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
 def test_demodulation_gives_unit_variance():
     """Whatever weights and styles: inside the borders, noise of variance 1 comes out with variance 1."""
     x = draw(2, 8, 66, 66)
