@@ -67,15 +67,18 @@ def toolchain(target: Target) -> Toolchain:
     if target == 'cuda':
         gpus = range(torch.cuda.device_count())
         return cuda_toolchain(sorted({'{}{}'.format(*torch.cuda.get_device_capability(i)) for i in gpus}))
-    compiler = shlex.split(os.environ.get('CXX') or shutil.which('g++') or shutil.which('clang++') or '')
-    if not compiler:
+    words = shlex.split(os.environ.get('CXX') or shutil.which('g++') or shutil.which('clang++') or '')
+    if not words:
         raise BuildError(target, 'no C++ compiler was found')
+    own = next((i for i, word in enumerate(words) if word.startswith('-')), len(words))
+    compiler, own_flags = words[:own], words[own:]
     # not -ffast-math: it would hide nan, and change the rounding mode of the whole process
     flags = '-std=c++17 -O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -fPIC'
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.exists() else []
     features = next((line for line in lines if line.startswith(('flags', 'Features'))), platform.processor())
-    return Toolchain((*compiler, *flags.split()), _ask(target, *compiler, '--version'), features)
+    # those of CXX come last, where they win
+    return Toolchain((*compiler, *flags.split(), *own_flags), _ask(target, *compiler, '--version'), features)
 
 
 def cuda_toolchain(archs: list[str]) -> Toolchain:

@@ -54,6 +54,15 @@ exec g++ "$@"
     return tmp_path / 'cache', sources
 
 
+def test_flags_of_cxx_come_last(monkeypatch):
+    """Where they win over ours, as -O1 of `make sanitize` does; a launcher stays in front."""
+    monkeypatch.setattr(kernel_build, '_ask', lambda target, *command: ' '.join(command))
+    monkeypatch.setenv('CXX', 'ccache g++ -O1 -g')
+    chain = kernel_build.toolchain('cpu')
+    assert chain.command[:2] == ('ccache', 'g++') and chain.command[-2:] == ('-O1', '-g')
+    assert '-O3' in chain.command and chain.version == 'ccache g++ --version'
+
+
 def build(place, wait=True):
     command = [sys.executable, '-c', BUILD, *map(str, place)]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
