@@ -251,9 +251,9 @@ def rendering_items(plan: Plan) -> Iterator[Item]:
     cfg = 'tiny' if plan.smoke else 'pv3d-voxceleb'
     for precision in ('exact', 'tf32'):
         yield Item(f'render/{cfg}/{precision}', 40, functools.partial(time_frames, plan, cfg, precision))
-    if not plan.smoke:
-        yield Item(f'render/{cfg}/graph', 40, functools.partial(_time_graph, plan, cfg))
     yield Item(f'render/{cfg}/video', 40, functools.partial(_time_video, plan, cfg))
+    if not plan.smoke:  # last: after a recording that fails a process may be of no more use
+        yield Item(f'render/{cfg}/graph', 40, functools.partial(_time_graph, plan, cfg))
 
 
 def _head(plan: Plan, cfg: str, precision: Float32Precision = 'exact') -> tuple[Any, ...]:
