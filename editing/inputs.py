@@ -6,6 +6,7 @@ Images and videos as they come from a camera go through the detection, alignment
 
 import contextlib
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from dnnlib.util import DataError, UserError, file_sha256
 from dnnlib.video import IMAGE_TYPES, VIDEO_TYPES
 from metrics.measures.geometry_truth import TruthReader
-from preprocessing.one_face import align_image, align_video, known_labels, read_aligned
+from preprocessing.one_face import align_image, align_video, known_labels, narrowed, read_aligned
 from training.data.dataset import VideoDataset
 from viz.images import resize
 
@@ -58,7 +59,7 @@ def open_source(text: str, resolution: int, focal: float, piece: Piece) -> Sourc
         UserError: if it is none of these, or shows no face that can be used.
     """
     if _CLIP.fullmatch(text) and not Path(text).exists():
-        return clip_source(text, resolution, piece)
+        return clip_source(text, resolution, focal, piece)
     path = Path(text)
     if not path.is_file():
         raise UserError(f'{text} is not a file; give an image, a video, or a clip as DATASET.zip:0')
@@ -78,16 +79,17 @@ def open_source(text: str, resolution: int, focal: float, piece: Piece) -> Sourc
     return Source(path.stem, images, labels, found.fps, facts, True, sound)
 
 
-def clip_source(text: str, resolution: int, piece: Piece) -> Source:
-    """Opens DATASET:CLIP or DATASET:CLIP:FRAME.
+def clip_source(text: str, resolution: int, focal: float, piece: Piece) -> Source:
+    """Opens DATASET:CLIP or DATASET:CLIP:FRAME; a longer focal length sees the middle of it.
 
     Args:
         text: as the user wrote it.
         resolution: of the result.
+        focal: of the result, image widths.
         piece: frames; a FRAME is one by itself.
 
     Raises:
-        UserError: if there is no such data set, clip or frame.
+        UserError: if there is no such data set, clip or frame, or it sees too little.
     """
     path, clip, frame = _CLIP.fullmatch(text).groups()
     data = VideoDataset.Config(path=path).build()
@@ -101,9 +103,13 @@ def clip_source(text: str, resolution: int, piece: Piece) -> Source:
         last = f'its {count} frames are 0 to {count - 1}'
         raise UserError(f'clip {known} of {path} has no frame {piece.first}; {last}')
     images = data.clip_frames(known, rows).permute(0, 2, 3, 1).numpy()
+    cameras = data.clip_cameras(known)[rows]
+    if not math.isclose(cameras[0, 16], focal, rel_tol=1e-3):
+        images, labels = narrowed(images, cameras.numpy(), resolution, focal, text)
+        cameras = torch.from_numpy(labels)
     facts = {'source': Path(text).name, 'clip': known, 'first frame': rows[0]}
     stem = '-'.join([Path(path).stem, known.replace('/', '_'), *([frame] if frame else [])])
-    return Source(stem, as_planes(images, resolution), data.clip_cameras(known)[rows], data.fps, facts)
+    return Source(stem, as_planes(images, resolution), cameras, data.fps, facts)
 
 
 class Views(NamedTuple):
@@ -115,8 +121,10 @@ class Views(NamedTuple):
     mask: Tensor | None  # fraction of the pixel that the head covers [T, 1, R, R]
 
 
-def open_views(text: str, resolution: int) -> Views:
+def open_views(text: str, resolution: int, focal: float) -> Views:
     """Opens DATASET:CLIP or DATASET:CLIP:FRAME, with depth and mask where the data set has them.
+
+    Depth and mask are those of whole images: without its border a clip is compared by its images alone.
 
     Raises:
         UserError: as `clip_source`, and for anything else.
@@ -125,13 +133,15 @@ def open_views(text: str, resolution: int) -> Views:
         raise UserError(
             f'{text} is not a clip of a data set; give DATASET.zip:0, or one frame as DATASET.zip:0:5'
         )
-    source = clip_source(text, resolution, Piece())
+    source = clip_source(text, resolution, focal, Piece())
     data = VideoDataset.Config(path=_CLIP.fullmatch(text)['path']).build()
-    first, clip = source.facts['first frame'], source.facts['clip']
+    clip, count = source.facts['clip'], len(source.cameras)
+    rows = slice(source.facts['first frame'], source.facts['first frame'] + count)
     depth = mask = None
-    with contextlib.suppress(DataError):  # of a data set without truth
-        truth = TruthReader(data, 1, data.num_frames(clip), clip).read([0], resolution)
-        depth, mask = (x[first:][: len(source.cameras)] for x in (truth.depth, truth.mask))
+    if torch.equal(source.cameras, data.clip_cameras(clip)[rows]):
+        with contextlib.suppress(DataError):  # of a data set without truth
+            truth = TruthReader(data, 1, data.num_frames(clip), clip).read([0], resolution)
+            depth, mask = truth.depth[rows], truth.mask[rows]
     return Views(source.images, source.cameras, depth, mask)
 
 

@@ -7,7 +7,7 @@ video, and what cannot be used is explained in a sentence.
 import contextlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,27 +118,57 @@ def read_aligned(
     """Reads an image or video that is aligned already; a longer focal length sees the middle of it.
 
     Raises:
-        DataError: if it is not square, has another number of frames than labels, or sees too little.
+        DataError: if it is not square, has another number of frames than labels, none of those asked for, or
+            sees too little.
     """
     is_image = path.suffix.lower() in IMAGE_TYPES
     frames = [(read_image(path), 25.0)] if is_image else list(video_frames(path))
     height, width = frames[0][0].shape[:2]
-    if len(frames) != len(labels) or height != width or labels[0, 16] > focal * 1.001:
+    if len(frames) != len(labels) or height != width:
         raise DataError(
-            f'{path}: {len(frames)} frames of {width}x{height}, {len(labels)} cameras of focal length '
-            f'{labels[0, 16]:.4g} in {CAMERAS}; needed are square frames, each with a camera of at most '
-            f'{focal:.4g}'
+            f'{path}: {len(frames)} frames of {width}x{height}, {len(labels)} cameras in {CAMERAS}; '
+            'needed are square frames, each with a camera'
         )
-    end = first + count if count else len(frames)
-    margin = width * (1 - labels[0, 16] / focal) / 2
+    rows = list(range(len(frames)))[first:][:count]
+    if not rows:
+        raise DataError(f'{path} has no frame {first}; its {len(frames)} frames are 0 to {len(frames) - 1}')
+    images, kept = narrowed([frames[i][0] for i in rows], labels[rows], size, focal, str(path))
+    return Aligned(images, kept, frames[0][1] or 25.0, '')
+
+
+def narrowed(
+    frames: Sequence[np.ndarray], labels: np.ndarray, size: int, focal: float, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts out of square frames what cameras of a longer focal length see, the middle.
+
+    Args:
+        frames: T images, uint8 RGB [S, S, 3].
+        labels: their cameras [T, 25].
+        size: pixels of a side of the result.
+        focal: focal length of the result, image widths.
+        name: of the source, for messages.
+
+    Returns:
+        images uint8 [T, size, size, 3] and labels [T, 25].
+
+    Raises:
+        DataError: if the focal length of the frames is longer.
+    """
+    share, width = labels[0, 16] / focal, len(frames[0])
+    if share > 1.001:
+        raise DataError(
+            f'{name} has cameras of focal length {labels[0, 16]:.4g}; it sees too little for this network, '
+            f'whose cameras have {focal:.4g}'
+        )
+    margin = width * max(1 - share, 0) / 2
     box = (margin, margin, width - margin, width - margin)
     images = [
         np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.LANCZOS, box))
-        for frame, _ in frames[first:end]
+        for frame in frames
     ]
-    kept = labels[first:end].copy()
-    kept[:, [16, 20]] = focal
-    return Aligned(np.stack(images), kept, frames[0][1] or 25.0, '')
+    labels = labels.copy()
+    labels[:, [16, 20]] = focal
+    return np.stack(images), labels
 
 
 def align_video(

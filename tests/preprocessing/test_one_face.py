@@ -107,8 +107,12 @@ def test_aligned_sources(tmp_path):
     assert np.array_equal(same.images[0], ramp) and np.array_equal(same.labels, labels)
     middle = one_face.read_aligned(path, labels, 32, 2 * FOCAL)
     assert (middle.images == 200).all() and middle.labels[0, 16] == pytest.approx(2 * FOCAL)
-    with pytest.raises(DataError, match='a.png: 1 frames of 64x64'):
+    with pytest.raises(DataError, match='a.png has cameras of focal length 4.265; it sees too little'):
         one_face.read_aligned(path, labels, 32, FOCAL / 2)
+    with pytest.raises(DataError, match='a.png: 1 frames of 64x64, 0 cameras'):
+        one_face.read_aligned(path, labels[:0], 32)
     write_video(tmp_path / 'a.mp4', [ramp] * 4, fps=10)
     part = one_face.read_aligned(tmp_path / 'a.mp4', labels.repeat(4, axis=0), 32, FOCAL, 1, 2)
     assert part.images.shape == (2, 32, 32, 3) and part.labels.shape == (2, 25) and part.fps == 10
+    with pytest.raises(DataError, match=r'a\.mp4 has no frame 9; its 4 frames are 0 to 3'):
+        one_face.read_aligned(tmp_path / 'a.mp4', labels.repeat(4, axis=0), 32, FOCAL, 9)
