@@ -107,7 +107,7 @@ def animate(options: Animate) -> None:
     cameras = {'source': still, 'front': trajectories.front(count, focal)}
     cameras['orbit'] = trajectories.orbit(count, math.radians(options.orbit_yaw), focal)
     writer = ClipWriter(
-        G=person, outdir=_folder(options), report=click.echo, fps=portrait.fps, note=portrait.note
+        G=person, outdir=_folder(options), report=click.echo, fps=portrait.fps, note=_note(portrait)
     )
     for seed in options.motion_seeds:
         clip = Clip(
@@ -143,7 +143,7 @@ def edit(options: Edit) -> None:
         u = torch.cat([portrait.u[:start], own])
         path = _folder(options) / f'{_stem(options.portrait)}-edit{seed:04d}.mp4'
         take = Take(portrait.ws, u, recorded(portrait.cameras, count))
-        _report(write_take(path, G, take, portrait.fps, portrait.note))
+        _report(write_take(path, G, take, portrait.fps, _note(portrait)))
         if options.sound:  # beyond the frame the lips go their own way
             _add_sound(path, options.sound, portrait, (start + 1) / portrait.fps)
 
@@ -166,7 +166,8 @@ def transfer(options: Transfer) -> None:
     cameras = {'source': source.cameras, 'target': recorded(target.cameras, count)}
     cameras['front'] = front(count, G.config.focal)
     path = _folder(options) / f'{_stem(options.target)}-as-{_stem(options.source)}.mp4'
-    _report(write_take(path, G, Take(target.ws, u, cameras[options.camera]), source.fps, target.note))
+    note = f'{_note(target)}, with the motion of {source.provenance.get("source")}'
+    _report(write_take(path, G, Take(target.ws, u, cameras[options.camera]), source.fps, note))
     if options.sound:
         _add_sound(path, options.sound, source)
 
@@ -185,10 +186,10 @@ def views(options: Views) -> None:
         cameras = trajectories.orbit(count, math.radians(options.orbit_yaw), focal)
     path = folder / f'{stem}-{options.trajectory}.mp4'
     take = Take(portrait.ws, trajectories.recorded(portrait.u, count), cameras)
-    _report(write_take(path, G, take, portrait.fps, portrait.note, depth=True))
+    _report(write_take(path, G, take, portrait.fps, _note(portrait), depth=True))
     if options.shapes:
         path = folder / f'{stem}.{options.shapes}'
-        write_mesh(path, G, portrait, options.shape_resolution)
+        write_mesh(path, G, portrait, options.shape_resolution, _note(portrait))
         click.echo(path)
 
 
@@ -207,7 +208,7 @@ def score(options: Score) -> None:
     scores = measure(G, own, portrait, perceptual)
     if options.truth:
         scores['truth'] = view_scores(
-            own, portrait, open_views(options.truth, G.config.resolution), perceptual
+            own, portrait, open_views(options.truth, G.config.resolution, G.config.focal), perceptual
         )
     for heading, rows in scores.items():
         for name, value in rows.items() if isinstance(rows, dict) else [('', rows)]:
@@ -216,7 +217,7 @@ def score(options: Score) -> None:
             )
     path = _folder(options) / f'{_stem(options.portrait)}-score.json'
     with atomic_write(path, 'w') as file:
-        made = {'provenance': portrait.provenance, 'notice': portrait.note}
+        made = {'provenance': portrait.provenance, 'notice': _note(portrait)}
         json.dump(scores | made, file, indent=2)
     click.echo(path)
 
@@ -274,6 +275,11 @@ def _stem(path: str) -> str:
     from editing.codes import SUFFIX
 
     return Path(path).name.removesuffix(SUFFIX)
+
+
+def _note(portrait: Portrait) -> str:
+    """Returns the comment in the metadata of a file: how its portrait was made, and the file itself."""
+    return f'{portrait.note}, shown by {_command()}'
 
 
 def _command() -> str:

@@ -65,7 +65,7 @@ def write_take(
     return paths
 
 
-def write_mesh(path: Path, G: RadianceGenerator, portrait: Portrait, resolution: int) -> None:
+def write_mesh(path: Path, G: RadianceGenerator, portrait: Portrait, resolution: int, note: str) -> None:
     """Writes a coloured mesh of the first frame of a portrait, in the format of the suffix.
 
     Raises:
@@ -78,7 +78,7 @@ def write_mesh(path: Path, G: RadianceGenerator, portrait: Portrait, resolution:
         mesh, _ = shapes.head_mesh(G, planes, ws, resolution)
     except Skip as reason:
         raise UserError(f'no mesh of {path.stem} can be made, {reason}') from reason
-    shapes.save_mesh(path, mesh, portrait.note)
+    shapes.save_mesh(path, mesh, note)
 
 
 def panels(G: RadianceGenerator, portrait: Portrait, frames: Sequence[int]) -> Iterator[np.ndarray]:

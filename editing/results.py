@@ -112,8 +112,10 @@ def write_files(
     facts = {name: value for name, value in portrait.scores.items() if isinstance(value, dict)}
     course = {name: f'{notes[-1][0] + 1} steps, {notes[-1][2]:.2f} dB' for name, notes in found.notes.items()}
     facts |= {'search': course, 'recipe': recipe_facts(job.recipe), 'provenance': portrait.provenance}
-    names = [path.name for path in videos]
-    reports = write_report(job.outdir, job.name, facts, portrait.scores['warnings'], sheet, names)
+    names, warnings = [path.name for path in videos], list(portrait.scores['warnings'])
+    if found.stopped:
+        warnings.append('the search was stopped: this is the best so far, and the same command continues')
+    reports = write_report(job.outdir, job.name, facts, warnings, sheet, names)
     return [beside(SUFFIX), beside('-compare.png'), *videos, *reports]
 
 

@@ -84,7 +84,8 @@ def test_same_command_same_bytes(snapshot, data, found, tmp_path, monkeypatch):
         assert path.read_bytes() == (tmp_path / 'b' / path.name).read_bytes(), path.name
 
 
-def test_applications(snapshot, data, found, tmp_path):
+def test_applications(snapshot, data, found, tmp_path, monkeypatch):
+    monkeypatch.setattr(edit_videos, '_command', lambda: 'this command')
     clip, image = found / 'clip.portrait.pt', found / 'image.portrait.pt'
     names = done(snapshot, tmp_path, 'animate', image, '--frames', '3', '--motion-seeds', '0-1', '--depth')
     assert names == [f'image-motion000{i}{kind}.mp4' for i in range(2) for kind in ('-depth', '')]
@@ -102,7 +103,10 @@ def test_applications(snapshot, data, found, tmp_path):
     assert 'clip-score.json' in names
     for name in names:  # who made it, and with what
         content = (tmp_path / name).read_bytes()
-        assert b'Synthetic, made by PV3D' in content and file_sha256(snapshot).encode() in content, name
+        for part in ('Synthetic, made by PV3D', file_sha256(snapshot), 'shown by this command'):
+            assert part.encode() in content, (name, part)
+    moved = (tmp_path / 'image-as-clip.mp4').read_bytes()
+    assert b'(source clips.zip:1:2), shown by this command, with the motion of clips.zip:0' in moved
 
 
 @pytest.mark.parametrize(
