@@ -2,7 +2,7 @@
 
 `python -m benchmarks.editing --network FILE --json REPORT`. The truth is an image or a clip of the network
 itself, and a procedural head that it has never seen. Views are compared at cameras that the search did not
-see. Seconds are those of the processor.
+see. Seconds are those of the processor. `--head` takes another procedural head.
 """
 
 import dataclasses
@@ -18,9 +18,10 @@ from torch import Tensor
 from benchmarks import common
 from dnnlib.util import file_sha256
 from editing.cameras import view
+from editing.codes import Portrait, PortraitGenerator
 from editing.fit import Fit
 from editing.inputs import Source
-from editing.motion import sampled
+from editing.motion import sampled, transferred
 from editing.objective import psnr
 from editing.recipes import PRESETS, Recipe, find_person
 from editing.render import Take, render_take
@@ -40,7 +41,7 @@ from viz.trajectories import orbit
 SEED = 5  # of the network's own person
 YAW_DEG = 12.0
 CAMERA_ERROR_DEG = (5.0, 3.0)  # yaw, pitch
-STRANGER = 777  # seed of the procedural head
+STRANGER = 777  # seed of the procedural head where none is given
 VIDEO_FRAMES = 6
 SIDES = (15.0, 30.0)  # degrees to both sides
 _OPAQUE = 0.9  # opacity of the head in a network's own image; the background has less
@@ -53,10 +54,10 @@ Row = dict[str, float]
 
 
 class Bench:
-    """A network and its own person."""
+    """A network, its own person, and the seed of a head that it has never seen."""
 
-    def __init__(self, G: RadianceGenerator) -> None:
-        self.G, self.focal = G, G.config.focal
+    def __init__(self, G: RadianceGenerator, head: int = STRANGER) -> None:
+        self.G, self.focal, self.head = G, G.config.focal, head
         self.codes = draw_codes(G, SEED)
 
     @torch.no_grad()
@@ -109,8 +110,10 @@ class Bench:
     def again(self, recipe: Recipe) -> Row:
         """Finds the motion of a clip, gives it to another person, and finds it again there.
 
-        Most directions of u hardly change an image, and count in a correlation of u as much as the others. So
-        it is also measured how alike the changes of images are that both motions make, before a fixed camera.
+        u is known only as far as it moves the image: most of its directions hardly do, and count in a
+        correlation of u as much as the others. So the correlation of the motion is that of the changes which
+        both u make to images of that person before a fixed camera. That of u itself, and of the motion of
+        another code, stand beside it.
         """
         every, cameras = torch.arange(VIDEO_FRAMES), orbit(VIDEO_FRAMES, focal=self.focal)
         recipe = dataclasses.replace(recipe, steps=120)
@@ -123,8 +126,10 @@ class Bench:
         pixels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).contiguous()
         second, _ = timed(self.G, Source('other', pixels, cameras, FPS, {}), recipe)
         again, front = second.motion(every).detach(), view(0, self.focal).expand(VIDEO_FRAMES, -1)
-        shown = [filmed(self.G, Take(ws, x, front)) for x in (u, again)]
-        return row | {'correlation of u': correlation(u, again), 'of what it shows': correlation(*shown)}
+        fresh = sampled(self.G, draw_codes(self.G, 0, SEED + 1), torch.linspace(0, 1, VIDEO_FRAMES))
+        shown = [filmed(self.G, Take(ws, x, front)) for x in (u, again, u[:1] + fresh)]
+        row |= {'correlation of motion': correlation(*shown[:2]), 'of u itself': correlation(u, again)}
+        return row | {"of another code's motion": correlation(*shown[::2])}
 
     @torch.no_grad()
     def animated(self) -> Row:
@@ -139,9 +144,40 @@ class Bench:
             change.append(float((end_image - start_image).abs().mean()) * 127.5)
         return {'least': min(change), 'mean': np.mean(change)}
 
+    @torch.no_grad()
+    def exact(self) -> Row:
+        """Returns what must be 0: largest differences of images in grey levels, as commands make them."""
+        times, cameras = torch.linspace(0, 1, VIDEO_FRAMES), orbit(VIDEO_FRAMES, focal=self.focal)
+        ws = self.G.condition(self.codes, cameras[:1], torch.zeros(1))
+        u, fresh = self.G.motion_at(self.codes, times), draw_codes(self.G, 0, 1)
+        source, fixed = self.source(cameras, times), cameras[:1].expand(VIDEO_FRAMES, -1)
+        portrait = Portrait(
+            network='',
+            ws=ws,
+            u=u,
+            cameras=cameras,
+            images=source.images,
+            fps=FPS,
+            neutral_frame=0,
+            tuned={},
+            provenance={},
+            scores={},
+        )
+        moved, still = (PortraitGenerator(self.G, portrait, x).motion_at(fresh, times) for x in (1.0, 0.0))
+
+        def film(u: Tensor, cameras: Tensor) -> Tensor:
+            return filmed(self.G, Take(ws, u, cameras))
+
+        found, first, calm = film(u, cameras), film(moved, fixed)[:1], film(still, fixed)
+        oneself = film(transferred(u, u[:1], u[:1]), cameras)
+        other = film(transferred(still, still[:1], u[1:2]), fixed)
+        pairs = {'animate at t = 0': (first, found[:1]), 'animate by strength 0': (calm, calm[:1])}
+        pairs |= {'transfer to oneself': (oneself, found), 'transfer of a still': (other, other[:1])}
+        return {name: float((a - b).abs().max()) * 127.5 for name, (a, b) in pairs.items()}
+
     def stranger(self, recipe: Recipe) -> Row:
         """Finds a head that the network has never seen."""
-        person = clip_seed(STRANGER, 0, 0)
+        person = clip_seed(self.head, 0, 0)
         model, motion = HeadModel(sample_identity(person)), sample_motion_path(person, 1, FPS)[0]
         label = torch.from_numpy(sample_camera_path(person, 2, self.focal)[:1]).float()
 
@@ -218,6 +254,7 @@ CASES: dict[str, Callable[[Bench], Row]] = {
     'own clip, z_m+': lambda bench: bench.clip(_GIVEN_CAMERA),
     'own clip, no motion': lambda bench: bench.clip(dataclasses.replace(_GIVEN_CAMERA, motion='none')),
     'fresh motion codes': Bench.animated,
+    'exact': Bench.exact,
     'motion found again on another person': lambda bench: bench.again(_CODE_ONLY),
     'the same, 150 steps': lambda bench: bench.again(_LONG),
 }
@@ -226,17 +263,18 @@ CASES: dict[str, Callable[[Bench], Row]] = {
 @click.command()
 @click.option('--network', required=True, help='Snapshot to measure.')
 @click.option('--case', 'cases', multiple=True, type=click.Choice(list(CASES)), help='Only these.')
+@click.option('--head', default=STRANGER, help='Seed of the procedural head.')
 @click.option('--json', 'json_file', default=None, help='Report to write.')
-def main(network: str, cases: tuple[str, ...], json_file: str | None) -> None:
+def main(network: str, cases: tuple[str, ...], head: int, json_file: str | None) -> None:
     """Measures how well people and motion are found again."""
     torch.set_num_threads(1)
     snapshot = open_snapshot(network)
-    bench = Bench(load_generator(snapshot))
+    bench = Bench(load_generator(snapshot), head)
     rows: dict[str, Any] = {}
     for name in cases or CASES:
         rows[name] = {key: round(float(value), 4) for key, value in CASES[name](bench).items()}
         click.echo(f'{name}: ' + ', '.join(f'{key} {value:.4g}' for key, value in rows[name].items()))
-    report = {'sha256': file_sha256(network), **common.machine('cpu'), 'cases': rows}
+    report = {'sha256': file_sha256(network), 'head': head, **common.machine('cpu'), 'cases': rows}
     common.write_report(json_file, report)
 
 
