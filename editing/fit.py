@@ -289,8 +289,9 @@ class StageRun:
         row = rows[torch.randint(len(rows), (1,), generator=generator)]
         if self.mirrored is not None:
             # the refined camera is mirrored, not the stated one: a face is seen twice, from both sides
-            other = fit(row, mirror_label(fit.cameras(row)))
-            loss = loss + stage.mirror * self.objective(other, self.mirrored.rows(row))
+            other = self.objective(fit(row, mirror_label(fit.cameras(row))), self.mirrored.rows(row))
+            met = (distance / (other + 1e-8)).detach().clamp(max=1)  # a person who is met need not be even
+            loss = loss + stage.mirror * met * other
         if stage.hold:
             side = view(SIDE_YAWS_DEG[self.step % len(SIDE_YAWS_DEG)], fit.G.config.focal)
             loss = loss + stage.hold * side_change(fit, self.before, row, side.to(fit.w.device))

@@ -43,7 +43,7 @@ class Search(Common):
     hold_views: Annotated[float, Range(0)] | None = None
     # weight of pixels outside the head [default: 0.3 for images and videos, 1 for clips of data sets]
     background: Annotated[float, Range(0, 1)] | None = None
-    # weight of the mirrored image; for symmetric faces that are turned [default: 0]
+    # weight of the mirrored image, 0 = none; it counts the less the better the image is met [default: preset]
     mirror: Annotated[float, Range(0)] | None = None
     # weight of the identity network, where it finds a face [default: 0.1 for images and videos, else 0]
     identity: Annotated[float, Range(0)] | None = None

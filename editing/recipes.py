@@ -30,10 +30,10 @@ class Recipe:
     smooth: float = 1e-2  # weight of restless motion
     neutral: int | None = None  # frame that is defined as without expression
     batch: int = 8  # frames at a time
-    tune_steps: int = 100  # of the network; 0 = it stays as it is
+    tune_steps: int = 150  # of the network; 0 = it stays as it is
     tune_rate: float = 1e-3
     hold: float = 1.0  # weight of the side views of the person before tuning
-    mirror: float = 0.0  # weight of the mirrored frames, in the code and in tuning
+    mirror: float = 0.3  # weight of the mirrored frames, in the code and in tuning
     weights: Weights = Weights()
 
 
@@ -42,7 +42,7 @@ PRESETS = {
     'fast': Recipe(steps=100, motion_steps=40, tune_steps=50),
     'best': Recipe(steps=500, motion_steps=150, tune_steps=250),
     # PV3D 4.4: W+, network frozen, cameras as given; it states no rates and no losses
-    'paper': Recipe(space='w+', refine_camera=False, tune_steps=0),
+    'paper': Recipe(space='w+', refine_camera=False, tune_steps=0, mirror=0.0),
 }
 
 

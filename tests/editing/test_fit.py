@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from editing import fit as fits
-from editing.fit import Fit, RowAdam, Stage, choose_rows, rate_factor
+from editing.fit import Fit, RowAdam, Stage, StageRun, choose_rows, rate_factor
+from editing.objective import Objective, Weights
 from support import tiny
 
 
@@ -115,3 +116,19 @@ def test_which_networks_move_at_the_start(path):
     assert fits.starts_moving(G) == (path == 'waves')
     anchored = tiny.generator(motion=tiny.motion(path=path, anchored=True))
     assert not fits.starts_moving(anchored)
+
+
+@pytest.mark.parametrize(('distance', 'other', 'weight'), [(0.1, 0.4, 0.25), (0.4, 0.1, 1.0)])
+def test_the_mirrored_image_counts_as_the_image_is_met(distance, other, weight):
+    distances = itertools.cycle([torch.tensor(x, requires_grad=True) for x in (distance, other)])
+
+    class Given(Objective):
+        def forward(self, seen, wanted):
+            return next(distances) + 0 * seen.image.sum()
+
+    found, given = fit(1), Given(Weights(raw=0.0, perceptual=0.0), 'cpu')
+    targets = given.targets(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), found.labels, 8)
+    stage = Stage(name='x', steps=1, code=0.1, mirror=0.5)
+    run = StageRun(found, stage, given, targets, found.G, 0)
+    run.advance()
+    assert run.notes[0][1] == pytest.approx(distance + 0.5 * weight * other)
