@@ -12,7 +12,7 @@ from dnnlib.cli import Range, command
 
 import click
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, file_sha256
 
 if TYPE_CHECKING:  # functions import what they need: --help and errors in options need no torch
     from collections.abc import Callable
@@ -104,6 +104,7 @@ def open_model(path: str, options: Options) -> Model:
     from interop.convert import open_snapshot
     from torch_utils.misc import pick_device
     from training.networks.registry import load_generator
+    from viz.notice import notice
     from viz.web import coverage
     from viz.web.people import Model
 
@@ -113,8 +114,10 @@ def open_model(path: str, options: Options) -> Model:
     return Model(
         G=G,
         path=path,
+        device=options.device,
         coverage=coverage.covered(clips),
         fps=float(snapshot.meta.get('fps') or 25.0),
+        note=notice(Path(path).name, file_sha256(path)),
         people=people(G, options.portrait),
     )
 
@@ -161,9 +164,10 @@ def person(
 
 def project(model: Model, content: bytes, watch: Watch, should_stop: Callable[[], bool]) -> Person:
     """Finds the person of an uploaded image; see viz.web.uploads.Project."""
-    from editing.live import project_upload
+    from editing.live import portrait_bytes, project_upload
 
-    return person(model.G, project_upload(model.G, content, model.path, watch, should_stop))
+    found = project_upload(model.G, content, model.path, watch, should_stop)
+    return dataclasses.replace(person(model.G, found), content=lambda: portrait_bytes(found))
 
 
 main = command(Options, run, 'use a smaller network or another --device')

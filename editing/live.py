@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from dnnlib.util import UserError, file_sha256
-from editing.codes import Portrait, network_digest, require_3d
+from editing.codes import SUFFIX, Portrait, network_digest, require_3d, save_portrait
 from editing.inputs import Piece, open_source
 from editing.objective import Weights
 from editing.recipes import PRESETS, Recipe, find_person
@@ -66,6 +66,14 @@ def project_upload(
         command='viewer.py --allow-upload',
     )
     return make_portrait(G, found, source, job, digest)
+
+
+def portrait_bytes(portrait: Portrait) -> bytes:
+    """Returns the content of the file of a portrait."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f'upload{SUFFIX}')
+        save_portrait(path, portrait)
+        return path.read_bytes()
 
 
 def check_image(content: bytes) -> None:

@@ -4,6 +4,7 @@ Images are uint8 arrays [H, W, 3], stacks of them [N, H, W, 3]; tensors from the
 """
 
 import contextlib
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -132,13 +133,19 @@ def _over_gray(color: Tensor, opacity: Tensor) -> Tensor:
     return torch.lerp(torch.full_like(color, _BACKGROUND), color, opacity.clamp(0, 1)) * 2 - 1
 
 
-def save_png(path: Path | str, image: np.ndarray, note: str = '') -> None:
-    """Writes a uint8 image [H, W, 3] as PNG, a note in its metadata; a UserError leaves nothing behind."""
-    info = PngInfo()
+def png_bytes(image: np.ndarray, note: str = '') -> bytes:
+    """Returns the content of the file that save_png writes."""
+    file, info = io.BytesIO(), PngInfo()
     if note:
         info.add_text('Comment', note)
+    Image.fromarray(image).save(file, format='png', pnginfo=info)
+    return file.getvalue()
+
+
+def save_png(path: Path | str, image: np.ndarray, note: str = '') -> None:
+    """Writes a uint8 image [H, W, 3] as PNG, a note in its metadata; a UserError leaves nothing behind."""
     with atomic_write(path) as file:
-        Image.fromarray(image).save(file, format='png', pnginfo=info)
+        file.write(png_bytes(image, note))
 
 
 @contextlib.contextmanager

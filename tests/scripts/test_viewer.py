@@ -81,7 +81,8 @@ def test_printed_commands_make_the_same_image(network, G, tmp_path):
         words = shlex.split(painter.command(state))
         assert words[:2] == ['python', 'gen_videos.py'] and words[-1] == '--outdir=out'
         out = tmp_path / str(i)
-        done = CliRunner().invoke(gen_videos.main, [*words[2:-1], f'--outdir={out}', '--device=cpu'])
+        assert words[-2] == '--device=cpu'  # as the viewer was told
+        done = CliRunner().invoke(gen_videos.main, [*words[2:-1], f'--outdir={out}'])
         assert done.exit_code == 0, done.output
         kind = state.second or state.kind
         file = min(out.iterdir()) if kind != 'image' else min(out.iterdir(), key=lambda f: len(f.name))
@@ -137,6 +138,10 @@ def test_a_run_is_followed(G, tmp_path):
     save_snapshot(tmp_path / 'network-snapshot-000000003.pkl', {'G_ema': G}, {})
     follower.look()
     assert watched.painters[0].model.path.endswith('000000003.pkl')
+    for file in tmp_path.iterdir():
+        file.unlink()
+    follower.look()  # a run that was removed is no reason to stop
+    assert len(watched.painters) == len(watched.messages) == 1
 
 
 @pytest.mark.slow

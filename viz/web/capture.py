@@ -1,15 +1,12 @@
 """What is seen as files: an image, videos, and the command line that makes the image again."""
 
-import io
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from viz import rollout, trajectories
+from viz import images, rollout, trajectories
 from viz.clip_writer import Clip, ClipWriter
 from viz.web.page import Page
 from viz.web.people import SAMPLED
@@ -34,13 +31,9 @@ class CapturePanel:
     def image(self) -> None:
         """Sends the image, without loss."""
         page = self.page
-        with page.painter.lock:
-            image = page.painter.paint(page.state)
-        file, info = io.BytesIO(), PngInfo()
-        if note := page.painter.note(page.state):
-            info.add_text('Comment', note)
-        Image.fromarray(image).save(file, format='png', pnginfo=info)
-        page.client.send_file_download('image.png', file.getvalue(), save_immediately=True)
+        image = page.painter.paint(page.state)
+        content = images.png_bytes(image, page.painter.note(page.state))
+        page.client.send_file_download('image.png', content, save_immediately=True)
 
     def orbit(self) -> None:
         """Sends a video in which the camera goes round while the person moves."""

@@ -214,7 +214,7 @@ class CameraPanel(Bound):
                 self.bind(field, handle, then=page.aim)
             usual = round(fov_degrees(model.G.config.focal), 1)
             hint = f'degrees; training cameras had {usual}'
-            fov = slider(gui, 'field of view', (LIMITS['fov'][0], 40), 0.1, usual, hint)
+            fov = slider(gui, 'field of view', LIMITS['fov'][:2], 0.1, usual, hint)
             self.bind(
                 'fov',
                 fov,

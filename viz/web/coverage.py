@@ -51,20 +51,23 @@ def covered(clips: Sequence[Tensor]) -> Coverage:
     return Coverage((float(low[0]), float(high[0])), (float(low[1]), float(high[1])))
 
 
-def orbit_angles(position: np.ndarray, look_at: np.ndarray) -> tuple[float, float]:
+def orbit_place(position: np.ndarray, look_at: np.ndarray) -> tuple[float, float, float]:
     """Returns yaw and pitch, degrees, of the camera on our sphere that looks in the direction of another.
 
-    Only the direction counts: how far the browser's camera is away, and where it was panned to, do not.
+    Where the browser's camera was panned to does not count. The third number is its distance, which the
+    wheel changes, as a multiple of that of our camera.
     """
     view, pivot = position - look_at, np.asarray(PIVOT)
-    view = view / max(float(np.linalg.norm(view)), 1e-9)
+    distance = max(float(np.linalg.norm(view)), 1e-9)
+    view = view / distance
     along = float(pivot @ view)  # pivot + s view is on the sphere
     s = -along + math.sqrt(along**2 + RADIUS**2 - float(pivot @ pivot))
     x, y, z = pivot + s * view
-    return math.degrees(math.atan2(x, z)), math.degrees(math.asin(y / RADIUS))
+    return math.degrees(math.atan2(x, z)), math.degrees(math.asin(y / RADIUS)), distance / s
 
 
-def orbit_position(yaw: float, pitch: float) -> np.ndarray:
-    """Returns the place of the camera at these angles, degrees; it looks at PIVOT."""
-    a, b = math.radians(yaw), math.radians(pitch)
-    return RADIUS * np.array([math.sin(a) * math.cos(b), math.sin(b), math.cos(a) * math.cos(b)])
+def orbit_position(yaw: float, pitch: float, zoom: float = 1.0) -> np.ndarray:
+    """Returns the place of the camera at these angles, degrees, looking at PIVOT from `zoom` times as far."""
+    a, b, pivot = math.radians(yaw), math.radians(pitch), np.asarray(PIVOT)
+    place = RADIUS * np.array([math.sin(a) * math.cos(b), math.sin(b), math.cos(a) * math.cos(b)])
+    return pivot + zoom * (place - pivot)

@@ -10,6 +10,7 @@ from viz.web.people import Model
 from viz.web.server import Viewer
 
 EVERY_SEC = 2.0
+_SNAPSHOTS = 'network-snapshot-*.pkl'
 
 
 def newest_snapshot(run_dir: Path) -> Path:
@@ -18,7 +19,7 @@ def newest_snapshot(run_dir: Path) -> Path:
     Raises:
         UserError: if there is none.
     """
-    found = sorted(run_dir.glob('network-snapshot-*.pkl'))
+    found = sorted(run_dir.glob(_SNAPSHOTS))
     if not found:
         raise UserError(f'--run {run_dir} holds no network-snapshot-*.pkl yet; give the folder of a run')
     return found[-1]
@@ -48,13 +49,17 @@ class Follower:
 
     def look(self) -> None:
         """Shows the newest snapshot if it is another one; one that cannot be used is named on the pages."""
-        path = newest_snapshot(self.run_dir)
+        path = max(self.run_dir.glob(_SNAPSHOTS), default=self.last)
         if path == self.last:
             return
         self.last = path
         try:
             self.viewer.replace(Painter(self.open_model(str(path))))
-        except UserError as err:
+        except (
+            UserError,
+            OSError,
+            RuntimeError,
+        ) as err:  # removed meanwhile, out of memory
             self.viewer.message(str(err), 'Not possible')
         else:
             self.viewer.message(path.name, 'New snapshot')

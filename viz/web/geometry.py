@@ -1,5 +1,6 @@
 """The mesh of what is seen: made, shown in the scene, downloaded."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from viz.web.state import State
 
 _NODE = '/mesh'
 _VOXELS = ('32', '64', '128', '256')
+_OTHER = '⚠️ This is the mesh of another person or moment; make it again.'
 _GRAY = np.full((8, 8, 3), 60, np.uint8)  # behind the mesh
 
 
@@ -18,7 +20,7 @@ class GeometryPanel:
     """Controls of the mesh."""
 
     def __init__(self, page: Page, gui: Any) -> None:
-        self.page, self.mesh, self.node = page, None, None
+        self.page, self.mesh, self.node, self.made_of, self.note = page, None, None, None, ''
         with gui.add_folder('Geometry', expand_by_default=False):
             hint = 'density of the surface, 1 / scene unit; 0 = chosen by the scene'
             self.level = gui.add_number('level', 0.0, min=0.0, max=1000.0, step=0.5, hint=hint)
@@ -41,7 +43,7 @@ class GeometryPanel:
         if self.voxels.value not in _VOXELS:
             raise UserError(f'voxels must be one of {", ".join(_VOXELS)}')
         self.facts.content = 'working ...'
-        with page.painter.lock:
+        with page.painter.turns.taken():
             views = page.painter.views(state)
             scene, ws = views.scene(page.painter.view(state))
         level, parts = self.level.value or None, 'head' if self.head.value else 'all'
@@ -50,6 +52,7 @@ class GeometryPanel:
         finally:
             self.facts.content = ''
         self.mesh, chosen = made
+        self.made_of, self.note = moment(state), page.painter.note(state)
         self.facts.content = f'{len(self.mesh.faces)} triangles; surface at {chosen.reason}'
         self.node = page.client.scene.add_glb(_NODE, shapes.mesh_file(self.mesh, 'glb'))
         self.files.visible, self.shown.disabled = True, False
@@ -69,12 +72,21 @@ class GeometryPanel:
     def download(self) -> None:
         """Sends the file of the mesh."""
         kind = self.files.value.removeprefix('.')
-        content = shapes.mesh_file(self.mesh, kind, self.page.painter.note(self.page.state))
+        content = shapes.mesh_file(self.mesh, kind, self.note)
         self.page.client.send_file_download(f'mesh.{kind}', content, save_immediately=True)
 
     def settled(self, state: State) -> None:
-        """Shows nothing of the state."""
+        """Says when the mesh is that of another moment."""
+        if self.mesh is not None and moment(state) != self.made_of:
+            self.facts.content = _OTHER
 
     def close(self) -> None:
         """Forgets the mesh."""
         self.mesh = None
+
+
+def moment(state: State) -> State:
+    """Returns a state without what changes no mesh."""
+    plain = State()
+    seen = ('yaw', 'pitch', 'fov', 'kind', 'second', 'split_at', 'samples')
+    return dataclasses.replace(state, **{name: getattr(plain, name) for name in seen})

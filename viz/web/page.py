@@ -1,5 +1,6 @@
 """One browser: what it has asked for, and what it is sent."""
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -9,16 +10,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dnnlib.scene import FOCAL, PIVOT
+from dnnlib.scene import FOCAL, PIVOT, fov_degrees
 from dnnlib.util import Skip, UserError, is_out_of_memory, memory_advice
 from viz.web import coverage
 from viz.web.painter import Painter
-from viz.web.state import State
+from viz.web.state import LIMITS, State
+from viz.web.turns import Superseded
 from viz.web.worker import Player, Worker
 
 _LOSSLESS_SIDE = 256  # images up to it are sent as PNG while they move, too
 _MOVING_QUALITY = 80  # of JPEG
 _SAME_DEG = 0.05  # a camera that is so near is the same: browsers report rounded numbers
+_SAME_ZOOM = 0.01  # likewise, of distances
 _DEAF_SEC = 0.5  # after we moved the browser's camera, its own reports of that are not taken for drags
 _ADVICE = 'choose fewer voxels or samples'
 
@@ -103,8 +106,11 @@ class Page:
             self.redraw()
         if self.painter is None or self.backdrop is not None or time.monotonic() < self._deaf_until:
             return
-        wanted = coverage.orbit_angles(np.asarray(camera.position), np.asarray(camera.look_at))
+        *wanted, zoom = coverage.orbit_place(np.asarray(camera.position), np.asarray(camera.look_at))
         yaw, pitch, self.outside = self.painter.model.coverage.clamp(*wanted)
+        if abs(zoom / self._zoom() - 1) > _SAME_ZOOM:
+            low, high, _ = LIMITS['fov']
+            self.change(fov=min(max(fov_degrees(self.focal / zoom), low), high))
         if max(abs(yaw - self.state.yaw), abs(pitch - self.state.pitch)) > _SAME_DEG:
             self.change(yaw=yaw, pitch=pitch)
         elif self.outside:
@@ -115,15 +121,19 @@ class Page:
         self._deaf_until = time.monotonic() + _DEAF_SEC
         self.outside = False
         with self.client.atomic():
-            self.client.camera.position = coverage.orbit_position(self.state.yaw, self.state.pitch)
+            place = coverage.orbit_position(self.state.yaw, self.state.pitch, self._zoom())
+            self.client.camera.position = place
             self.client.camera.look_at = PIVOT
             self.client.camera.up_direction = (0.0, 1.0, 0.0)
             self.client.camera.fov = self._window_fov()
 
+    def _zoom(self) -> float:
+        """Returns how far the browser's camera is away, 1 = as ours: its field of view does not change."""
+        return self.focal / self.state.camera.focal(self.focal)
+
     def _window_fov(self) -> float:
-        """Returns the vertical field of view of the window in which a square image fits, radians."""
-        half = 0.5 / self.state.camera.focal(self.focal)
-        return float(2 * np.arctan(half / min(self.client.camera.aspect, 1.0)))
+        """Returns the vertical field of view of the window in which our square image fits, radians."""
+        return float(2 * np.arctan(0.5 / self.focal / min(self.client.camera.aspect, 1.0)))
 
     @property
     def focal(self) -> float:
@@ -138,6 +148,8 @@ class Page:
                 act()
             except (UserError, Skip) as err:
                 self.message(str(err))
+            except Superseded:
+                raise
             except Exception as err:  # whatever it was, the page lives on
                 if is_out_of_memory(err):
                     self.message(memory_advice(err, _ADVICE))
@@ -167,17 +179,17 @@ class Page:
     def _advance(self, seconds: float) -> None:
         self.guard(lambda: self.advance(seconds))(None)
 
-    def _draw(self, state: State, side: int) -> None:
-        self.guard(lambda: self._paint_and_send(state, side))(None)
+    def _draw(self, state: State, side: int, stale: Callable[[], bool] | None) -> None:
+        with contextlib.suppress(Superseded):
+            self.guard(lambda: self._paint_and_send(state, side, stale))(None)
 
-    def _paint_and_send(self, state: State, side: int) -> None:
+    def _paint_and_send(self, state: State, side: int, stale: Callable[[], bool] | None) -> None:
         start = time.perf_counter()
         still = side == self._full(state)
         if self.backdrop is not None or self.painter is None:
             image = np.full((8, 8, 3), 40, np.uint8) if self.backdrop is None else self.backdrop
         else:
-            with self.painter.lock:
-                image = self.painter.paint(state, side)
+            image = self.painter.paint(state, side, stale)
         painted = time.perf_counter()
         self.send(image, still)
         self.speed.note(painted - start, time.perf_counter() - painted)

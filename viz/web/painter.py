@@ -1,7 +1,7 @@
 """States to images: the same functions as gen_videos.py, a frame at a time. It knows no browsers."""
 
 import dataclasses
-import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from viz.rollout import RenderOptions
 from viz.view import View, Views, command_line, sampling
 from viz.web.people import Model, Person
 from viz.web.state import State
+from viz.web.turns import Turns
 
 _KEPT_BYTES = 1 << 28  # of scenes of each person
 
@@ -20,7 +21,7 @@ class Painter:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.lock = threading.Lock()  # round the network: two at once would take turns in every operator
+        self.turns = Turns()  # two drawings at once would only take turns in every operator
         self._views: dict[VideoGenerator, Views] = {}
 
     def views(self, state: State) -> Views:
@@ -41,9 +42,19 @@ class Painter:
         G = self.model.generator(state.person)
         return G.renderer.resolution if G.renderer else G.config.resolution
 
-    def paint(self, state: State, resolution: int | None = None) -> np.ndarray:
-        """Returns the image of a state, uint8 [H, W, 3]; both sides of a split are of one rendering."""
-        frames, size = self.views(state).render(self.view(state, resolution)), self.model.G.config.resolution
+    def paint(
+        self, state: State, resolution: int | None = None, stale: Callable[[], bool] | None = None
+    ) -> np.ndarray:
+        """Returns the image of a state, uint8 [H, W, 3]; both sides of a split are of one rendering.
+
+        Args:
+            state: what is shown.
+            resolution: of the rays; None = as trained.
+            stale: see viz.web.turns.Turns.taken.
+        """
+        with self.turns.taken(stale):
+            frames = self.views(state).render(self.view(state, resolution))
+        size = self.model.G.config.resolution
         kinds = [state.kind, *([state.second] if state.second else [])]
         left, *right = (images.resize(images.to_uint8(images.shown(frames, kind)), size)[0] for kind in kinds)
         at = round(state.split_at * size)
@@ -51,14 +62,16 @@ class Painter:
 
     def add(self, name: str, person: Person) -> None:
         """Lets states name another person."""
-        self.model = dataclasses.replace(self.model, people={**self.model.people, name: person})
+        with self.turns.taken():
+            self.model = dataclasses.replace(self.model, people={**self.model.people, name: person})
 
     def remove(self, name: str) -> None:
         """Forgets a person."""
-        people = dict(self.model.people)
-        for G in people.pop(name).motions.values() if name in people else ():
-            self._views.pop(G, None)
-        self.model = dataclasses.replace(self.model, people=people)
+        with self.turns.taken():
+            people = dict(self.model.people)
+            for G in people.pop(name).motions.values() if name in people else ():
+                self._views.pop(G, None)
+            self.model = dataclasses.replace(self.model, people=people)
 
     @property
     def has_3d(self) -> bool:
@@ -74,7 +87,7 @@ class Painter:
     def note(self, state: State) -> str:
         """Returns the comment in the metadata of files that show a state."""
         person = self.model.people.get(state.person)
-        return person.note if person else ''
+        return person.note if person else self.model.note
 
     def command(self, state: State) -> str:
         """Returns the command line that makes the image of a state; empty where there is none."""
@@ -84,6 +97,7 @@ class Painter:
         files = (person.path, person.sources.get(state.motion)) if person else (None, None)
         shown = {state.kind, state.second or state.kind} - {'image'}
         more = [f'--{kind}' for kind in images.KINDS if kind in shown]
+        more += [f'--device={self.model.device}'] if self.model.device != 'auto' else []
         given = dict(zip(('portrait', 'motion_of'), files, strict=True))
         return command_line(self.view(state), self.model.path, **given, more=more)
 

@@ -1,7 +1,7 @@
 """Who can be shown: the seeds of a network, and people that the script hands in, with their motions."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 
@@ -24,6 +24,7 @@ class Person:
         default_factory=dict
     )  # files of recorded motions, likewise
     private: bool = False  # only the page that made it lists it
+    content: Callable[[], bytes] | None = None  # makes a file of one who has none
     about: str = ''  # a line of facts
     note: str = ''  # comment in the metadata of files that show the person
 
@@ -34,8 +35,10 @@ class Model:
 
     G: VideoGenerator
     path: str  # of the network, for command lines
+    device: str = 'auto'  # that was asked for, likewise
     coverage: Coverage = DEFAULT
     fps: float = 25.0  # of the training clips
+    note: str = ''  # comment in the metadata of files that show its seeds
     people: Mapping[str, Person] = dataclasses.field(default_factory=dict)
 
     def names(self, own: Collection[str]) -> tuple[str, ...]:

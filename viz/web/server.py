@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import ipaddress
 import math
 import socket
 import threading
@@ -14,7 +15,6 @@ from dnnlib.util import UserError
 from viz.web.page import Page
 from viz.web.painter import Painter
 
-LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 _PORTS = 20  # are tried from the wanted one on
 BuildPanels = Callable[[Page], None]
 
@@ -128,7 +128,15 @@ def is_own_page(headers: Mapping[str, str], host: str) -> bool:
     if origin is not None and origin.partition('://')[2] != asked:
         return False
     name = urllib.parse.urlsplit(f'//{asked}').hostname
-    return host not in LOOPBACK or name in LOOPBACK
+    return not is_loopback(host) or is_loopback(name or '')
+
+
+def is_loopback(host: str) -> bool:
+    """Returns whether a name or address is that of this machine for itself alone."""
+    try:
+        return host == 'localhost' or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def check_address(host: str, port: int) -> int:

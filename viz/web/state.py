@@ -25,7 +25,7 @@ LIMITS = {
     'strength': (0, 2, 3),
     'yaw': (-89, 89, 2),
     'pitch': (-89, 89, 2),
-    'fov': (3, 60, 3),
+    'fov': (3, 40, 3),
     'samples': (1, 4, 0),
     'split_at': (0, 1, 3),
 }
@@ -95,7 +95,7 @@ class State:
         cameras = {
             'canonical': 'canonical',
             'first': Camera(yaw=yaw, pitch=pitch, fov=fov),
-            'current': 'first',  # of a clip of one frame
+            'current': 'per-frame',
         }
         look = {'psi': self.psi, 'cutoff': self.cutoff}
         look |= {'mix_seed': self.other_seed, 'mix_weight': self.mix} if self.mix else {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from dnnlib.util import UserError
 from viz.web.page import Page
-from viz.web.people import Model, Person
+from viz.web.people import SAMPLED, Model, Person
 from viz.web.state import State
 
 MAX_BYTES = 32 << 20  # of an uploaded file
@@ -24,7 +24,7 @@ class UploadPanel:
 
     def __init__(self, page: Page, gui: Any, project: Project) -> None:
         self.page, self.project = page, project
-        self.stopping, self.busy = threading.Event(), threading.Lock()
+        self.stopping, self.busy, self.closed = threading.Event(), threading.Lock(), False
         with gui.add_folder('Project a portrait', expand_by_default=False):
             gui.add_markdown('Only of yourself, or with consent.')
             self.file = gui.add_upload_button('Upload an image', mime_type='image/*')
@@ -33,6 +33,9 @@ class UploadPanel:
             self.line = gui.add_markdown('')
             self.stop = gui.add_button('Stop: take the best so far', disabled=True)
             self.stop.on_click(page.guard(self.stopping.set))
+            hint = 'NAME.portrait.pt, for viewer.py --portrait, gen_videos.py --portrait and edit_videos.py'
+            self.saving = gui.add_button('Save this person', hint=hint, disabled=True)
+            self.saving.on_click(page.guard(self.save))
 
     def run(self, content: bytes) -> None:
         """Looks for the person and shows it.
@@ -49,18 +52,37 @@ class UploadPanel:
             self.stop.disabled, self.progress.visible, self.line.content = False, True, 'looking for a face'
             painter = self.page.painter
             person = self.project(painter.model, content, self.watch, self.stopping.is_set)
+            if self.closed:
+                return
+            if painter is not self.page.painter:
+                raise UserError('another snapshot has taken the place of that of this person; project again')
             # nobody guesses the name: other browsers do not see the person
             name = f'upload {len(self.page.own) + 1} ({secrets.token_hex(4)})'
             self.page.own.append(name)
             painter.add(name, dataclasses.replace(person, private=True))
-            self.page.change(person=name, motion='sampled', time=0.0)
-            self.line.content = f'{name}: {person.about}'
+            self.page.change(person=name, motion=SAMPLED, time=0.0)
+            self.line.content, self.saving.disabled = f'{name}: {person.about}', False
         except UserError:
             self.line.content = ''
             raise
         finally:
             self.stop.disabled, self.progress.visible = True, False
             self.busy.release()
+
+    def save(self) -> None:
+        """Sends the file of the person that is shown; command lines then name it.
+
+        Raises:
+            UserError: if it is not one of this page.
+        """
+        name, painter = self.page.state.person, self.page.painter
+        person = painter.model.people.get(name)
+        if person is None or name not in self.page.own:
+            raise UserError('choose a person that was projected here in the list "who"')
+        file = f'{"-".join(name.split()[:2])}.portrait.pt'
+        self.page.client.send_file_download(file, person.content(), save_immediately=True)
+        painter.add(name, dataclasses.replace(person, path=file))
+        self.page.redraw()
 
     def watch(self, stage: str, step: int, steps: int, quality: float) -> None:
         """Shows progress."""
@@ -72,6 +94,7 @@ class UploadPanel:
 
     def close(self) -> None:
         """Stops, and forgets the people."""
+        self.closed = True
         self.stopping.set()
         for name in self.page.own:
             self.page.painter.remove(name)

@@ -18,18 +18,21 @@ class Pace:
 
     def __init__(self, budget_sec: float = BUDGET_SEC) -> None:
         self.budget_sec = budget_sec
-        self._full_sec = 0.0
+        self._full_sec: float | None = None  # none was drawn yet
 
     def note(self, seconds: float) -> None:
         """Takes the time of a frame of full resolution into account; the last ones count most."""
-        self._full_sec = seconds if not self._full_sec else 0.7 * self._full_sec + 0.3 * seconds
+        self._full_sec = seconds if self._full_sec is None else 0.7 * self._full_sec + 0.3 * seconds
 
     def affordable(self, full: int) -> int:
         """Returns the resolution, at most `full`, whose frame is ready within the budget."""
+        smallest = -(-full // _SMALLEST)
+        if self._full_sec is None:
+            return smallest
         if self._full_sec <= self.budget_sec:
             return full
         side = int(full * (self.budget_sec / self._full_sec) ** 0.5) // _STEP * _STEP
-        return min(max(side, -(-full // _SMALLEST)), full)
+        return min(max(side, smallest), full)
 
 
 class Worker(Generic[Wanted]):
@@ -37,7 +40,7 @@ class Worker(Generic[Wanted]):
 
     def __init__(
         self,
-        draw: Callable[[Wanted, int], None],
+        draw: Callable[[Wanted, int, Callable[[], bool] | None], None],
         full: Callable[[Wanted], int],
         pace: Pace | None = None,
         settle_sec: float = SETTLE_SEC,
@@ -46,6 +49,7 @@ class Worker(Generic[Wanted]):
 
         Args:
             draw: draws a request with rays of this resolution and sends it; it reports its errors itself.
+                What is drawn because nothing moves gets a function that tells whether it is no longer wanted.
             full: resolution of a request that does not move.
             pace: chooses the resolution of one that does.
             settle_sec: see SETTLE_SEC.
@@ -75,6 +79,9 @@ class Worker(Generic[Wanted]):
             self._closed = True
             self._changed.notify_all()
 
+    def _stale(self) -> bool:
+        return self._wanted is not None or self._closed
+
     def _run(self) -> None:
         coarse: Wanted | None = None  # what was drawn small, and waits to be drawn in full
         while True:
@@ -86,12 +93,13 @@ class Worker(Generic[Wanted]):
                 if self._closed:
                     return
                 wanted, self._wanted, self._busy = self._wanted, None, True
-            full = self._full(coarse if wanted is None else wanted)
-            side = full if wanted is None else self.pace.affordable(full)
+            stale = self._stale if wanted is None else None
             wanted = coarse if wanted is None else wanted
+            full = self._full(wanted)
+            side = full if stale else self.pace.affordable(full)
             start = time.perf_counter()
-            self._draw(wanted, side)
-            if side == full:
+            self._draw(wanted, side, stale)
+            if side == full and not (stale and stale()):
                 self.pace.note(time.perf_counter() - start)
             coarse = wanted if side < full else None
 

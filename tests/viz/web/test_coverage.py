@@ -6,7 +6,7 @@ import torch
 
 from dnnlib.scene import PIVOT
 from training.camera import front_label, orbit_label
-from viz.web.coverage import DEFAULT, Coverage, angles, covered, orbit_angles, orbit_position
+from viz.web.coverage import DEFAULT, Coverage, angles, covered, orbit_place, orbit_position
 
 
 def test_angles_are_those_of_the_label():
@@ -36,10 +36,10 @@ def test_clamp(wanted, shown):
 
 
 @pytest.mark.parametrize('place', [(0, 0), (40, 10), (-70, -20), (89, 60)])
-def test_only_the_direction_of_the_browsers_camera_counts(place):
-    """The camera of our sphere looks at the pivot; moved towards it, or panned, it is the same."""
+def test_direction_and_distance_of_the_browsers_camera_count(place):
+    """The camera of our sphere looks at the pivot; panned, it is the same."""
     position, pivot = orbit_position(*place), np.array(PIVOT)
     np.testing.assert_allclose(position, orbit_label(*np.radians(place))[[3, 7, 11]], atol=1e-6)
-    np.testing.assert_allclose(orbit_angles(position, pivot), place, atol=1e-9)
-    nearer, pan = pivot + 0.4 * (position - pivot), np.array([0.3, -0.1, 0.2])
-    np.testing.assert_allclose(orbit_angles(nearer + pan, pivot + pan), place, atol=1e-9)
+    np.testing.assert_allclose(orbit_place(position, pivot), (*place, 1), atol=1e-9)
+    nearer, pan = orbit_position(*place, zoom=0.4), np.array([0.3, -0.1, 0.2])
+    np.testing.assert_allclose(orbit_place(nearer + pan, pivot + pan), (*place, 0.4), atol=1e-9)

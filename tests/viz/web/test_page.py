@@ -1,10 +1,12 @@
 """Pages without a browser: controls change images, errors become sentences, files are what they should be."""
 
 import io
+import math
 import time
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from PIL import Image
 
@@ -15,7 +17,8 @@ from support.fake_browser import Client
 from support.second_system import FlatGenerator
 from training.data.dataset import VideoDataset
 from viz.camera_path import parse_path
-from viz.web.coverage import Coverage, orbit_position
+from viz.clip_writer import ClipWriter
+from viz.web.coverage import Coverage, orbit_place, orbit_position
 from viz.web.page import Page, fit
 from viz.web.painter import Painter
 from viz.web.panels import Panels
@@ -117,6 +120,19 @@ def test_dragging_turns_within_limits(open_page):
     shown(page)
     assert (page.state.yaw, page.state.pitch) == (20.0, 5.0) and not page.outside
     assert page.client.gui['yaw'].value == 20.0
+    camera.position = orbit_position(20, 5, zoom=1.5)  # the wheel
+    page.look()
+    seen = page.state.camera.focal() * 1.5
+    assert abs(seen / page.focal - 1) < 1e-3 and page.client.gui['yaw'].value == 20.0
+    page.look()  # nothing has moved
+    assert page.state.camera.focal() * 1.5 == seen
+    page.client.gui['field of view'].value = 10.0
+    shown(page)
+    zoom = 2 * page.focal * math.tan(math.radians(5))
+    assert abs(orbit_place(camera.position, camera.look_at)[2] - zoom) < 1e-3
+    page.client.gui['Reset camera'].press()
+    page._deaf_until = 0.0
+    np.testing.assert_allclose(camera.position, orbit_position(0, 0))
     camera.position = orbit_position(80, 5)
     page.look()
     assert page.state.yaw == 30.0 and page.outside
@@ -164,6 +180,14 @@ def test_mesh(open_page):
         gui['download'].press(kind)
         mesh = trimesh.load(io.BytesIO(page.client.files[f'mesh{kind}']), file_type=kind[1:], force='mesh')
         assert mesh.is_watertight
+    facts = page.panels[4].facts
+    page.change(yaw=5.0)
+    shown(page)
+    assert 'triangles' in facts.content
+    page.change(yaw=0.0, seed=9)
+    shown(page)
+    assert 'another person' in facts.content  # the scene still shows the old one
+    page.change(seed=0)
     gui['show in the scene'].value = False
     assert not page.client.scene.nodes['/mesh'].visible and np.array_equal(shown(page), image)
     gui['level'].value = 1e6
@@ -172,15 +196,26 @@ def test_mesh(open_page):
 
 
 def test_files(open_page, G):
-    page = open_page()
+    page = open_page(Model(G=G, path='a.pkl', note='Synthetic'))
     page.change(kind='depth')
     image = shown(page)
     gui, files = page.client.gui, page.client.files
     gui['Image (PNG)'].press()
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(files['image.png']))), image)
+    file = Image.open(io.BytesIO(files['image.png']))
+    assert np.array_equal(np.asarray(file), image) and file.text['Comment'] == 'Synthetic'
     gui['Video of the motion (MP4)'].press()
     assert files['motion.mp4'][4:8] == b'ftyp' and not page.client.messages
     assert gui['command'].value.startswith('python gen_videos.py --network=a.pkl --seeds=0')
+
+
+def test_the_mapping_of_a_video_sees_what_the_image_says(open_page, monkeypatch):
+    page, clips = open_page(), []
+    monkeypatch.setattr(ClipWriter, 'videos', lambda self, clip, beside: clips.append(clip) or 1 / 0)
+    for choice in ('canonical', 'current'):
+        page.change(map_camera=choice)
+        page.client.gui['Video of an orbit (MP4)'].press()
+    assert [len(clip.map_cameras) for clip in clips] == [1, 120]  # that which renders: of every frame
+    assert torch.equal(clips[1].map_cameras, clips[1].cameras)
 
 
 def test_camera_path(open_page):
@@ -230,12 +265,18 @@ def test_data_without_a_network(open_page, data):
 def test_projecting(open_page, G):
     def project(model, content, watch, should_stop):
         assert model.G is G
-        if content != b'face':
+        if b'face' not in content:
             raise UserError('no face was found')
         watch('code', 3, 10, 21.5)
-        return Person(motions={'sampled': tiny.build(tiny.G_CONFIG, seed=7).eval()}, about='found')
+        if len(network) > 1:  # a run has brought a new one
+            page.painter = network.pop()
+        if content == b'long face':
+            page.close()
+        motions = {'sampled': tiny.build(tiny.G_CONFIG, seed=7).eval()}
+        return Person(motions=motions, about='found', content=lambda: b'a portrait')
 
     page, other = open_page(project=project), open_page(project=project)
+    network = [page.painter]
     before = shown(page)
     gui = page.client.gui
     gui['Upload an image'].press(type('File', (), {'content': b'tree'}))
@@ -247,6 +288,18 @@ def test_projecting(open_page, G):
     other.change(seed=1)
     shown(other)
     assert len(other.client.gui['who'].options) == 1  # others do not see who was uploaded
+    assert 'none' in gui['command'].value
+    gui['Save this person'].press()
+    assert page.client.files == {'upload-1.portrait.pt': b'a portrait'} and shown(page) is not None
+    assert '--portrait=upload-1.portrait.pt --seeds=0' in gui['command'].value
+    gui['who'].value = 'seeds'
+    gui['Save this person'].press()
+    assert 'who' in page.client.messages.pop()
+    network.append(Painter(page.painter.model))
+    gui['Upload an image'].press(type('File', (), {'content': b'face'}))
+    assert 'another snapshot' in page.client.messages.pop() and len(page.own) == 1
+    gui['Upload an image'].press(type('File', (), {'content': b'long face'}))
+    assert page.painter.model.people == {} and not page.client.messages  # the page was closed meanwhile
 
 
 @pytest.mark.parametrize(('aspect', 'size'), [(1, (32, 32)), (1.5, (32, 48)), (0.5, (64, 32))])

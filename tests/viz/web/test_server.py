@@ -17,6 +17,8 @@ from viz.web.server import check_address, is_own_page
         ('127.0.0.1', 'localhost:8000', None, True),  # no browser
         ('127.0.0.1', '127.0.0.1:8000', 'http://evil.example', False),
         ('127.0.0.1', 'evil.example:8000', 'http://evil.example:8000', False),  # its name points to us
+        ('127.0.0.5', '127.0.0.5:8000', 'http://127.0.0.5:8000', True),
+        ('127.0.0.5', 'evil.example:8000', 'http://evil.example:8000', False),
         ('0.0.0.0', 'gpu.example:8000', 'http://gpu.example:8000', True),
         ('0.0.0.0', 'gpu.example:8000', 'http://evil.example', False),
     ],
