@@ -3,6 +3,9 @@
 `python -m benchmarks.viewer --network assets/demo.pkl`. On the server side that is rendering, padding to the
 window and encoding; CPU time per image is given beside the wall clock, because on a busy machine it alone
 compares. `--browser` also counts what headless chromium (package playwright) gets, drawing in software.
+`--count pv3d-voxceleb` adds what GPUs should reach with a preset: its frames run on fake tensors, and their
+work is divided by what a card reaches (training/cards.py and training/estimate.py state the guesses in it);
+encoding an image of noise is measured here, and nothing runs beside anything else.
 """
 
 import contextlib
@@ -15,11 +18,19 @@ import click
 import cv2
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import common
 from interop.convert import open_snapshot
 from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+from training.camera import LABEL_DIM
+from training.cards import CARDS
+from training.config import TrainConfig
+from training.estimate import Meter, Work, counting_for, speed_of
+from training.networks.contract import Codes
 from training.networks.registry import load_generator
+from training.presets import PRESETS
+from viz.rollout import DEFAULT_OPTIONS
 from viz.web.page import Page, fit
 from viz.web.painter import Painter
 from viz.web.panels import Panels
@@ -43,6 +54,39 @@ def encode(image: np.ndarray) -> bytes:
     """Makes what is sent of an image: PNG or JPEG by OpenCV, as viser does."""
     canvas = cv2.cvtColor(fit(image, _ASPECT), cv2.COLOR_RGB2BGR)
     return cv2.imencode('.png' if len(image) <= 256 else '.jpeg', canvas)[1].tobytes()
+
+
+def frame_work(config: TrainConfig) -> dict[str, Work]:
+    """Counts the work of a frame on a GPU: of known planes, and of new ones."""
+    found = {'turning': Work(), 'playing': Work()}
+    with FakeTensorMode(), counting_for(torch.device('cuda')):
+        G = config.generator.build().eval()
+        codes = Codes(torch.empty(1, G.z_dim), torch.empty(1, G.motion_dim))
+        t, c = torch.zeros(1), torch.empty(1, LABEL_DIM)
+        ws = G.condition(codes, c, t)
+        planes = G.scene(codes, ws, t)
+        with Meter(found['turning']):
+            G.render(planes, ws, c, ray_chunk=DEFAULT_OPTIONS.ray_chunk)
+        with Meter(found['playing']):
+            G.render(G.scene(codes, ws, t), ws, c, ray_chunk=DEFAULT_OPTIONS.ray_chunk)
+    return found
+
+
+def counted(preset: str) -> dict[str, dict[str, float]]:
+    """Returns images per second by name of a card: what it should reach, encoding included."""
+    config = PRESETS[preset]('')
+    size = config.generator.resolution
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    wall = time.process_time()
+    for _ in range(10):
+        encode(noise)
+    encode_sec = (time.process_time() - wall) / 10
+    works = frame_work(config)
+    speeds = {name: speed_of(card, config) for name, card in CARDS.items()}
+    return {
+        name: {what: round(1 / (speed.seconds(work) + encode_sec), 1) for what, work in works.items()}
+        for name, speed in speeds.items()
+    }
 
 
 def measure(painter: Painter, shown: list[State]) -> tuple[float, float]:
@@ -98,9 +142,10 @@ def in_browser(painter: Painter, seconds: float) -> dict[str, float]:
 @click.option('--device', default='auto', help='Where to compute.')
 @click.option('--frames', default=60, type=click.IntRange(8), help='Images of each measurement.')
 @click.option('--browser', is_flag=True, help='Also measure in headless chromium.')
+@click.option('--count', type=click.Choice(list(PRESETS)), help='Count for GPUs, too.')
 @click.option('--json', 'path', type=click.Path(), help='Write the figures to this file.')
 @torch.no_grad()
-def main(network: str, device: str, frames: int, browser: bool, path: str | None) -> None:
+def main(network: str, device: str, frames: int, browser: bool, count: str | None, path: str | None) -> None:
     """Measures and prints."""
     set_float32_precision()
     keep_freed_memory()
@@ -115,6 +160,10 @@ def main(network: str, device: str, frames: int, browser: bool, path: str | None
         for name, rate in in_browser(painter, 8.0).items():
             figures[f'{name} in a browser'] = {'images/s': round(rate, 1)}
             click.echo(f'{name:>14}: {rate:6.1f} images/s in headless chromium')
+    if count:
+        figures[f'counted, {count}'] = cards = counted(count)
+        for name, rates in cards.items():
+            click.echo(f'{name:>14}: {rates} images/s of {count}, counted, not measured')
     common.write_report(path, figures)
 
 

@@ -207,7 +207,7 @@ def meter_phases(
         the networks, without data.
     """
     loss = config.loss.build()
-    with FakeTensorMode(), _counting_for(torch.device(device)):
+    with FakeTensorMode(), counting_for(torch.device(device)):
         networks = build_networks(config)
         real, fake = _batches(networks.G, clips, loss.num_frames(networks.G.config.span))
         if config.images.path is not None:
@@ -220,10 +220,11 @@ def meter_phases(
 
 
 @contextlib.contextmanager
-def _counting_for(device: torch.device) -> Iterator[None]:
+def counting_for(device: torch.device) -> Iterator[None]:
     """Makes fake tensors on a device; for a GPU that is missing on the CPU, but they say that they are on it.
 
-    Without a GPU torch cannot run the backward pass of tensors there. Networks and operators ask `is_cuda`.
+    For use within FakeTensorMode. Without a GPU torch cannot run the backward pass of tensors there. Networks
+    and operators ask `is_cuda`.
     """
     missing = device.type == 'cuda' and not torch.cuda.is_available()
     if missing:

@@ -1,7 +1,6 @@
 """The viewer end to end: its command, its page in a real browser, the command lines that it prints."""
 
 import contextlib
-import io
 import os
 import shlex
 import signal
@@ -10,20 +9,28 @@ import sys
 import urllib.error
 import urllib.request
 
-import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
-from PIL import Image
 
 import gen_videos
 import viewer
+from benchmarks.viewer import frame_work
+from editing import live
 from editing.codes import save_portrait
+from editing.inputs import Source
+from editing.objective import Weights
+from editing.recipes import Recipe
 from support import browser, tiny
 from support.paths import ROOT
 from support.portraits import portrait
 from torch_utils.checkpoint import save_snapshot
+from training.data.dataset import VideoDataset
+from training.presets import PRESETS
 from viz import trajectories
 from viz.images import png_bytes
+from viz.trajectories import front
+from viz.view import View, Views
 from viz.web.follow import Follower
 from viz.web.painter import Painter
 from viz.web.panels import Panels
@@ -109,6 +116,12 @@ def test_portraits_move_as_recorded_and_as_each_other(network, G, tmp_path):
         'as p1': paths[1],
         'as p2': paths[2],
     }
+
+
+def test_work_of_a_frame_on_a_gpu_is_counted():
+    work = frame_work(PRESETS['tiny'](''))
+    turning, playing = (sum(work[name].flops.values()) for name in ('turning', 'playing'))
+    assert 0 < turning < playing and work['turning'].calls < work['playing'].calls
 
 
 class Watched:
@@ -204,16 +217,24 @@ CHANGES = [  # controls in an order in which each changes the image
 ]
 
 
+def opened(tab, server):
+    """Opens a page; returns it as it is seen, its other end, and the first image."""
+    known = set(server.pages)
+    screen = browser.Screen(tab, server.url)
+    (number,) = browser.until(lambda: server.pages.keys() - known)
+    page = server.pages[number]
+    screen.label('samples').wait_for()
+    browser.until(lambda: page.shown == page.state and screen.look().std() > 10)  # no longer blank
+    return screen, page, screen.still(1.0)
+
+
 @pytest.mark.slow
 def test_a_person_uses_the_page(tab):
     """Moves every control and back, drags, plays, makes a mesh, saves; then nothing may be wrong."""
     painter = Painter(viewer.open_model(DEMO, options(DEMO)))
     with served(painter) as server:
-        screen = browser.Screen(tab, server.url)
-        page = browser.until(lambda: next(iter(server.pages.values()), None))
-        screen.label('samples').wait_for()
-        browser.until(lambda: screen.look().std() > 10)  # no longer blank
-        seen = first = screen.still()
+        screen, page, first = opened(tab, server)
+        seen = first
 
         def change(act, label, value):
             before = page.state
@@ -230,9 +251,13 @@ def test_a_person_uses_the_page(tab):
         screen.drag(40)
         screen.other(first)
         assert page.state.yaw < -3
+        screen.wheel(300)
+        browser.until(lambda: page.state.fov)
         screen.click('Reset camera')
         screen.again(first)
         sent = page.speed.frames
+        screen.type('speed', 2)
+        browser.until(lambda: page.panels[1].speed.value == 2)
         screen.tick('play', True)
         browser.until(lambda: page.speed.frames > sent + 8)
         screen.tick('play', False)
@@ -247,6 +272,119 @@ def test_a_person_uses_the_page(tab):
         screen.tick('show in the scene', False)
         screen.again(first)
         screen.click('Capture')
-        image = Image.open(io.BytesIO(screen.download('Image (PNG)')))
-        assert np.array_equal(np.asarray(image), painter.paint(State()))
+        assert screen.download('Image (PNG)') == png_bytes(painter.paint(State()), painter.model.note)
         assert screen.problems == []
+
+
+def made_again(command, tmp_path, *changes):
+    """Runs a printed command, or gen_videos.py with other words; returns the only file's bytes."""
+    out = tmp_path / f'out{len(list(tmp_path.iterdir()))}'
+    words = [*(word for word in command if word != '--outdir=out'), *changes, f'--outdir={out}']
+    done = CliRunner().invoke(gen_videos.main, words)
+    assert done.exit_code == 0, done.output
+    (file,) = out.iterdir()
+    return file.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_person_makes_films_from_a_page(tab, tmp_path):
+    """Plans a camera path, saves it and loads it, films; gen_videos.py makes the same files."""
+    painter = Painter(viewer.open_model(DEMO, options(DEMO)))
+    same = [f'--network={DEMO}', '--seeds=0', '--device=cpu', '--no-sheet', f'--fps={painter.model.fps}']
+    with served(painter) as server:
+        screen, page, first = opened(tab, server)
+        planned = page.panels[6]
+        screen.click('Camera path')
+        screen.type('seconds', 0.5)
+        browser.until(lambda: planned.seconds.value == 0.5)
+        for i, yaw in enumerate((0, 10, -10)):
+            browser.persist(lambda yaw=yaw: screen.type('yaw', yaw), lambda yaw=yaw: page.state.yaw == yaw)
+            screen.click('Add this camera')
+            browser.until(lambda i=i: len(planned.cameras) == i + 1)
+        screen.other(first)
+        screen.click('Preview')
+        browser.until(lambda: planned.stopped and page.state.yaw == -10)
+        path = tmp_path / 'path.json'
+        path.write_bytes(screen.download('Save (JSON)'))
+        film = screen.download('Video of the path (MP4)')
+        assert film == made_again(same, tmp_path, f'--camera-path={path}')
+        screen.click('Remove the last')
+        browser.until(lambda: len(planned.cameras) == 2)
+        screen.upload('Load (JSON)', path)
+        browser.until(lambda: len(planned.cameras) == 3)
+        screen.click('Reset camera')
+        screen.again(first)
+        screen.click('Capture')
+        orbit = screen.download('Video of an orbit (MP4)')
+        assert orbit == made_again(same, tmp_path, '--trajectory=orbit')
+        motion = screen.download('Video of the motion (MP4)')
+        assert motion == made_again(same, tmp_path)
+        assert screen.problems == []
+
+
+@pytest.fixture
+def uploaded(monkeypatch, tmp_path):
+    """An image file; what is uploaded is taken as one in which a face was found."""
+    G = viewer.open_model(DEMO, options(DEMO)).G
+    face = Views(G).image(View(seed=5))
+    found = Source('upload', torch.from_numpy(face.copy()).permute(2, 0, 1)[None], front(1), 25.0, {})
+    found.facts.update({'source': 'upload.png', 'first frame': 0})
+    monkeypatch.setattr(live, 'open_source', lambda *args: found)
+    quick = Recipe(steps=1000, tune_steps=1000, weights=Weights(perceptual=0.0))
+    monkeypatch.setattr(live.project_upload, '__defaults__', (quick,))
+    (tmp_path / 'me.png').write_bytes(png_bytes(face))
+    return tmp_path / 'me.png'
+
+
+@pytest.mark.slow
+def test_a_person_is_projected_from_a_page(tab, uploaded, tmp_path):
+    """Uploads an image, watches, stops, uses and saves what was found, which no other page sees."""
+    painter = Painter(viewer.open_model(DEMO, options(DEMO)))
+    with served(painter, project=viewer.project) as server:
+        screen, page, first = opened(tab, server)
+        panel = page.panels[7]
+        screen.click('Project a portrait')
+        screen.upload('Upload an image', uploaded)
+        screen.tab.get_by_text(' dB').wait_for()
+        browser.until(lambda: 'step 5' in panel.line.content)
+        screen.click('Stop: take the best so far')
+        browser.until(lambda: page.own and page.shown == page.state)
+        assert page.state.person == page.own[0] and not screen.problems
+        screen.other(first)
+        saved = tmp_path / 'upload-1.portrait.pt'
+        saved.write_bytes(screen.download('Save this person'))
+        command = browser.until(lambda: 'upload-1' in page.panels[5].command.value and page.panels[5].command)
+        words = shlex.split(command.value.replace('upload-1.portrait.pt', str(saved)))
+        image = png_bytes(painter.paint(page.state), painter.note(page.state))
+        assert image == made_again(words[2:], tmp_path)
+        assert painter.model.names([]) == ()
+        screen.choose('who', 'seeds')
+        screen.again(first)
+        screen.tab.close()
+        browser.until(lambda: not painter.model.people)  # forgotten
+
+
+@pytest.mark.slow
+def test_a_page_shows_a_data_set_and_the_snapshots_of_a_run(tab, network, data, tmp_path):
+    model = viewer.open_model(network, options(network))
+    save_snapshot(tmp_path / 'network-snapshot-000002.pkl', {'G_ema': tiny.build(tiny.G_CONFIG, seed=7)}, {})
+    with served(Painter(model), data=VideoDataset.Config(path=data).build()) as server:
+        screen, page, first = opened(tab, server)
+        clips = page.panels[-2]
+        screen.click('Look through this camera')
+        through = screen.other(first)
+        screen.type('clip', 1)
+        browser.until(lambda: clips.clip.value == 1)
+        screen.click('Look through this camera')
+        screen.other(through)
+        screen.click('Overview')
+        overview = screen.other(through)
+        screen.type('frame', 2)
+        screen.other(overview)
+        screen.tick('show the data', False)
+        screen.again(first)
+        follower = Follower(tmp_path, network, lambda path: viewer.open_model(path, options(path)), server)
+        newer = screen.other(first)
+        follower.close()
+        screen.tab.get_by_text('New snapshot').wait_for()
+        assert not (newer == first).all() and screen.problems == []

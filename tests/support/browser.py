@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 NEEDED = 'PV3D_NEEDS_BROWSER'  # in the environment: a test without its browser fails
-WINDOW = {'width': 1000, 'height': 640}
-SEEN = {'x': 330, 'y': 60, 'width': 320, 'height': 520}  # part of the image that nothing covers
+WINDOW = {'width': 720, 'height': 360}  # drawn in software: pixels cost
+SEEN = {'x': 185, 'y': 30, 'width': 240, 'height': 320}  # part of the image that nothing covers
 # root has no sandbox, /dev/shm may be small, and there is no GPU
 FLAGS = '--no-sandbox --disable-dev-shm-usage --use-angle=swiftshader --enable-unsafe-swiftshader'
 LIMIT_SEC = 60
@@ -69,11 +69,11 @@ class Screen:
         shot = self.tab.screenshot(clip=SEEN)
         return np.asarray(Image.open(io.BytesIO(shot)).convert('RGB'))
 
-    def still(self):
-        """Waits until nothing moves, and returns what is seen."""
+    def still(self, seconds=0.2):
+        """Waits until nothing has moved for so long, and returns what is seen."""
         last = self.look()
         while True:
-            time.sleep(0.3)
+            time.sleep(seconds)
             now = self.look()
             if np.array_equal(now, last):
                 return now
@@ -126,12 +126,23 @@ class Screen:
 
     def drag(self, right, down=0):
         """Drags from the middle of the image."""
-        x, y = SEEN['x'] + 150, SEEN['y'] + 250
+        x, y = SEEN['x'] + SEEN['width'] // 2, SEEN['y'] + SEEN['height'] // 2
         mouse = self.tab.mouse
         mouse.move(x, y)
         mouse.down()
         mouse.move(x + right, y + down, steps=4)
         mouse.up()
+
+    def wheel(self, down):
+        """Turns the wheel over the image."""
+        self.tab.mouse.move(SEEN['x'] + 100, SEEN['y'] + 100)
+        self.tab.mouse.wheel(0, down)
+
+    def upload(self, text, path):
+        """Clicks a button and chooses a file."""
+        with self.tab.expect_file_chooser() as chosen:
+            self.click(text)
+        chosen.value.set_files(path)
 
     def download(self, text):
         """Clicks a button and returns the bytes of the file that it sends."""
