@@ -12,10 +12,13 @@ from PIL import Image
 
 NEEDED = 'PV3D_NEEDS_BROWSER'  # in the environment: a test without its browser fails
 WINDOW = {'width': 720, 'height': 360}  # drawn in software: pixels cost
-SEEN = {'x': 185, 'y': 30, 'width': 240, 'height': 320}  # part of the image that nothing covers
+SEEN = {'x': 185, 'y': 30, 'width': 190, 'height': 320}  # part of the image that nothing covers
 # root has no sandbox, /dev/shm may be small, and there is no GPU
 FLAGS = '--no-sandbox --disable-dev-shm-usage --use-angle=swiftshader --enable-unsafe-swiftshader'
-LIMIT_SEC = 60
+LIMIT_SEC = 120
+UNSEEN = '.mantine-Notifications-root { opacity: 0 }'  # sentences come and go before the image
+# the page draws all the time, as often as it may: that leaves nothing to the others on a busy machine
+CALM = 'window.requestAnimationFrame = act => setTimeout(() => act(performance.now()), 100)'
 
 
 @contextlib.contextmanager
@@ -57,12 +60,15 @@ class Screen:
 
     def __init__(self, browser, url):
         self.tab = browser.new_page(viewport=WINDOW)
+        self.tab.set_default_timeout(1000 * LIMIT_SEC)
+        self.tab.add_init_script(CALM)
         self.problems = []
         self.tab.on('console', lambda m: m.type == 'error' and self.problems.append(m.text))
         self.tab.on('pageerror', lambda error: self.problems.append(str(error)))
         local = (url, f'blob:{url}', 'data:', url.replace('http', 'ws'))
         self.tab.on('request', lambda r: r.url.startswith(local) or self.problems.append(r.url))
         self.tab.goto(f'{url}/?fixedDpr=1')  # else viser draws fewer pixels when the machine is busy
+        self.tab.add_style_tag(content=UNSEEN)
 
     def look(self):
         """Returns what is seen now."""
@@ -86,7 +92,12 @@ class Screen:
 
     def again(self, before):
         """Waits until exactly the same as before is seen."""
-        until(lambda: np.array_equal(self.look(), before))
+        try:
+            until(lambda: np.array_equal(self.look(), before), 60)
+        except AssertionError:
+            self.tab.screenshot(path=f'/root/w/web18b-tmp/again{os.getpid()}.png')
+            Image.fromarray(before).save(f'/root/w/web18b-tmp/again{os.getpid()}b.png')
+            raise
 
     def label(self, text):
         return self.tab.locator(f'label:text-is("{text}")')

@@ -226,7 +226,7 @@ class CameraPanel(Bound):
             hint = 'that the mapping network sees: the frontal one, a fixed one, or the one that renders'
             mapping = gui.add_dropdown('mapping camera', ('canonical', 'first', 'current'), hint=hint)
             self.bind('map_camera', mapping)
-            button = gui.add_button('First = this one', hint='for the mapping camera `first`')
+            button = gui.add_button('Keep this camera as first', hint='for the mapping camera `first`')
             button.on_click(page.guard(self.keep_first))
 
     def reset(self) -> None:

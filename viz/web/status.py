@@ -41,7 +41,7 @@ class StatusPanel:
         where = f'{device_of(painter.model.G)}, ' if painter else ''
         return (
             f'{rate}rendering {1000 * speed.paint_sec:.0f} ms, encoding {1000 * speed.send_sec:.0f} ms, '
-            f'{where}{self.count()} browsers, {speed.frames} images sent'
+            f'{where}browsers: {self.count()}, {speed.frames} images sent'
         )
 
     def settled(self, state: State) -> None:

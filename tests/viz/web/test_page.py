@@ -102,7 +102,7 @@ def test_controls_that_act_together(open_page):
     gui['psi'].value, gui['cutoff'].value = 0.0, 1
     assert page.state.cutoff == 1
     page.change(yaw=15.0)
-    gui['First = this one'].press()
+    gui['Keep this camera as first'].press()
     gui['mapping camera'].value = 'first'
     assert page.state.first == (15.0, 0.0, None) and shown(page) is not None
     gui['Another person'].press()
