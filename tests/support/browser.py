@@ -92,12 +92,7 @@ class Screen:
 
     def again(self, before):
         """Waits until exactly the same as before is seen."""
-        try:
-            until(lambda: np.array_equal(self.look(), before), 60)
-        except AssertionError:
-            self.tab.screenshot(path=f'/root/w/web18b-tmp/again{os.getpid()}.png')
-            Image.fromarray(before).save(f'/root/w/web18b-tmp/again{os.getpid()}b.png')
-            raise
+        until(lambda: np.array_equal(self.look(), before))
 
     def label(self, text):
         return self.tab.locator(f'label:text-is("{text}")')

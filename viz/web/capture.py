@@ -1,5 +1,6 @@
 """What is seen as files: an image, videos, and the command line that makes the image again."""
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from viz.web.page import Page
 from viz.web.people import SAMPLED
 from viz.web.state import State
 
-_ORBIT_FRAMES = 120
+_ORBIT_FRAMES, _ORBIT_YAW_RAD = 120, math.radians(20)  # as gen_videos.py --trajectory orbit
 _NO_COMMAND = 'none: there is no file of this person'
 
 
@@ -37,7 +38,7 @@ class CapturePanel:
 
     def orbit(self) -> None:
         """Sends a video in which the camera goes round while the person moves."""
-        self.film('orbit', trajectories.orbit(_ORBIT_FRAMES, focal=self.page.focal))
+        self.film('orbit', trajectories.orbit(_ORBIT_FRAMES, _ORBIT_YAW_RAD, self.page.focal))
 
     def motion(self) -> None:
         """Sends a video of the whole motion from this camera."""
