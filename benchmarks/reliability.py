@@ -1,4 +1,4 @@
-"""What never breaks, in figures: kills, damaged files, full disks, ranks, memory. docs/reliability.md has them.
+"""What never breaks, in figures: kills, damaged files, full disks, ranks, memory. See docs/reliability.md.
 
     python -m benchmarks.reliability --outdir reliability --times 20
     python -m benchmarks.reliability --outdir reliability --items kill-train --times 100
@@ -25,6 +25,7 @@ from benchmarks.gpu_day import Day
 
 _LIMITS = ('full disk', 'read-only', 'no temporary space')
 _FILES = 100  # damaged files in one process for each of --times; commands: 2.5
+_ROUNDING = 1e-5  # relative, of gradients of two processes against one
 _SAID = 46  # columns of a name in the table
 
 
@@ -55,7 +56,10 @@ def verdict(result: dict[str, Any]) -> str:
     broken = [result.get(name) for name in ('different', 'failed', 'defects', 'executed', 'left')]
     broken += [result.get('end', 'refused') not in ('refused', 'succeeded')]
     broken += [not result.get('killed_equals_undisturbed', True)]
-    broken += [any(result.get('exit_codes', {}).values()), result.get('two_against_one', {}).get('gradients', 0) > 1e-5]
+    broken += [
+        any(result.get('exit_codes', {}).values()),
+        result.get('two_against_one', {}).get('gradients', 0) > 1e-5,
+    ]
     return 'BROKEN' if any(broken) else 'ok'
 
 
@@ -71,12 +75,12 @@ def table(file: Path) -> list[str]:
 
 
 @click.command(context_settings={'show_default': True})
-@click.option('--outdir', type=click.Path(path_type=Path), required=True, help='folder of all runs and results')
-@click.option('--items', 'chosen', default='', help='beginnings of names of items, with commas  [default: all]')
-@click.option('--times', type=click.IntRange(1), default=20, help='kills of each command; files: 100 times more')
+@click.option('--outdir', type=click.Path(path_type=Path), required=True, help='of runs and results')
+@click.option('--items', 'chosen', default='', help='beginnings of names, with commas')
+@click.option('--times', type=click.IntRange(1), default=20, help='kills of each command')
 @click.option('--seed', type=click.IntRange(0), default=0, help='of moments and damages')
 @click.option('--minutes', type=click.FloatRange(min=0.01), default=120.0, help='of the training of `memory`')
-@click.option('--at-most', type=click.FloatRange(min=0.1), default=1e6, help='minutes after which nothing begins')
+@click.option('--at-most', type=click.FloatRange(min=0.1), default=1e6, help='minutes; then nothing begins')
 def main(outdir: Path, chosen: str, times: int, seed: int, minutes: float, at_most: float) -> None:
     """Kills, damages and starves the commands of this project, and compares what comes out."""
     torch.set_num_threads(1)  # forks need a process without threads

@@ -1,7 +1,6 @@
 """Opens damaged and hostile files: each gives one sentence, or opens; nothing in it runs."""
 
 import collections
-import contextlib
 import dataclasses
 import io
 import json
@@ -10,6 +9,7 @@ import random
 import resource
 import signal
 import time
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +23,9 @@ from editing.codes import open_portrait
 from interop.convert import open_foreign, open_snapshot
 from interop.export import released_model
 from torch_utils.checkpoint import read_snapshot, save_snapshot, write_torch
-from training.config import with_resolution
+from training.config import build_networks, with_resolution
 from training.data.dataset import VideoDataset
-from training.networks.registry import load_generator
+from training.networks.registry import NETWORKS, load_generator
 from training.presets import PRESETS
 
 CANARY = 'executed'  # a file that hostile bytes make when somebody runs them
@@ -83,10 +83,11 @@ def _foreign(files: Path) -> Path:
     if not path.exists():
         config = with_resolution(PRESETS['tiny']('none'), 128)
         changes = {'plane_axes': 'released', 'sr_resolution': 64}
-        G = dataclasses.replace(config.generator, **changes).build()
-        save_snapshot(files / 'g128.pkl', {'G_ema': G}, {})
+        config = dataclasses.replace(config, generator=dataclasses.replace(config.generator, **changes))
+        networks = build_networks(config)
+        named = dict(zip(NETWORKS, (*networks, networks.G), strict=True))
+        save_snapshot(files / 'g128.pkl', named, {})
         write_torch(path, {'model': released_model(read_snapshot(files / 'g128.pkl'))})
-        open_foreign(path)
     return path
 
 
@@ -268,8 +269,10 @@ def in_fork(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, An
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        with contextlib.suppress(BaseException):
+        try:
             os.write(writer, json.dumps(function(*args)).encode())
+        except BaseException:  # the parent reports that there is no result
+            traceback.print_exc()
         os._exit(0)
     os.close(writer)
     with open(reader, 'rb') as file:

@@ -70,7 +70,10 @@ def _mounted(folder: Path, read_only: bool) -> Iterator[str]:
 
 
 def _ended(
-    case: runs.Case, place: Path, env: Mapping[str, str] | None = None, limits: Mapping[int, int] | None = None
+    case: runs.Case,
+    place: Path,
+    env: Mapping[str, str] | None = None,
+    limits: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     life = runs.Life(case.words, place, env=env, limits=limits)
     code, _ = life.wait()
@@ -87,7 +90,7 @@ def ranks(outdir: Path) -> dict[str, Any]:
         whether the run with the killed rank has the same bits, and the largest relative difference of the
         gradients and weights of one process.
     """
-    files, folder = runs.make_files(outdir), outdir / 'ranks'
+    folder = outdir / 'ranks'
     shutil.rmtree(folder, ignore_errors=True)
     cases = runs.cases()
     launcher = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--max-restarts=1')
@@ -97,7 +100,6 @@ def ranks(outdir: Path) -> dict[str, Any]:
     codes['killed'] = _launch(two, folder / 'a' / 'killed', kill=True)
     one = (*train, *_LOW_RATE, '--batch-gpu', '2')
     codes['one'] = 0 if runs.run_well(one, folder / 'a' / 'one') else 1
-    del files
     found = {name: runs.trained(folder / 'a' / name) for name in ('two', 'killed')}
     same = found['two'] == found['killed']
     errors = _differences(folder / 'a' / 'two', folder / 'a' / 'one')
@@ -155,14 +157,12 @@ def memory(outdir: Path, minutes: float) -> dict[str, Any]:
     Returns:
         MiB at the end of the time that counts as warming up and in the last tenth (medians), their ratio.
     """
-    runs.make_files(outdir)
     place = outdir / 'memory' / 'run'
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     words = _with(runs.cases()['train'].words, {'--kimg': '1000', '--tick': '0.04', '--snap': '2'})
-    words = tuple(word for word in words if word not in ('--set', 'output.image_ticks=0'))
-    words = tuple('--set' if w == '--set' else w for w in words if w != 'output.sheet_seeds=1')
-    life = runs.Life((*words, '--max-minutes', f'{minutes}', '--set', 'output.sheet_seeds=2'), place)
+    words = tuple(word for word in words if word != '--set' and not word.startswith('output.'))  # with sheets
+    life = runs.Life((*words, '--max-minutes', f'{minutes}'), place)
     begin, samples = time.monotonic(), []
     while (time.monotonic() - begin) < 60 * minutes:
         time.sleep(_SAMPLE_SEC)
@@ -174,7 +174,12 @@ def memory(outdir: Path, minutes: float) -> dict[str, Any]:
     end = _median([mib for at, mib in samples if at >= minutes - tenth])
     clips = max(place.rglob('network-snapshot-*.pkl')).stem.rpartition('-')[2]
     found = {'minutes': minutes, 'processor_sec': round(used), 'clips': int(clips), 'exit_code': code}
-    return {**found, 'warm_mib': round(start, 1), 'end_mib': round(end, 1), 'growth': round(end / start - 1, 4)}
+    return {
+        **found,
+        'warm_mib': round(start, 1),
+        'end_mib': round(end, 1),
+        'growth': round(end / start - 1, 4),
+    }
 
 
 def _median(values: list[float]) -> float:

@@ -204,7 +204,9 @@ def _bytes_of(tree: Any) -> list[bytes]:
 
 def measured(place: Path) -> dict[str, str]:
     """Returns the values of the last line of each metric-*.jsonl."""
-    rows = {p.name: json.loads(p.read_text().splitlines()[-1]) for p in sorted(place.glob('out/metric-*.jsonl'))}
+    rows = {
+        p.name: json.loads(p.read_text().splitlines()[-1]) for p in sorted(place.glob('out/metric-*.jsonl'))
+    }
     return {name: f'{row["value"]!r} +- {row["standard_error"]!r}' for name, row in rows.items()}
 
 
@@ -212,7 +214,10 @@ def studied(place: Path) -> dict[str, str]:
     """Returns the metrics of the run of a study, and the digest of its newest snapshot."""
     (file,) = place.glob('out/*/metrics.json')
     record = json.loads(file.read_text())
-    return {'metrics': json.dumps(record['metrics']), 'newest': digest((file.parent / 'newest.pkl').read_bytes())}
+    return {
+        'metrics': json.dumps(record['metrics']),
+        'newest': digest((file.parent / 'newest.pkl').read_bytes()),
+    }
 
 
 def cases() -> dict[str, Case]:
