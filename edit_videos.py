@@ -13,7 +13,7 @@ from dnnlib.cli import SETTINGS, command
 
 import click
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, remove_temp_files
 from editing.options import (
     Animate,
     Common,
@@ -263,6 +263,7 @@ def _add_sound(path: Path, video: Path, portrait: Portrait, length_sec: float | 
 
 def _folder(options: Common) -> Path:
     options.outdir.mkdir(parents=True, exist_ok=True)
+    remove_temp_files(options.outdir)  # of a killed command
     return options.outdir
 
 

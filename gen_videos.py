@@ -13,7 +13,7 @@ from dnnlib.cli import NotWith, Numbers, OnlyWith, Range, command
 import click
 
 from dnnlib.scene import Camera, parse_camera, parse_map_camera
-from dnnlib.util import UserError, file_sha256
+from dnnlib.util import UserError, file_sha256, remove_temp_files
 
 if TYPE_CHECKING:  # functions import what they need: --help and errors in options need no torch
     from torch import Tensor, nn
@@ -205,6 +205,7 @@ def run(options: Options) -> None:
     options = _in_frames(G, options)
     clips = plan(G, snapshot, options)
     options.outdir.mkdir(parents=True, exist_ok=True)
+    remove_temp_files(options.outdir)  # of a killed command
     renderer = sampling(G, options.neural_resolution, options.render_samples)
     sheet_frames = min(SHEET_COLUMNS, G.config.span) * len(VIEW_NAMES) if _has_sheet(options) else 0
     beside = sheet_frames + (len(options.shape_frames) if options.shapes else 0)

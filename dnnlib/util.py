@@ -7,6 +7,7 @@ allowed, what to do.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -130,6 +131,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = 'wb') -> Iterator[IO[
     temp = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.tmp')
     try:
         with open(temp, mode.replace('w', 'x'), encoding=None if 'b' in mode else 'utf-8') as file:
+            with contextlib.suppress(OSError):  # not all file systems have locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # `remove_temp_files` sees that it is used
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -145,11 +148,23 @@ def atomic_write(path: str | os.PathLike[str], mode: str = 'wb') -> Iterator[IO[
 
 
 def remove_temp_files(folder: str | os.PathLike[str]) -> list[str]:
-    """Deletes what killed writers left in `folder` and returns the names; nobody may be writing there."""
+    """Deletes what killed writers left in `folder` and returns the names; files of living ones stay."""
     names = sorted(p.name for p in Path(folder).iterdir() if _TEMP_NAME.match(p.name))
-    for name in names:
-        Path(folder, name).unlink(missing_ok=True)
-    return names
+    return [name for name in names if _removed(Path(folder, name))]
+
+
+def _removed(path: Path) -> bool:
+    """Deletes a temporary file unless its writer lives."""
+    with contextlib.suppress(FileNotFoundError), open(path, 'rb') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # no locks here: nobody else may be writing into the folder
+        path.unlink(missing_ok=True)
+        return True
+    return False
 
 
 def _sync_folder(folder: Path) -> None:

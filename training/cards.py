@@ -103,8 +103,8 @@ def check_disk(run_dir: Path, disk: Disk) -> str:
     least = 2 * (disk.snapshot_bytes + disk.state_bytes)
     if free < least:
         raise UserError(
-            f'{run_dir}: {free / 2**30:.2f} GiB are free, but two checkpoints of this run take '
-            f'{least / 2**30:.2f} GiB; free some space or choose another --outdir'
+            f'{run_dir}: {_size(free)} are free, but two checkpoints of this run take {_size(least)}; '
+            'free some space or choose another --outdir'
         )
     written = sum(p.stat().st_size for p in run_dir.iterdir() if p.suffix in ('.pkl', '.pt'))
     if free + written >= disk.total_bytes:
@@ -113,6 +113,10 @@ def check_disk(run_dir: Path, disk: Disk) -> str:
         f'{free / 2**30:.1f} GiB are free at {run_dir}, but the whole run will write {describe_disk(disk)}; '
         'free some space, or write fewer snapshots with a larger --snap'
     )
+
+
+def _size(count: int) -> str:
+    return f'{count / 2**30:.2f} GiB' if count >= 2**27 else f'{count / 2**20:.2f} MiB'
 
 
 def describe_disk(disk: Disk) -> str:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from dnnlib.progress import follow
 from dnnlib.scene import LABEL_DIM
-from dnnlib.util import DataError, Skip, UserError, atomic_write, explain_os_error
+from dnnlib.util import DataError, Skip, UserError, atomic_write, explain_os_error, remove_temp_files
 from dnnlib.video import IMAGE_TYPES, find_clips, is_system_error, natural, video_frames
 from training.data.archive import dataset_json, parallel, write_entry
 
@@ -213,6 +213,8 @@ def listing(names: list[str]) -> str:
 def check_dest(dest: str) -> None:
     """Makes sure that a data set can be written; the folder of the zip is made when missing.
 
+    Temporary files in it that a killed command left are removed.
+
     Raises:
         UserError: if the name is not that of a zip, or the folder cannot be made.
     """
@@ -220,6 +222,7 @@ def check_dest(dest: str) -> None:
         raise UserError(f'--dest {dest} must be the name of a zip, such as {dest}.zip')
     try:
         Path(dest).absolute().parent.mkdir(parents=True, exist_ok=True)
+        remove_temp_files(Path(dest).absolute().parent)
     except OSError as error:
         raise UserError('cannot write ' + explain_os_error(error, dest)) from error
 

@@ -59,6 +59,7 @@ def test_kill_between_write_and_rename_leaves_the_old_file(tmp_path):
     command = [sys.executable, '-c', code, str(path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == 'written\n'
+        assert remove_temp_files(tmp_path) == []  # its writer lives
         process.send_signal(signal.SIGKILL)
     assert path.read_bytes() == b'old'
     left = [n for n in os.listdir(tmp_path) if n != 'a.bin']

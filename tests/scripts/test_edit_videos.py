@@ -79,9 +79,11 @@ def test_same_command_same_bytes(snapshot, data, found, tmp_path, monkeypatch):
     monkeypatch.setattr(edit_videos, '_command', lambda: 'x')
     for folder in ('a', 'b'):
         (tmp_path / folder).mkdir()
+        (tmp_path / folder / f'.x-orbit.mp4.{"0" * 32}.tmp').touch()  # a killed command left it
         done(snapshot, tmp_path / folder, 'project', f'{data}:1:2', *FEW)
     for path in (tmp_path / 'a').iterdir():
         assert path.read_bytes() == (tmp_path / 'b' / path.name).read_bytes(), path.name
+        assert path.suffix != '.tmp'
 
 
 def test_applications(snapshot, data, found, tmp_path, monkeypatch):
