@@ -260,7 +260,7 @@ def sentence(code: int | None, printed: str) -> str:
         return f'traceback: {printed[-600:]}'
     if code == 0:
         return 'succeeded'
-    last = printed.strip().splitlines()[-1:] == errors
+    last = bool(errors) and printed.strip().splitlines()[-1:] == errors
     return 'refused' if code == 1 and last else f'exit code {code}, {len(errors)} sentences: {printed[-600:]}'
 
 

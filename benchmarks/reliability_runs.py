@@ -39,7 +39,7 @@ LIMIT_SEC = 600.0  # what takes longer hangs
 PORTRAIT = 'portrait/x.portrait.pt'  # below FILES, like what make_files writes
 _FILES = '../../files'  # as a command in PLACE sees them
 _TICK_SEC = 1 / os.sysconf('SC_CLK_TCK')
-_POLL_SEC = 0.005
+_POLL_SEC = 0.02
 _VIDEO_FRAMES, _VIDEO_SIZE = 8, 192
 
 
@@ -101,6 +101,7 @@ class Life:
             os.setsid()
             os.dup2(log, 1)
             os.dup2(log, 2)
+            sys.stdout, sys.stderr = (open(fd, 'w', closefd=False) for fd in (1, 2))
             os.chdir(place)
             os.environ.update(self._env)
             tempfile.tempdir = None  # it is chosen once in a process
