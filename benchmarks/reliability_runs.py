@@ -101,7 +101,7 @@ class Life:
             os.setsid()
             os.dup2(log, 1)
             os.dup2(log, 2)
-            sys.stdout, sys.stderr = (open(fd, 'w', closefd=False) for fd in (1, 2))
+            sys.stdout, sys.stderr = (os.fdopen(fd, 'w', closefd=False) for fd in (1, 2))
             os.chdir(place)
             os.environ.update(self._env)
             tempfile.tempdir = None  # it is chosen once in a process
