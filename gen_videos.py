@@ -373,8 +373,7 @@ def write(writer: ClipWriter, clips: list[Clip], options: Options) -> int:
             look = (options.shape_resolution, options.shape_level, options.shape_parts)
             meshes += writer.meshes(clip, options.shapes, options.shape_frames, *look)
     if tile:
-        path = options.outdir / f'grid{writer.suffix}'
-        with writer.open(path) as append:
+        with writer.open(path := options.outdir / f'grid{writer.suffix}') as append:
             for frames in zip(*tiles, strict=False):
                 append(images.grid(np.stack(frames)))
         writer.report(str(path))

@@ -35,7 +35,7 @@ def kill_command(case: runs.Case, outdir: Path, times: int, seed: int, until: fl
         times: kills.
         seed: of the moments, which are uniform over the processor time of an undisturbed run; in new
             interpreters over that of the imports, too.
-        until: no further run begins after this time (time.time()).
+        until: no further run begins, and no life is killed, after this time (time.time()).
     """
     rng, tally = random.Random(f'{seed}/{case.name}'), Tally()
     folder = outdir / case.name
@@ -47,7 +47,7 @@ def kill_command(case: runs.Case, outdir: Path, times: int, seed: int, until: fl
     while tally.kills < times and time.time() < until:
         place = folder / f'{tally.finished + len(tally.failed):04d}'
         place.mkdir()
-        _one_run(case, place, min(_MOST, times - tally.kills), rng, (length, imports_sec), tally)
+        _one_run(case, place, min(_MOST, times - tally.kills), rng, (length, imports_sec), tally, until)
         if not tally.failed:
             _compare(expected, case.digests(place), place, tally)
         if tally.failed or tally.different:
@@ -58,14 +58,21 @@ def kill_command(case: runs.Case, outdir: Path, times: int, seed: int, until: fl
 
 
 def _one_run(
-    case: runs.Case, place: Path, most: int, rng: random.Random, secs: tuple[float, float], tally: Tally
+    case: runs.Case,
+    place: Path,
+    most: int,
+    rng: random.Random,
+    secs: tuple[float, float],
+    tally: Tally,
+    until: float,
 ) -> None:
     length, imports_sec = secs
     for life_number in range(most + 1):
         whole = rng.random() < 1 / _WHOLE_EVERY
         moment = rng.uniform(0, length + imports_sec * whole)
         life = runs.Life(case.words, place, whole)
-        code, used = life.wait(moment if life_number < most else None, rng.uniform(0, _DELAY_SEC))
+        ends = life_number == most or time.time() > until
+        code, used = life.wait(None if ends else moment, rng.uniform(0, _DELAY_SEC))
         if code is not None:
             break
         tally.kills += 1

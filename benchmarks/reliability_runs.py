@@ -23,7 +23,6 @@ import editing.results  # noqa: F401  # what commands import, imported once: for
 import interop.warm_start  # noqa: F401
 import metrics.metric_main  # noqa: F401
 import preprocessing.from_videos.pipeline
-import studies.judges  # noqa: F401
 import training.training_loop  # noqa: F401
 import viz.sheets  # noqa: F401
 from dnnlib.video import write_video
@@ -191,7 +190,7 @@ def trained(place: Path) -> dict[str, str]:
 
 def _ticks(file: Path) -> list[Any]:
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [row.get('Progress/kimg', row.get('kimg')) for row in rows]
+    return [row['Progress/kimg'] for row in rows]
 
 
 def _bytes_of(tree: Any) -> list[bytes]:
