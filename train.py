@@ -264,14 +264,14 @@ def with_facts_of_data(config: TrainConfig, dry_run: bool = False) -> TrainConfi
     A dry run can do without the data.
     """
     from torch_utils import distributed as dist
-    from training.config import images_dataset, with_focal, with_followers
+    from training.config import describe_data, images_dataset, with_focal, with_followers
 
     config = with_followers(config)
     try:
         data = config.dataset.build()
-        dist.print0(f'data: {data.describe()}')
-        if (images := images_dataset(config)) is not None:
-            dist.print0(f'images: {images.describe()}')
+        images = images_dataset(config)
+        if dry_run:  # a run prints it into its log
+            dist.print0(describe_data(data, images))
         return with_focal(config, data.focal())
     except DataError as err:
         if not dry_run:

@@ -190,6 +190,12 @@ def images_dataset(config: TrainConfig) -> VideoDataset | None:
     return dataclasses.replace(config.dataset, **whole).build()
 
 
+def describe_data(data: VideoDataset, images: VideoDataset | None) -> str:
+    """Returns a line about the clips of a run, and one about its single images."""
+    lines = [f'data: {data.describe()}', *([f'images: {images.describe()}'] if images is not None else [])]
+    return '\n'.join(lines)
+
+
 def build_networks(config: TrainConfig) -> Networks:
     """Builds the generator, then the discriminators that the loss uses; ConfigError if they do not fit it."""
     G, loss = config.generator.build(), config.loss.build()

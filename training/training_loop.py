@@ -32,7 +32,7 @@ from training.batching import (
     real_batch,
     single_fakes,
 )
-from training.config import TrainConfig, build_networks, images_dataset
+from training.config import TrainConfig, build_networks, describe_data, images_dataset
 from training.data.dataset import Draw, Seed, VideoDataset, batches
 from training.diagnostics import Probes
 from training.loss_contract import GRADIENT_SCALE, FakeBatch, Networks, RealBatch, Shown
@@ -83,6 +83,7 @@ class Trainer:
         self.batch_gpu, _ = config.split_batch(dist.world_size())
         self.dataset: VideoDataset = config.dataset.build()
         self.images = images_dataset(config)
+        dist.print0(describe_data(self.dataset, self.images))
         self._singles: Iterator[Draw] | None = None  # from the images, if there are any, when training starts
         self.loss = config.loss.build()
         self.networks, self.G_ema = self._build_networks()
@@ -306,6 +307,9 @@ class Trainer:
                 f'{", ".join(bad[:_MAX_NAMED])}{more}; this step is skipped'
             )
             return False
+        if grads:
+            norms = torch.stack(torch._foreach_norm(grads))
+            self.stats.report(f'Gradient/{phase.name}', norms.square().sum().sqrt())
         phase.optimizer.step()
         if w_means:
             w_mean = dist.all_reduce_sum(torch.stack(w_means).mean(dim=0)) / dist.world_size()

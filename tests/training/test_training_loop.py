@@ -194,6 +194,19 @@ def test_lazy_phases_weigh_more(small, tmp_path):
     torch.testing.assert_close(gradient(16), 16 * gradient(1), rtol=1e-5, atol=1e-10)
 
 
+def test_norm_of_gradients_is_reported(small, tmp_path, monkeypatch):
+    """As the optimizer sees them: over all parameters of a phase; a step that is skipped has none."""
+    trainer = Trainer(small, tmp_path, CPU)
+    for phase in trainer.phases:
+        trainer.run_phase(phase, batch_of(trainer))
+        whole = torch.cat([p.grad.double().flatten() for p in phase.params.values() if p.grad is not None])
+        (found,) = (v for name, v in trainer.stats.collect().items() if name == f'Gradient/{phase.name}')
+        assert found.num == 1 and found.mean == pytest.approx(whole.norm().item(), rel=1e-5)
+    monkeypatch.setattr(loop_module.dist, 'all_reduce_gradients', lambda params: [False] * len(params))
+    trainer.run_phase(trainer.phases[0], batch_of(trainer))
+    assert 'Gradient/Gmain' not in trainer.stats.collect()
+
+
 def test_moving_average_beta(small, tmp_path):
     trainer = Trainer(override(small, {'ema.half_life_nimg': '5000', 'batch': '16'}), tmp_path, CPU)
     expected = {0: 0, 16: 0.5**20, 100_000: 0.5 ** (16 / 5000), 10**7: 0.5 ** (16 / 5000)}
