@@ -174,6 +174,7 @@ def run(options: Options) -> None:
     """Does what the command line asks for."""
     from tqdm import tqdm
 
+    from dnnlib.progress import progress
     from interop.convert import open_snapshot
     from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
     from training.networks.registry import load_generator
@@ -209,17 +210,13 @@ def run(options: Options) -> None:
     renderer = sampling(G, options.neural_resolution, options.render_samples)
     sheet_frames = min(SHEET_COLUMNS, G.config.span) * len(VIEW_NAMES) if _has_sheet(options) else 0
     beside = sheet_frames + (len(options.shape_frames) if options.shapes else 0)
-    with tqdm(total=sum(len(clip.times) + beside for clip in clips), unit='frame', disable=None) as bar:
-
-        def report(line: str) -> None:
-            bar.clear()
-            click.echo(line)
-
+    total = sum(len(clip.times) + beside for clip in clips)
+    with progress(total, 'rendering', 'frame') as count:
         writer = ClipWriter(
             G=G,
             outdir=options.outdir,
-            report=report,
-            count=bar.update,
+            report=tqdm.write,  # which leaves the bar alone
+            count=count,
             render=RenderOptions(renderer=renderer, strength=options.motion_strength),
             suffix=_suffix(options),
             fps=options.fps,

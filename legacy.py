@@ -63,13 +63,14 @@ def run(options: Options) -> None:
 def convert(source: str, dest: str | None, overrides: tuple[str, ...]) -> None:
     """Opens a foreign checkpoint, reports what it is, and writes it as a snapshot."""
     from interop.convert import build_networks, is_foreign, open_foreign
-    from torch_utils.checkpoint import save_snapshot
+    from torch_utils.checkpoint import read_snapshot, save_snapshot
 
     wrong = [text for text in overrides if '=' not in text]
     if wrong:
         raise UserError(f'--set {wrong[0]} must be PATH=VALUE, for example --set renderer.resolution=128')
     if not is_foreign(source):
         if dest is not None or overrides:
+            read_snapshot(source)  # where it is none, this is the error
             raise UserError(f'{source} is already a snapshot; copy it, or export it with --to released')
         describe_own(source)
         return

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import operator
 import re
 import runpy
@@ -13,6 +14,8 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import trimesh
+from click.testing import CliRunner
 from PIL import Image
 from test_style import ROOMS
 
@@ -20,6 +23,7 @@ import train
 from dnnlib.config import flatten, override, to_dict
 from dnnlib.util import UserError
 from support.paths import ROOT
+from training.camera import front_label
 from training.presets import PRESETS
 
 PAGES = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').glob('*.md'))]
@@ -171,6 +175,22 @@ def test_drawings_of_the_architecture(monkeypatch):
             assert difference.mean() < 6  # fonts differ a little between machines
     texts = [text.get_text().partition('/')[0] for text in draw['rooms']().axes[0].texts]
     assert {*ROOMS} <= {*texts}
+
+
+def test_figures_of_the_docs(tmp_path):
+    """A ball is drawn as a disc of the right size, brighter above; statistics may be missing."""
+    figures = runpy.run_path(str(ROOT / 'docs' / 'figures.py'))
+    ball = trimesh.creation.icosphere(4, radius=0.1)
+    image = figures['clay'](ball, front_label(7.0), 64).astype(float)
+    disc = (image != image[0, 0]).any(axis=-1)
+    assert disc.sum() == pytest.approx(np.pi * (64 * 7 * 0.1 / 2.7) ** 2, rel=0.05)
+    assert image[24][disc[24]].mean() > image[40][disc[40]].mean() + 20
+    lines = [{'Progress/kimg': i / 10, 'Loss/G/image': 0.7, 'Loss/r1/image': 0.1} for i in range(3)]
+    write(tmp_path / 'stats.jsonl', '\n'.join(map(json.dumps, lines)))
+    done = CliRunner().invoke(figures['main'], ['curves', str(tmp_path), str(tmp_path / 'c.png')])
+    assert done.exit_code == 0, done.output
+    with Image.open(tmp_path / 'c.png') as drawn:
+        assert drawn.width > 1000
 
 
 def write(path: Path, text: str) -> Path:

@@ -114,6 +114,8 @@ def test_summary_and_meta(tmp_path, ckpt):
     assert trained_with(tmp_path / 'b.pkl') == trained_with(ckpt) == [('generator.plane_axes', 'released')]
     assert run('--source', tmp_path / 'b.pkl', '--dest', tmp_path / 'c.pkl').output.startswith('Error: ')
     assert run('--source', tmp_path / 'b.pkl', '--set', 'span=4').output.startswith('Error: ')
+    missing = run('--source', tmp_path / 'none.ckpt', '--dest', tmp_path / 'c.pkl')
+    assert missing.exit_code == 1 and 'none.ckpt' in missing.output and 'already' not in missing.output
     own = run('--source', tmp_path / 'b.pkl')
     assert own.exit_code == 0 and 'clips seen: 480' in own.output and '8x8 rays of 6 + 6' in own.output
 
