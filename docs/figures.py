@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import trimesh
 from matplotlib.axes import Axes
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from interop.convert import open_snapshot
@@ -86,7 +86,7 @@ def clay(mesh: trimesh.Trimesh, label: Tensor, size: int) -> np.ndarray:
     seen = (column >= 0) & (column < size) & (row >= 0) & (row < size)
     canvas = np.full((size, size, 3), _PAPER, np.uint8)
     canvas[row[seen], column[seen]] = shade[order][seen, None] * _CLAY
-    return canvas
+    return np.asarray(Image.fromarray(canvas).filter(ImageFilter.MedianFilter(3)))  # closes single pixels
 
 
 @main.command()

@@ -183,7 +183,7 @@ def test_figures_of_the_docs(tmp_path):
     ball = trimesh.creation.icosphere(4, radius=0.1)
     image = figures['clay'](ball, front_label(7.0), 64).astype(float)
     disc = (image != image[0, 0]).any(axis=-1)
-    assert disc.sum() == pytest.approx(np.pi * (64 * 7 * 0.1 / 2.7) ** 2, rel=0.05)
+    assert disc.sum() == pytest.approx(np.pi * (64 * 7 * 0.1 / 2.7 + 0.5) ** 2, rel=0.05)
     assert image[24][disc[24]].mean() > image[40][disc[40]].mean() + 20
     lines = [{'Progress/kimg': i / 10, 'Loss/G/image': 0.7, 'Loss/r1/image': 0.1} for i in range(3)]
     write(tmp_path / 'stats.jsonl', '\n'.join(map(json.dumps, lines)))
