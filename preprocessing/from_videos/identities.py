@@ -6,7 +6,7 @@ others are joined by agglomerative clustering with average linkage [Day & Edelsb
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,13 +166,19 @@ def balance(
     return sorted(kept), dict(sorted(rejected.items()))
 
 
+def people(identities: Iterable[int]) -> str:
+    """Returns how many people there are, in words."""
+    count = len(set(identities))
+    return '1 person' if count == 1 else f'{count} people'
+
+
 @Stage(
     'identities',
     per='all',
     needs=('sources', 'align', 'embeddings', 'verify'),
     options=('same_person', 'per_person'),
     here=True,
-    note=lambda results: f' of {len(set(results["identities"]["clusters"].values()))} people',
+    note=lambda results: f' of {people(results["identities"]["clusters"].values())}',
 )
 def identities_stage(item: Item, options: Any) -> dict[str, Any]:
     """Groups the clips that have embeddings by person, and balances the groups.

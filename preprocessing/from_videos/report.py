@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dnnlib.util import atomic_write
+from preprocessing.from_videos.identities import people
 from preprocessing.from_videos.report_facts import Clip, Facts, collect
 from preprocessing.from_videos.report_images import (
     data_uri,
@@ -59,7 +60,7 @@ def make_page(work: WorkFolder, options: Mapping[str, Any], clip_stages: Sequenc
         title=f'Data set {pack["dest"]}' if pack else 'Data set from videos',
         facts=facts,
         pack=pack,
-        people=len({clip.identity for clip in facts.clips.values() if clip.packed}),
+        people=people(clip.identity for clip in facts.clips.values() if clip.packed),
         problems=problems[:_LISTED],
         stages=[(stage, *facts.passed[stage], len(gone), count_reasons(gone)) for stage, gone in stages],
         most_kinds=_REASONS,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from preprocessing.from_videos.identities import people
 from preprocessing.from_videos.work_folder import WorkFolder, clip_names
 
 
@@ -166,8 +167,8 @@ def _collect_whole(work: WorkFolder, facts: Facts) -> None:
     for clip in facts.clips.values():
         clip.identity = clusters.get(clip.name, -1)
         clip.packed = folders.get(clip.name, '')
-    people = f'{len(clusters)} clips of {len(set(clusters.values()))} people'
-    facts.passed['identities'] = people, f'{len(result.get("kept", []))} clips'
+    found = f'{len(clusters)} clips of {people(clusters.values())}'
+    facts.passed['identities'] = found, f'{len(result.get("kept", []))} clips'
     packed, gone = len(folders), len(pack.get('rejected', {}))
     facts.passed['pack'] = f'{packed + gone} clips', f'{packed} clips, {pack.get("frames", 0)} frames'
 

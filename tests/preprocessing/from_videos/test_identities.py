@@ -22,6 +22,7 @@ from preprocessing.from_videos.identities import (
     identities_stage,
     load_recognizer,
     mean_direction,
+    people,
 )
 from preprocessing.from_videos.stages import Item
 from preprocessing.from_videos.verify import judge
@@ -53,6 +54,10 @@ def directions(groups, spread, seed=0, width=16):
 
 def partition(clusters):
     return {frozenset(c for c, n in clusters.items() if n == number) for number in clusters.values()}
+
+
+def test_people_are_counted_in_words():
+    assert [people(x) for x in ([], [4, 4], [0, 1, 0])] == ['0 people', '1 person', '2 people']
 
 
 def test_five_points_are_means_at_pixel_centres():
