@@ -23,6 +23,7 @@ _MOVING_QUALITY = 80  # of JPEG
 _SAME_DEG = 0.05  # a camera that is so near is the same: browsers report rounded numbers
 _SAME_ZOOM = 0.01  # likewise, of distances
 _DEAF_SEC = 0.5  # after we moved the browser's camera, its own reports of that are not taken for drags
+_UNPLACED = (3.0, 3.0, 3.0)  # where viser's page has its camera before it knows ours, and may say so late
 _ADVICE = 'choose fewer voxels or samples'
 
 
@@ -106,7 +107,10 @@ class Page:
             self.redraw()
         if self.painter is None or self.backdrop is not None or time.monotonic() < self._deaf_until:
             return
-        *wanted, zoom = coverage.orbit_place(np.asarray(camera.position), np.asarray(camera.look_at))
+        place = np.asarray(camera.position)
+        if np.allclose(place, _UNPLACED):
+            return
+        *wanted, zoom = coverage.orbit_place(place, np.asarray(camera.look_at))
         yaw, pitch, self.outside = self.painter.model.coverage.clamp(*wanted)
         if abs(zoom / self._zoom() - 1) > _SAME_ZOOM:
             low, high, _ = LIMITS['fov']

@@ -111,6 +111,15 @@ def test_controls_that_act_together(open_page):
     assert page.state.yaw == 0 and not page.client.messages
 
 
+def test_a_camera_that_the_browser_has_not_placed_yet_is_no_drag(open_page):
+    page = open_page()
+    shown(page)
+    page._deaf_until = 0.0
+    page.client.camera.position, page.client.camera.look_at = np.full(3, 3.0), np.zeros(3)
+    page.look()
+    assert page.state == State()
+
+
 def test_dragging_turns_within_limits(open_page):
     page = open_page()
     camera = page.client.camera
