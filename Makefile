@@ -46,14 +46,14 @@ demo: $(STAMP)  ## data, training (stopped and resumed once), videos, a contact 
 	@echo '== 3/4 the same command again continues the same run'
 	$(TRAIN)
 	@echo '== 4/4 videos, contact sheets, a mesh'
-	$(PY) gen_videos.py --network $(LATEST) --seeds 0,2,4,7 --outdir $(DEMO)/videos --trajectory orbit --frames 60 --upscale 4
-	$(PY) gen_videos.py --network $(LATEST) --seeds 2 --outdir $(DEMO)/mesh --frames 16 --shapes glb --upscale 4
+	$(PY) gen_videos.py --network $(LATEST) --seeds 0,3,8,9 --outdir $(DEMO)/videos --trajectory orbit --frames 60 --upscale 4
+	$(PY) gen_videos.py --network $(LATEST) --seeds 3 --outdir $(DEMO)/mesh --frames 16 --shapes glb --upscale 4
 	@echo
 	@echo 'Look at:'
 	@echo '  $(DEMO)/heads.png                     what it learns from'
 	@echo '  $(DEMO)/videos/grid.mp4               four generated people, camera going round'
-	@echo '  $(DEMO)/videos/seed0002-sheet.png     one of them: moments x three views'
-	@echo '  $(DEMO)/mesh/seed0002-0000.glb        the mesh of one moment'
+	@echo '  $(DEMO)/videos/seed0003-sheet.png     one of them: moments x three views'
+	@echo '  $(DEMO)/mesh/seed0003-0000.glb        the mesh of one moment'
 	@echo "  $$(ls -d $(DEMO)/runs/*/ | tail -n 1)  the run: log.txt, sample images, snapshots"
 
 METRICS := fvd32_16f_lite0,fid32_lite0,kid32_lite0,id32_sface,cd32,we32,motion32,expression32,flicker32,depthvar32,geometry32
