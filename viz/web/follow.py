@@ -55,11 +55,7 @@ class Follower:
         self.last = path
         try:
             self.viewer.replace(Painter(self.open_model(str(path))))
-        except (
-            UserError,
-            OSError,
-            RuntimeError,
-        ) as err:  # removed meanwhile, out of memory
+        except (UserError, OSError, RuntimeError) as err:  # removed meanwhile, or out of memory
             self.viewer.message(str(err), 'Not possible')
         else:
             self.viewer.message(path.name, 'New snapshot')
