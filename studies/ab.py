@@ -7,8 +7,6 @@ from typing import Annotated
 
 from dnnlib.cli import Range, command
 
-import click
-
 from dnnlib.util import UserError, usable_cores
 
 
@@ -54,8 +52,8 @@ def run(options: Options) -> None:
     """Trains what is not trained yet, then reports."""
     os.environ['OMP_NUM_THREADS'] = '1'  # of the processes
     from dnnlib.config import override
-    from studies.arms import Budget, Task, base_config, make_arm, run_all, split_changes
-    from studies.comparison import compare, write_comparison
+    from studies.arms import Budget, Task, base_config, make_arm, split_changes
+    from studies.comparison import run_and_compare
     from studies.judges import TruthJudge
     from studies.measure import FULL, QUICK, Settings, prepare
     from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
@@ -74,15 +72,7 @@ def run(options: Options) -> None:
     prepare(options.data, base.generator, settings)
     judge = TruthJudge(settings, options.full)
     tasks = [Task(arm, Budget(seconds=60 * options.minutes), judge) for arm in arms]
-    failures = []
-    for arm, failure in run_all(tasks, options.parallel):
-        failures += [failure] if failure else []
-        click.echo(failure or f'{arm.folder}: done')
-    comparison = compare(arms)
-    write_comparison(options.outdir, comparison)
-    click.echo(comparison.text)
-    if failures:
-        raise UserError(f'{len(failures)} runs failed: {"; ".join(failures)}')
+    run_and_compare(tasks, options.parallel, options.outdir)
 
 
 main = command(Options, run, 'use --parallel 1')

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dnnlib.util import atomic_write
-from studies.arms import Arm, read_results
+import click
+
+from dnnlib.util import UserError, atomic_write
+from studies.arms import Arm, Task, read_results, run_all
 from studies.results import TABLE, format_cells, format_value
 
 _NOTABLE = 2.0  # standard errors from the base that are marked
@@ -53,6 +55,23 @@ def summarise(values: Sequence[float], errors: Sequence[float]) -> tuple[float, 
     own = sum(e * e for e in errors if not math.isnan(e)) / count
     between = sum((v - mean) ** 2 for v in values) / max(count - 1, 1)
     return mean, math.sqrt(max(own, between) / count)
+
+
+def run_and_compare(tasks: Sequence[Task], at_once: int, outdir: Path) -> None:
+    """Does all tasks, so many at a time, then prints and writes their comparison.
+
+    Raises:
+        UserError: if runs failed; the others are compared before.
+    """
+    failures = []
+    for arm, failure in run_all(tasks, at_once):
+        failures += [failure] if failure else []
+        click.echo(failure or f'{arm.folder}: done')
+    comparison = compare([task.arm for task in tasks])
+    write_comparison(outdir, comparison)
+    click.echo(comparison.text)
+    if failures:
+        raise UserError(f'{len(failures)} runs failed: {"; ".join(failures)}')
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:

@@ -7,9 +7,6 @@ from typing import Annotated
 
 from dnnlib.cli import Range, command
 
-import click
-
-from dnnlib.util import UserError
 from studies.ab import parse_seeds
 
 
@@ -47,8 +44,7 @@ def run(options: Options) -> None:
     """Trains what is not trained yet, measures, and reports."""
     os.environ['OMP_NUM_THREADS'] = '1'  # of the processes
     from metrics.detectors.registry import default_cache
-    from studies.arms import run_all
-    from studies.comparison import compare, write_comparison
+    from studies.comparison import run_and_compare
     from studies.long_rows import Wanted, make_tasks, metric_names
     from studies.measure import QUICK, Settings
     from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
@@ -60,15 +56,7 @@ def run(options: Options) -> None:
     wanted = Wanted(options.reference, metric_names(options.videos, options.images is not None))
     made_of = options.base, options.data, options.images
     tasks = make_tasks(made_of, options.seeds, options.outdir, settings, 60 * options.minutes, wanted)
-    arms, failures = [task.arm for task in tasks], []
-    for arm, failure in run_all(tasks, options.parallel):
-        failures += [failure] if failure else []
-        click.echo(failure or f'{arm.folder}: done')
-    comparison = compare(arms)
-    write_comparison(options.outdir, comparison)
-    click.echo(comparison.text)
-    if failures:
-        raise UserError(f'{len(failures)} runs failed: {"; ".join(failures)}')
+    run_and_compare(tasks, options.parallel, options.outdir)
 
 
 main = command(Options, run, 'use --parallel 1')
