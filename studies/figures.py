@@ -55,8 +55,8 @@ def motion_parts(images: np.ndarray) -> Parts:
 
 
 def common_share(parts: Parts) -> Figure:
-    """Returns the share of motion that is common to all motions of a code."""
-    return bootstrap(lambda p: p[:, 0].sum() / p.sum(), np.stack(parts, axis=1))
+    """Returns the share of motion that is common to all motions of a code; nan where nothing moves."""
+    return bootstrap(lambda p: p[:, 0].sum() / p.sum() if p.any() else np.nan, np.stack(parts, axis=1))
 
 
 def relative_deviation(parts: np.ndarray, reference: np.ndarray) -> Figure:

@@ -18,7 +18,7 @@ from torch_utils.checkpoint import read_snapshot
 from training.data.dataset import VideoDataset
 from training.networks.registry import load_generator
 
-# common: changes of all rows; rows: of those beside the base, the line; joint: of the one with images
+# common: changes of all rows; rows: of those beside the base, the line
 CHANGES = Path(__file__).with_name('longer.json')
 FRAMES = 128  # of the videos that are measured
 _CONTROLS = ('frozen', 'looped')
@@ -40,7 +40,6 @@ FIGURES = (
     Figure('idtime', 'identity, first and last frame', 'data - .05', '_sface'),
     Figure('fvd', 'FVD, 16 of 128 frames', '', '_lite0'),
 )
-_COVERAGE = Figure('coverage', 'people that appear')
 
 
 class Wanted(NamedTuple):
@@ -50,14 +49,13 @@ class Wanted(NamedTuple):
     metrics: str  # names, as for calc_metrics.py
 
 
-def metric_names(videos: int, coverage: bool) -> str:
+def metric_names(videos: int) -> str:
     """Returns the metrics of so many videos, as for calc_metrics.py."""
-    names = [f'{figure.metric}{videos}_{FRAMES}f{figure.suffix}' for figure in FIGURES]
-    return ','.join([*names, *([f'coverage{videos}'] if coverage else [])])
+    return ','.join(f'{figure.metric}{videos}_{FRAMES}f{figure.suffix}' for figure in FIGURES)
 
 
 def make_tasks(
-    made_of: tuple[str, str, str | None],
+    made_of: tuple[str, str],
     seeds: Sequence[int],
     outdir: Path,
     settings: Settings,
@@ -67,7 +65,7 @@ def make_tasks(
     """Makes the folders of all runs.
 
     Args:
-        made_of: preset or options of the base, data, and single images for one more row.
+        made_of: preset or options of the base, and data.
         seeds: of training.
         outdir: folder of all runs.
         settings: where to compute, and the folder of features.
@@ -75,14 +73,13 @@ def make_tasks(
         wanted: what is measured.
 
     Raises:
-        UserError: if data, images or reference cannot be used.
+        UserError: if data or reference cannot be used.
     """
-    base_name, data, images = made_of
+    base_name, data = made_of
     changes = json.loads(CHANGES.read_bytes())
     base = override(base_config(base_name, data), split_changes(changes['common']))
     open_reference(wanted.reference, base.generator)
-    joint = [changes['joint'].format(images=images)] if images else []
-    configs = {text: override(base, split_changes(text)) for text in [*changes['rows'], *joint]}
+    configs = {text: override(base, split_changes(text)) for text in changes['rows']}
     configs = {'base': base, **configs}
     arms = [make_arm(name, seed, config, outdir) for seed in seeds for name, config in configs.items()]
     return [Task(arm, Budget(seconds=budget_sec), LongJudge(settings, wanted)) for arm in arms]
@@ -124,7 +121,7 @@ class LongJudge(Judge):
 
 def as_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Returns the rows of table.json, as studies.comparison reads them: metrics and their controls."""
-    known = {figure.metric: figure for figure in (*FIGURES, _COVERAGE)}
+    known = {figure.metric: figure for figure in FIGURES}
     rows = []
     for result in results:
         figure, (value, error, details) = known[result.request.metric], result.outcome

@@ -28,8 +28,6 @@ class Options:
     data: Annotated[str, 'ZIP|DIR']  # to train on, clips of 64 frames
     reference: Annotated[str, 'ZIP|DIR']  # of the same people, clips of 128 frames, to compare with
     outdir: Annotated[Path, 'DIR']  # folder of all runs, and of results.json and results.md
-    # single images for one more row, a spline with joint training; coverage of the reference is then a figure
-    images: Annotated[str, 'ZIP|DIR'] | None = None
     base: Annotated[str, 'CFG|PRESET'] = 'study'  # preset, or training_options.json of a run
     minutes: Annotated[float, Range(above=0)] = 60.0  # of training, for each run
     seeds: Annotated[tuple[int, ...], parse_seeds, 'LIST'] = (0, 1)  # of training
@@ -53,8 +51,8 @@ def run(options: Options) -> None:
     keep_freed_memory()
     cache, device = options.cache or default_cache(), pick_device(options.device)
     settings = Settings(sizes=QUICK, cache=cache, device=device)
-    wanted = Wanted(options.reference, metric_names(options.videos, options.images is not None))
-    made_of = options.base, options.data, options.images
+    wanted = Wanted(options.reference, metric_names(options.videos))
+    made_of = options.base, options.data
     tasks = make_tasks(made_of, options.seeds, options.outdir, settings, 60 * options.minutes, wanted)
     run_and_compare(tasks, options.parallel, options.outdir)
 
