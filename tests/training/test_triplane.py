@@ -37,3 +37,22 @@ def test_samples_do_not_share_planes():
     points = torch.rand((2, 30, 3), generator=seeded(1)) - 0.5
     both = sample_planes(planes, points, 'xy_xz_yz', 1.0)
     torch.testing.assert_close(both[1:], sample_planes(planes[1:], points[1:], 'xy_xz_yz', 1.0))
+
+
+def test_lookup_and_derivatives_are_those_of_grid_sample():
+    """Points that want a gradient go through torch's own lookup; the others must give the same, and more."""
+    layout = torch.channels_last
+    planes = torch.randn((2, 9, 5, 7), generator=seeded(0)).double().contiguous(memory_format=layout)
+    points = torch.rand((2, 40, 3), generator=seeded(1)).double() * 1.3 - 0.65  # some outside
+    found = []
+    for fixed in (points, points.clone().requires_grad_()):
+        leaf = planes.clone().requires_grad_()
+        values = sample_planes(leaf.unflatten(1, (3, 3)), fixed, 'xy_xz_yz', 1.0)
+        found.append((values, *torch.autograd.grad(values.square().sum(), leaf)))
+    for mine, torchs in zip(*found, strict=True):
+        same(mine, torchs, 1e-12)
+
+    def lookup(x):
+        return sample_planes(x.unflatten(1, (3, 3)), points[:, :4], 'xy_xz_yz', 1.0)
+
+    assert torch.autograd.gradgradcheck(lookup, planes.requires_grad_())

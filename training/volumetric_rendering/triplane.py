@@ -21,45 +21,67 @@ def sample_planes(planes: Tensor, points: Tensor, axes: str, box_warp: float) ->
         axes: a key of PLANE_AXES.
         box_warp: side of the box that the planes cover, scene units.
     """
-    coordinates = points * (2 / box_warp)
-    x_y_z = coordinates.unbind(-1)  # an index would be a tensor, for which a GPU waits
-    grids = (torch.stack([x_y_z[u], x_y_z[v]], dim=-1)[:, :, None] for u, v in PLANE_AXES[axes])
-    first, second, third = map(_look_up, planes.unbind(1), grids)  # at [N, M, 1, 2] each
-    return ((first + second + third)[..., 0] / 3).transpose(1, 2)
+    x_y_z = (points * (2 / box_warp)).unbind(-1)  # an index would be a tensor, for which a GPU waits
+    seen = [torch.stack([x_y_z[u], x_y_z[v]], dim=-1) for u, v in PLANE_AXES[axes]]  # [N, M, 2] each, -1..1
+    if points.requires_grad:
+        looked_up = (
+            torch.nn.functional.grid_sample(plane, grid[:, :, None], align_corners=False)[..., 0]
+            for plane, grid in zip(planes.unbind(1), seen, strict=True)
+        )
+        return (sum(looked_up) / 3).transpose(1, 2)
+    n, _, c, height, width = planes.shape
+    index, weight = _corners(torch.stack(seen, dim=1), height, width)
+    rows = planes.permute(0, 3, 4, 1, 2).reshape(-1, c)  # a view of what a convolution has made
+    return _LookUp.apply(rows, index, (weight / 3).to(rows.dtype)).unflatten(0, (n, -1))
 
 
-def _look_up(plane: Tensor, grid: Tensor) -> Tensor:
-    """Interpolates a plane [N, C, H, W] at positions in [-1, 1], [N, M, 1, 2]; zero outside."""
-    if grid.requires_grad:
-        return torch.nn.functional.grid_sample(plane, grid, align_corners=False, padding_mode='zeros')
-    return _LookUp.apply(plane, grid)
+def _corners(positions: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Returns which pixels are around positions [N, 3, M, 2] in -1..1, and what they weigh there.
 
-
-_OPTIONS = (0, 0, False)  # of grid_sampler_2d: bilinear, zeros outside, corners not aligned
+    Returns:
+        rows of N * H * W * 3 and bilinear weights, 0 outside, each [12, N * M].
+    """
+    n, planes, m, _ = positions.shape
+    frame, plane = (torch.arange(k, device=positions.device) for k in (n, planes))
+    x, y = (((p + 1) * size - 1) / 2 for p, size in zip(positions.unbind(-1), (width, height), strict=True))
+    left, top = x.floor(), y.floor()
+    index, weight = [], []
+    for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        weight.append((1 - (x - column).abs()) * (1 - (y - row).abs()) * inside)
+        at = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+        index.append((frame[:, None, None] * (height * width) + at.long()) * planes + plane[:, None])
+    return tuple(torch.stack(k).permute(0, 2, 1, 3).reshape(12, n * m) for k in (index, weight))
 
 
 class _LookUp(torch.autograd.Function):
-    """Lookup at fixed positions, linear in the plane, with derivatives of any order; torch's has one."""
+    """Sums of weighted rows, linear in these: rows [R, C] at index and weight [K, M] to [M, C]."""
 
     @staticmethod
-    def forward(ctx: Any, plane: Tensor, grid: Tensor) -> Tensor:
-        ctx.save_for_backward(plane, grid)
-        return torch.grid_sampler_2d(plane, grid, *_OPTIONS)
+    def forward(ctx: Any, rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(index, weight)
+        ctx.rows = len(rows)
+        found = rows.new_zeros(index.shape[1], rows.shape[1])
+        for at, factor in zip(index, weight, strict=True):
+            found.addcmul_(rows.index_select(0, at), factor[:, None])
+        return found
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        plane, grid = ctx.saved_tensors
-        return _LookUpGrad.apply(dy, plane.detach(), grid), None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        return _LookUpGrad.apply(dy, *ctx.saved_tensors, ctx.rows), None, None
 
 
 class _LookUpGrad(torch.autograd.Function):
-    """The gradient of a lookup, linear in dy; of the plane only the shape matters."""
+    """The gradient of a lookup, linear in dy: one buffer for all planes, in their layout."""
 
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, plane: Tensor, grid: Tensor) -> Tensor:
-        ctx.save_for_backward(grid)
-        return torch.ops.aten.grid_sampler_2d_backward(dy, plane, grid, *_OPTIONS, [True, False])[0]
+    def forward(ctx: Any, dy: Tensor, index: Tensor, weight: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(index, weight)
+        gradient = dy.new_zeros(rows, dy.shape[1])
+        for at, factor in zip(index, weight, strict=True):
+            gradient.index_add_(0, at, dy * factor[:, None])
+        return gradient
 
     @staticmethod
-    def backward(ctx: Any, d2: Tensor) -> tuple[Tensor, None, None]:
-        return _LookUp.apply(d2, *ctx.saved_tensors), None, None
+    def backward(ctx: Any, d2: Tensor) -> tuple[Tensor, None, None, None]:
+        return _LookUp.apply(d2, *ctx.saved_tensors), None, None, None
