@@ -36,6 +36,7 @@ def start_from(path: str, modules: dict[str, nn.Module]) -> int:
         UserError: if the file cannot be used, or does not fit.
     """
     snapshot = open_snapshot(path)
+    differing = _differing_options(snapshot, modules['G'])
     # a missing one is reported where it is loaded
     stored = snapshot.networks.get('G', {}).get('state', modules['G'].state_dict())
     moves = [_has_motion(state) for state in (stored, modules['G'].state_dict())]
@@ -50,17 +51,37 @@ def start_from(path: str, modules: dict[str, nn.Module]) -> int:
                 dist.print0(f'{name}: {_copy(module, "G_ema", snapshot.networks["G_ema"]["state"])}')
                 module.adopt()
             else:
-                load_weights(snapshot, name, module)
-    trained = NETWORKS['G'].read(snapshot.networks['G']['config'])  # with defaults for fields that are newer
-    then, now = flatten(to_dict(trained)), flatten(to_dict(modules['G'].config))
-    for name in sorted(n for n in now if now[n] != then.get(n, now[n])):
+                _load(snapshot, name, module, differing)
+    for name, (then, now) in differing.items():
         if not (static and name.startswith('motion.')):
-            dist.print0(f'warning: trained with generator.{name}={then[name]}, this run has {now[name]}')
+            dist.print0(f'warning: trained with generator.{name}={then}, this run has {now}')
     seen = snapshot.meta.get('schedule_nimg', 0)
     if not isinstance(seen, int) or seen < 0:
         raise CheckpointError(f'{snapshot.path}: its schedule_nimg={seen!r} is not a number of clips')
     dist.print0(f'starting from the weights of {path}; schedules continue at {seen} clips')
     return seen
+
+
+def _differing_options(snapshot: Snapshot, G: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Returns the options of the generator in which a file (first value) and a run (second) differ."""
+    if 'G' not in snapshot.networks:
+        return {}
+    trained = NETWORKS['G'].read(snapshot.networks['G']['config'])  # with defaults for fields that are newer
+    then, now = flatten(to_dict(trained)), flatten(to_dict(G.config))
+    return {n: (then[n], now[n]) for n in sorted(now) if now[n] != then.get(n, now[n])}
+
+
+def _load(snapshot: Snapshot, name: str, module: nn.Module, differing: Mapping[str, tuple[Any, Any]]) -> None:
+    """Copies all weights of a network; where they do not fit, says with which options it was trained."""
+    try:
+        load_weights(snapshot, name, module)
+    except CheckpointError as err:
+        if not differing:  # the file is damaged
+            raise
+        options = _some([f'generator.{n}={then} (here {now})' for n, (then, now) in differing.items()])
+        preset = f'--cfg {snapshot.meta["cfg"]} and ' if 'cfg' in snapshot.meta else ''
+        remedy = f'it was trained with {preset}{options}; give the same, or leave out --resume'
+        raise CheckpointError(f'{err}; {remedy}') from err
 
 
 @torch.no_grad()
@@ -127,5 +148,9 @@ def _named(names: list[str]) -> str:
     """Names tensors, those of motion layers by their number."""
     rest = [n for n in names if '.motion.' not in n]
     parts = [f'{len(names) - len(rest)} of motion layers'] if len(rest) < len(names) else []
-    parts += rest[:_MAX_NAMED] + ([f'{len(rest) - _MAX_NAMED} more'] if len(rest) > _MAX_NAMED else [])
-    return ', '.join(parts) or 'none'
+    return ', '.join([*parts, *([_some(rest)] if rest else [])]) or 'none'
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _MAX_NAMED
+    return ', '.join(names[:_MAX_NAMED] + ([f'{more} more'] if more > 0 else []))

@@ -9,7 +9,6 @@ newest valid pair of a run folder is found by name.
 import dataclasses
 import re
 import struct
-import textwrap
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -133,12 +132,28 @@ def load_weights(snapshot: Snapshot, name: str, module: nn.Module) -> None:
     Raises:
         CheckpointError: if the snapshot has no such network, or its tensors do not fit.
     """
-    try:
-        module.load_state_dict(_entry(snapshot, name)['state'], strict=True)
-    except RuntimeError as err:
-        raise CheckpointError(
-            f'{snapshot.path}: {name} does not fit: {textwrap.shorten(str(err), 400)}'
-        ) from err
+    state = _entry(snapshot, name)['state']
+    if problem := _misfit(module.state_dict(), state):
+        raise CheckpointError(f'{snapshot.path}: {name} does not fit: {problem}')
+    module.load_state_dict(state, strict=True)
+
+
+def _misfit(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> str:
+    """Says in words which tensors of a network are not in a file, or otherwise; '' = all are there."""
+    shared = [n for n in own if n in stored]
+    other = [n for n in shared if own[n].shape != stored[n].shape]
+    found = {
+        'with another shape in it': [f'{n} {[*stored[n].shape]} instead of {[*own[n].shape]}' for n in other],
+        'missing in it': [n for n in own if n not in stored],
+        'in the file alone': [n for n in stored if n not in own],
+    }
+    parts = [f'{what}: {_first(names)}' for what, names in found.items() if names]
+    fits = f'{len(shared) - len(other)} of its {len(own)} tensors could be copied from the file'
+    return '; '.join([fits, *parts]) if parts else ''
+
+
+def _first(names: list[str]) -> str:
+    return ascii(names[0])[1:-1][:100] + (f' and {len(names) - 1} more' if len(names) > 1 else '')
 
 
 def _entry(snapshot: Snapshot, name: str) -> dict[str, Any]:

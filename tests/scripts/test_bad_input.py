@@ -174,7 +174,7 @@ class Evil:
         ('cut short', 'cut short'),
         ('hostile', 'it wants to call'),
         ('without D', "no network 'G' in this snapshot; it has G_ema"),
-        ('other', 'G does not fit'),
+        ('other', 'it was trained with --cfg tiny and generator.channel_max=16 (here 8); give the same'),
     ],
 )
 def test_bad_snapshot(data, snapshot, tmp_path, kind, message):
