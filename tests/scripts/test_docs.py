@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import trimesh
 from click.testing import CliRunner
+from distributed.cli import dask_worker
 from PIL import Image
 from test_style import ROOMS
+from torch.distributed.run import get_args_parser
 
 import train
 from dnnlib.config import flatten, override, to_dict
@@ -29,6 +31,8 @@ from training.presets import PRESETS
 PAGES = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').glob('*.md'))]
 INDEX = ROOT / 'docs' / 'README.md'
 SCRIPTS = ('train', 'gen_videos', 'edit_videos', 'calc_metrics', 'dataset_tool', 'legacy', 'viewer')
+OTHERS = {'--logdir': 'tensorboard'}  # options of programs that are not asked here
+PLACES = {'CFG': 'tiny', 'B': '1', 'M': '1', 'N': '1', 'GRID': '4'}  # what pages write for a value
 FIELDS = (
     r'(?!dataset\.json)(?:generator|d_image|d_video|loss|dataset|sampling|g_opt|d_opt|ema|output)(?:\.\w+)+'
     r'|float32_precision'
@@ -36,17 +40,20 @@ FIELDS = (
 
 
 def commands(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Yields (script, arguments) of every command line that runs one of our scripts."""
+    """Yields (script or module, arguments) of every command line that runs one of ours."""
     text = re.sub(r'"?\$cfg"?', 'tiny', text.replace('\\\n', ' '))
     text = re.sub(r'\$\([^)]*\)|"?\$\{?\w+\}?"?', '1', text)  # what else the shell fills in
+    scripts = rf'({"|".join(SCRIPTS)})\.py (-.*|[a-z]+ .*)'
     for line in text.splitlines():
-        found = re.search(rf'(?:python\S*|torchrun\b.*) ({"|".join(SCRIPTS)})\.py (-.*|[a-z]+ .*)', line)
+        found = re.search(rf'(?:python\S*|torchrun\b.*) {scripts}', line)
+        found = found or re.search(r'python -m ((?:studies|benchmarks)\.\w+) (.*--.*)', line)
         if found:
-            yield found[1], shlex.split(re.sub(r'[|;&`].*', '', found[2]), comments=True)
+            words = shlex.split(re.sub(r'[|;&`].*', '', found[2]), comments=True)
+            yield found[1], [PLACES.get(word, word) for word in words]
 
 
 def parse(script: str, args: list[str]) -> click.Context:
-    """Parses a command line as the script would; click raises for anything unknown or missing."""
+    """Parses a command line as the script or module would; click raises for anything unknown or missing."""
     command, parent = importlib.import_module(script).main, None
     if isinstance(command, click.Group):
         parent = click.Context(command, **command.context_settings)  # for -h, which commands remember
@@ -73,6 +80,8 @@ def documented() -> list[tuple[str, str, list[str]]]:
 def test_commands_parse():
     found = documented()
     assert {script for where, script, _ in found if where == 'README.md'} == set(SCRIPTS)
+    text = ' '.join(page.read_text() for page in PAGES)
+    assert {*re.findall(r'python -m ((?:studies|benchmarks)\.\w+)', text)} == {*modules()}  # each is shown
     assert [script for where, script, _ in found if where == 'docs/slurm.sh'] == ['train']
     assert len([where for where, _, _ in found if where == 'make demo']) == 6
     wrong = []
@@ -88,12 +97,56 @@ def test_commands_parse():
     assert not wrong, '\n'.join(wrong)
 
 
-@pytest.mark.parametrize('line', ['python train.py --outdir a', 'python gen_videos.py --nets a', 'x'])
+WRONG = ('python train.py --outdir a', 'python gen_videos.py --nets a', 'python -m studies.run --no', 'x')
+
+
+@pytest.mark.parametrize('line', WRONG)
 def test_wrong_commands_are_found(line):
     for script, args in commands(line):
         with pytest.raises(click.ClickException):
             parse(script, args)
     assert len(list(commands(line))) == (line != 'x')
+
+
+def modules() -> list[str]:
+    """Lists what runs as `python -m NAME`."""
+    paths = [path for room in ('studies', 'benchmarks') for path in (ROOT / room).glob('*.py')]
+    return [f'{p.parent.name}.{p.stem}' for p in paths if "__name__ == '__main__'" in p.read_text()]
+
+
+def options_of(command: click.Command) -> set[str]:
+    """Returns all options of a command and of those below it."""
+    children = getattr(command, 'commands', {}).values()
+    own = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    return own.union(*map(options_of, children))
+
+
+def test_options_exist():
+    """Each `--option` that a page names, in a sentence too, is one of ours or of a program that it shows."""
+    ours = [importlib.import_module(name).main for name in [*SCRIPTS, *modules()]]
+    known = set().union(*map(options_of, [*ours, dask_worker.main]), OTHERS)
+    known |= {name for action in get_args_parser()._actions for name in action.option_strings}
+    theirs = re.compile(r'^\| `-[^|]*\|', flags=re.M)  # first column of the table of EG3D's flags
+    unknown = {
+        f'{page.name}: {name}'
+        for page in PAGES
+        for name in re.findall(r'(?<![\w-])--[a-z][\w-]*', theirs.sub('', page.read_text()))
+        if name not in known
+    }
+    assert len(known) > 200 and not unknown
+
+
+def test_targets_and_extras_exist():
+    text = '\n'.join(page.read_text() for page in PAGES)
+    makefile = (ROOT / 'Makefile').read_text()
+    targets = {*re.findall(r'^([a-z]+):', makefile, flags=re.M)}
+    assert {'install', 'demo', 'test'} <= {*re.findall(r'(?:^|`)make ([a-z]+)', text, flags=re.M)} <= targets
+    variables = {*re.findall(r'make [a-z]+ ([A-Z]+)=', text)}
+    assert all(re.search(rf'^{name} \?=|ifdef {name}$', makefile, flags=re.M) for name in variables)
+    _, _, extras = (ROOT / 'pyproject.toml').read_text().partition('[project.optional-dependencies]\n')
+    known = {*re.findall(r'^(\w+) =', extras.partition('\n[')[0], flags=re.M)}
+    named = {name for group in re.findall(r"'\.\[([\w,]+)\]'", text) for name in group.split(',')}
+    assert {'metrics', 'cluster'} <= named <= known
 
 
 def links_of(text: str) -> list[tuple[str, str]]:
