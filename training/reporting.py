@@ -37,6 +37,9 @@ _LINE = (  # statistic -> its name in the progress line
 )
 
 
+_WORD_AFTER_SEC = 60  # without a line
+
+
 class Reporter:
     """Writes into a run folder.
 
@@ -64,6 +67,7 @@ class Reporter:
         self._show_facts()
         # a bar only where somebody watches; the lines of the ticks stay above it
         self.bar = tqdm(total=config.total_nimg, initial=start_nimg, unit='clip', disable=None, leave=False)
+        self._silent, self._clips = bool(self.bar.disable), 0  # before the first line
 
     def _show_facts(self) -> None:
         options = json.dumps(to_dict(self.config), indent=2)
@@ -77,7 +81,7 @@ class Reporter:
 
         stats, tick_nimg and elapsed: moments, clips and seconds since the last tick.
         """
-        nimg = progress.cur_nimg
+        self._silent, nimg = False, progress.cur_nimg
         per_kimg = elapsed / tick_nimg * 1000 if tick_nimg else math.inf
         speed = f'{per_kimg:.1f}' if tick_nimg else '-'
         clips_left = max(self.config.total_nimg - nimg, 0)
@@ -98,9 +102,24 @@ class Reporter:
         append_json_line(self.run_dir / 'stats.jsonl', values | {'timestamp': time.time()})
         self._scalars(values, nimg)
 
-    def advance(self, clips: int) -> None:
-        """Moves the progress bar."""
+    def advance(self, clips: int, nimg: int, elapsed: float) -> None:
+        """Moves the progress bar; where there is none, says once when the first line will come.
+
+        Args:
+            clips: of this step.
+            nimg: clips seen in all.
+            elapsed: seconds since the first step of this session began, before its first line.
+        """
         self.bar.update(clips)
+        self._clips += clips
+        if self._silent and elapsed > _WORD_AFTER_SEC:
+            self._silent, tick = False, self.config.output.tick_nimg
+            left = (min(tick - nimg % tick, self.config.total_nimg - nimg)) * elapsed / self._clips
+            pace = f'{self._clips} clips in {format_time(elapsed)}'
+            print(
+                f'{pace}; a line comes every {tick / 1000:g} kimg, the first in {format_time(left)}',
+                flush=True,
+            )
 
     def metrics(self, values: dict[str, float], nimg: int) -> None:
         """Adds metric values to the loggers."""

@@ -168,7 +168,8 @@ class Trainer:
         self.progress.cur_nimg += self.config.batch
         self.progress.batch_idx += 1
         if self.reporter is not None:
-            self.reporter.advance(self.config.batch)
+            elapsed = time.time() - self._tick_start
+            self.reporter.advance(self.config.batch, self.progress.cur_nimg, elapsed)
 
     def run_phase(self, phase: TrainingPhase, real: RealBatch) -> bool:
         """Accumulates the gradients of a phase over micro-batches and ranks and steps; False if not finite.
