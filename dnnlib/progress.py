@@ -17,7 +17,7 @@ T = TypeVar('T')
 
 @contextlib.contextmanager
 def progress(
-    total: int, label: str, unit: str, details: str = '', shown: bool = True
+    total: int, label: str, unit: str, details: str = '', shown: bool = True, after_sec: float = 0
 ) -> Iterator[Callable[[int], object]]:
     """Shows on stderr how far work is; yields a function that adds finished items.
 
@@ -28,9 +28,10 @@ def progress(
         details: more words for a first line of a log file, which is there only with them; short work without
             them writes no line at all.
         shown: whether this process shows anything.
+        after_sec: a bar appears when the work takes longer.
     """
     if not shown or sys.stderr.isatty():
-        with tqdm(total=total, desc=label, unit=unit, disable=not shown) as bar:
+        with tqdm(total=total, desc=label, unit=unit, disable=not shown, delay=after_sec) as bar:
             yield bar.update
         return
     start = time.monotonic()

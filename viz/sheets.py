@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dnnlib import progress
 from dnnlib.util import DataError
 from dnnlib.video import write_video
 from training.data.dataset import VideoDataset
@@ -23,6 +24,7 @@ _LARGE_TILE = 128  # pixels per side, at least, of tiles that show geometry or m
 _SHEET_HEADS = 4  # heads in the 'views', 'strip' and 'video' sheets of a tick
 _REALS = 64  # at most this many frames on the sheet of reals
 _VIDEO_CYCLES = 3  # of the 'video' of a tick: a few seconds
+_SHOWN_AFTER_SEC = 10  # a bar of progress
 _STRIP_FRAMES = 8  # at most this many columns of the 'strip' sheet
 
 
@@ -51,7 +53,7 @@ def contact_sheet(
 
 
 def training_sheets(G: VideoGenerator, seeds: Sequence[int], cameras: Tensor) -> dict[str, np.ndarray]:
-    """Renders what a training tick shows of a generator; about len(seeds) + 4 * (3 + span) frames.
+    """Renders what a training tick shows of a generator: len(seeds) + 4 * (3 + span) frames, with progress.
 
     Args:
         G: generator, usually the EMA copy in eval mode.
@@ -72,13 +74,21 @@ def training_sheets(G: VideoGenerator, seeds: Sequence[int], cameras: Tensor) ->
 
     def shoot(index: int, render: Tensor, mapping: Tensor, t: Tensor) -> rollout.Frames:
         ws = rollout.map_codes(G, codes[index], mapping, t)
-        return rollout.concatenate(list(rollout.render_frames(G, codes[index], ws, render, t)))
+        frames = []
+        for frame in rollout.render_frames(G, codes[index], ws, render, t):
+            frames.append(frame)
+            count(len(frame.image))
+        return rollout.concatenate(frames)
 
-    fakes = rollout.concatenate([shoot(i, c[None], c[None], middle) for i, c in enumerate(labels)])
     heads = range(min(len(seeds), _SHEET_HEADS))
-    sides = [to_uint8(shoot(i, views, front[:1], middle.expand(len(views))).image) for i in heads]
+    total = len(seeds) + len(heads) * (len(views) + len(times))
+    with progress.progress(total, 'drawing', 'frame', after_sec=_SHOWN_AFTER_SEC) as count:
+        fakes = rollout.concatenate([shoot(i, c[None], c[None], middle) for i, c in enumerate(labels)])
+        sides = [to_uint8(shoot(i, views, front[:1], middle.expand(len(views))).image) for i in heads]
+        clips = np.stack(
+            [to_uint8(shoot(i, front, front[:1], times).image) for i in heads]
+        )  # [N, T, H, W, 3]
     sides = [enlarge(side, _LARGE_TILE) for side in sides]
-    clips = np.stack([to_uint8(shoot(i, front, front[:1], times).image) for i in heads])  # [N, T, H, W, 3]
     columns = np.arange(0, len(times), -(-len(times) // _STRIP_FRAMES))
     sheets = {'fakes': grid(to_uint8(fakes.image))}
     if fakes.depth is not None:

@@ -46,3 +46,6 @@ def test_a_terminal_gets_a_bar_and_other_processes_nothing(monkeypatch, capsys):
         count(2)
     shown = capsys.readouterr().err
     assert '2/2' in shown and '\r' in shown and 'details' not in shown
+    with progress.progress(2, 'views', 'item', after_sec=60) as count:
+        count(2)
+    assert '2/2' not in capsys.readouterr().err
