@@ -82,8 +82,10 @@ def describe(result: Result) -> str:
         failed = f' ({control.failures} failed)' if control.failures else ''
         details.append(f'{name} control {control.value:.4g}{failed}')
     lines += [f'  {", ".join(details)}'] if details else []
-    if outcome.value < _CLEAR * outcome.details.get('floor', 0.0):
-        lines.append('  not clearly above its floor: with so few videos it says nothing of the generator')
+    floor = outcome.details.get('floor', 0.0)
+    if math.isnan(floor) or outcome.value < _CLEAR * floor:
+        reason = 'too few real videos for a floor' if math.isnan(floor) else 'not clearly above its floor'
+        lines.append(f'  {reason}: with so few videos it says nothing of the generator')
     for side, failures in (('generated', result.failures), ('real', result.real_failures)):
         for reason, names in failures.items():
             more = ', ...' if len(names) > _SHOWN else ''

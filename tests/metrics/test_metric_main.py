@@ -184,9 +184,9 @@ def test_failures_are_counted_and_named(G, clips, tmp_path, monkeypatch):
     assert result.count == 4
     assert result.failures == {'image not finite': ['seed 0, item 1', 'seed 0, item 3']}
     assert '2 generated failed, image not finite: seed 0, item 1, seed 0, item 3' in describe(result)
-    for floor, warned in ((math.nan, False), (1.0, True), (0.5, False)):
+    for floor, warned in ((math.nan, 'too few real'), (1.0, 'not clearly above its floor'), (0.5, '')):
         text = describe(dataclasses.replace(result, outcome=Outcome(1.2, 0.1, {'floor': floor})))
-        assert ('not clearly above its floor' in text) == warned and 'floor nan' not in text
+        assert ('says nothing' in text) == bool(warned) and warned in text and 'floor nan' not in text
     (path,) = append_results(tmp_path, [result], options, {'kimg': 1.0}, 2.0)
     line = json.loads(path.read_text())
     assert path.name == 'metric-motion6_4f.jsonl' and line['kimg'] == 1.0
