@@ -10,12 +10,24 @@ import numpy as np
 import torch
 import trimesh
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image, ImageFilter
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from dnnlib import scene
+from heads.identity import sample_identity
+from heads.model import HeadModel
+from heads.motion import Motion
 from interop.convert import open_snapshot
 from metrics.plotting import draw_panels
 from metrics.sources.controls import plane_view
+from preprocessing.faces import canonical
+from preprocessing.faces.mesh import FaceMesh
+from preprocessing.from_videos import align, cameras
+from preprocessing.from_videos.report_images import annotate
+from preprocessing.one_face import faces
 from training import camera
 from training.networks.registry import load_generator
 from viz import images, rollout, trajectories
@@ -144,6 +156,75 @@ def row(
     """Returns three views [3, H, H, 3] and their depths as six images [6, size, size, 3]."""
     colors = images.to_uint8(images.colorize_depth(depth, opacity, *near_far))
     return np.concatenate([images.enlarge(shown, size), images.enlarge(colors, size)])
+
+
+@main.command()
+@click.argument('dest', type=Path)
+def crop(dest: Path) -> None:
+    """Draws what `from-videos` keeps of a frame, here of a procedural head, and what its camera sees."""
+    head, size = HeadModel(sample_identity(3)), 512
+    label = camera.orbit_label(np.deg2rad(-20), 0.1, focal=2.4)
+    pose, intrinsics = camera.unpack_label(label)
+    roll = Rotation.from_euler('z', 16, degrees=True).as_matrix()
+    pose[:3, :3] = pose[:3, :3] @ torch.from_numpy(roll).float()
+    intrinsics[:2, 2] = torch.tensor([0.4, 0.56])  # the head is not in the middle
+    frame = head.render(Motion(jaw=0.2), camera.pack_label(pose, intrinsics).numpy(), size).image
+    (points,) = faces(frame, FaceMesh())
+    ffhq = align.ffhq_quad(points[list(canonical.SIXTY_EIGHT), :2])
+    transform = align.crop_transforms(points[None], size)
+    kept = align.transform_points(transform, points[None])
+    estimated = cameras.estimate_cameras(kept, size).labels[0]
+    figure = Figure(figsize=(11.5, 3.4), dpi=110)
+    shown = figure.subplots(1, 3, width_ratios=(1, 1, 1.75))
+    titles = (
+        'frame: landmarks, crop of FFHQ, crop',
+        'crop: landmarks, axes of the camera',
+        'the camera, from the side',
+    )
+    for axes, title in zip(shown, titles, strict=True):
+        axes.set_title(title, fontsize=9)
+        axes.axis('off')
+    shown[0].imshow(frame)
+    shown[0].plot(*points[:, :2].T, 'w.', markersize=1)
+    unit = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
+    for similarity, side, line in ((ffhq, 1, 'y--'), (transform[0], size, 'c-')):
+        corners = np.linalg.solve(similarity[:, :2], (side * unit - similarity[:, 2]).T)
+        shown[0].plot(*corners, line, linewidth=1.5)
+    shown[1].imshow(annotate(align.warp_frame(frame, transform[0], size), kept[0], estimated, size))
+    side_view(shown[2], head.pose(Motion())[0])
+    figure.tight_layout()
+    figure.savefig(dest, pil_kwargs={'quality': 90})
+
+
+def side_view(axes: Axes, vertices: np.ndarray) -> None:
+    """Draws the standard camera, its field of view, and a head [3, V] before it; z runs to the left."""
+    radius, (_, _, pivot), half = scene.RADIUS, scene.PIVOT, 0.5 / scene.FOCAL
+    axes.scatter(-vertices[2], vertices[1], s=0.05, color='0.7')
+    face = cameras.SCALE * canonical.points() + cameras.OFFSET
+    axes.scatter(-face[:, 2], face[:, 1], s=0.5, color='tab:blue')
+    axes.add_patch(Rectangle((-0.5, -0.5), 1, 1, fill=False, linestyle=':', color='0.4'))
+    for sign in (-1, 1):
+        axes.plot([-radius, 0.6], [0, sign * half * (radius + 0.6)], 'c-', linewidth=1)
+    for depth in (2.25, 3.3):  # where rays are sampled
+        axes.plot([depth - radius] * 2, [-half * depth, half * depth], color='tab:orange', linewidth=1)
+    axes.plot([-radius, -pivot], [0, 0], 'k:', linewidth=1)
+    axes.plot([-radius, -pivot, 0], [0, 0, 0], 'k.')
+    texts = (  # what, where it stands, and what it means
+        ('camera', (-2.4, 0.3), (-radius, 0.02)),
+        (
+            f'focal length {scene.FOCAL} image widths:\n{scene.fov_degrees(scene.FOCAL):.1f} degrees',
+            (-1.5, 0.42),
+            (-1.4, 0.16),
+        ),
+        ('it looks at (0, 0, 0.2)', (-1.15, -0.5), (-pivot - 0.01, -0.02)),
+        ('2.7 from the origin', (-2, -0.3), (-1.8, -0.02)),
+        ('box of the planes', (0.1, 0.6), (0.1, 0.51)),
+        ('rays are sampled from 2.25 to 3.3', (-0.1, -0.68), (2.25 - radius, -0.27)),
+    )
+    for text, place, tip in texts:
+        arrow = {'arrowstyle': '-', 'color': '0.5', 'linewidth': 0.7}
+        axes.annotate(text, tip, place, fontsize=8, ha='center', arrowprops=arrow)
+    axes.set(xlim=(-2.8, 0.75), ylim=(-0.75, 0.8), aspect='equal')
 
 
 if __name__ == '__main__':

@@ -218,6 +218,15 @@ def test_figures_of_the_docs(tmp_path):
         assert drawn.width > 1000
 
 
+def test_drawing_of_the_crop(tmp_path):
+    figures = runpy.run_path(str(ROOT / 'docs' / 'figures.py'))
+    done = CliRunner().invoke(figures['main'], ['crop', str(tmp_path / 'crop.jpg')])
+    assert done.exit_code == 0, done.output
+    with Image.open(tmp_path / 'crop.jpg') as drawn, Image.open(ROOT / 'docs' / 'crop.jpg') as committed:
+        assert drawn.size == committed.size
+        assert np.abs(np.asarray(drawn, np.int16) - np.asarray(committed)).mean() < 6  # fonts differ
+
+
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
