@@ -43,9 +43,9 @@ def ffhq_quad(points: np.ndarray) -> np.ndarray:
 def crop_transforms(landmarks: np.ndarray, size: int, sigma: float = 2.0) -> np.ndarray:
     """Finds the crop of every frame.
 
-    FFHQ's similarity fixes the roll. Scale and shift then follow from the pose: the canonical face, turned as
-    the face in the frame and resting in the world, must be seen where the landmarks are by the camera at
-    RADIUS from the origin that looks at PIVOT (EG3D's realignment in depth). Landmarks are smoothed over time
+    FFHQ's alignment turns the image until the eyes are level. Then the canonical face is turned as the face
+    in the frame is, and seen by the camera at RADIUS from the origin that looks at PIVOT. Scale and shift of
+    the crop lay the landmarks over that view (EG3D's realignment in depth). Landmarks are smoothed over time
     before, and angle, scale and centre of the crop after it.
 
     Args:
