@@ -151,9 +151,10 @@ class VideoDataset(Configurable):
         counts = self._counts
         each = f'{counts.min()}' if counts.min() == counts.max() else f'{counts.min()} to {counts.max()}'
         size = f'{self.resolution}x{self.resolution}'
-        held = f', {self.config.heldout_clips} more clips held out' if self.config.heldout_clips else ''
+        held = f', {self.config.heldout_clips} more held out' if self.config.heldout_clips else ''
         frames = f'{counts.sum():,} frames ({each} a clip)'
-        return f'{len(self):,} clips, {frames}, {size}, {self.config.path}{held}'
+        clips = '1 clip' if len(self) == 1 else f'{len(self):,} clips'
+        return f'{clips}, {frames}, {size}, {self.config.path}{held}'
 
     def num_frames(self, clip: int | str) -> int:
         """Returns the number of frames of a clip, given by index or name."""

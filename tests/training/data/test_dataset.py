@@ -178,6 +178,7 @@ def test_fake_cameras_belong_to_their_times(data):
 
 def test_max_clips_and_pickling(data):
     dataset = opened(data, max_clips=2)
+    assert opened(data, max_clips=1).describe().startswith('1 clip, 18 frames')
     dataset.clip_frames(0, [0])  # opens the file, which a copy must not inherit
     copy = pickle.loads(pickle.dumps(dataset))
     assert len(copy) == 2 and copy.names == ['000000', '000001']

@@ -49,7 +49,7 @@ def test_heldout_clips_are_neither_trained_on_nor_give_cameras(data, clip_files,
     seen = torch.cat([rest.clip_cameras(i) for i in range(len(rest))])
     seen = torch.cat([seen, camera.mirror_label(seen)])
     assert (cameras[:, 0, None] == seen).all(dim=2).any(dim=1).all()
-    assert 'held out' not in whole.describe() and '2 more clips held out' in rest.describe()
+    assert 'held out' not in whole.describe() and '2 more held out' in rest.describe()
     pair = pickle.loads(pickle.dumps(held)).draw(1, 4)
     assert (
         all(torch.equal(pair[key], x) for key, x in held.draw(1, 4).items())
