@@ -37,7 +37,7 @@ class Options:
       python viewer.py --network snapshot.pkl --portrait me.portrait.pt --portrait you.portrait.pt
 
       # a run while it trains, and the cameras of its data
-      python viewer.py --run runs/00000-demo --data heads.zip
+      python viewer.py --run runs/00000-demo-heads-gpus1-batch8-gamma2 --data heads.zip
     """
 
     # --- What

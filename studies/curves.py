@@ -21,7 +21,7 @@ class Options:
     docs/studies.md explains the figures.
 
     Example:
-      python -m studies.curves --run runs/00000-demo-heads --data heads.zip --dest curves.png
+      python -m studies.curves --run runs/00000-demo-heads-gpus1-batch8-gamma2 --data heads.zip
     """
 
     run: Annotated[Path, 'DIR']  # run folder with snapshots

@@ -26,6 +26,7 @@ from support.doc_commands import SCRIPTS, commands, parse
 from support.paths import ROOT
 from training.camera import front_label
 from training.presets import PRESETS
+from training.run_folder import run_name
 
 PAGES = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').glob('*.md'))]
 INDEX = ROOT / 'docs' / 'README.md'
@@ -119,6 +120,16 @@ def test_targets_and_extras_exist():
     known = {*re.findall(r'^(\w+) =', extras.partition('\n[')[0], flags=re.M)}
     named = {name for group in re.findall(r"'\.\[([\w,]+)\]'", text) for name in group.split(',')}
     assert {'metrics', 'cluster'} <= named <= known
+
+
+def test_run_folders_are_named_as_presets_name_them():
+    sources = [*PAGES, *(ROOT / f'{name}.py' for name in SCRIPTS), *(ROOT / 'studies').glob('*.py')]
+    text = '\n'.join(path.read_text() for path in sources)
+    found = {*re.findall(r'runs/\d{5}-([a-z0-9]+(?:-[a-z0-9]+)?)-([a-z]+)-gpus(\d)-(\S+?)[` \n]', text)}
+    assert len(found) > 2 and len(found) == len({*re.findall(r'runs/\d{5}-([^\s`]+)', text)})
+    for cfg, data, ranks, rest in found:
+        name = run_name(PRESETS[cfg](f'{data}.zip'), int(ranks), None)
+        assert name == f'{cfg}-{data}-gpus{ranks}-{rest.rstrip(":")}'
 
 
 def links_of(text: str) -> list[tuple[str, str]]:

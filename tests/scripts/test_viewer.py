@@ -68,6 +68,7 @@ def test_what_cannot_be_shown_is_refused(network, tmp_path):
     assert 'needs --network' in refused('--data', 'a.zip', '--allow-upload')
     assert 'needs --network' in refused('--run', tmp_path, '--portrait', 'a.portrait.pt')
     assert 'no network-snapshot' in refused('--run', tmp_path)
+    assert 'no such folder' in refused('--run', tmp_path / 'missing')
     assert 'missing.pkl' in refused('--network', tmp_path / 'missing.pkl')
     pytest.importorskip('viser')
     assert '--host' in refused('--network', network, '--device', 'cpu', '--host', '203.0.113.7')

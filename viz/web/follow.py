@@ -17,8 +17,10 @@ def newest_snapshot(run_dir: Path) -> Path:
     """Returns the newest snapshot of a run.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or no such folder.
     """
+    if not run_dir.is_dir():
+        raise UserError(f'--run {run_dir}: no such folder; give that of a run, such as runs/00000-demo-...')
     found = sorted(run_dir.glob(_SNAPSHOTS))
     if not found:
         raise UserError(f'--run {run_dir} holds no network-snapshot-*.pkl yet; give the folder of a run')
