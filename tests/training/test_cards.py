@@ -1,6 +1,7 @@
 """Plans for GPUs that are not here, and for the disk."""
 
 import dataclasses
+import re
 import shutil
 from collections import Counter, namedtuple
 
@@ -9,9 +10,10 @@ import torch
 
 import train
 from dnnlib.util import UserError
+from support.paths import ROOT
 from training import estimate
 from training.cards import CARDS, check_disk, describe_disk, disk_of
-from training.config import build_networks
+from training.config import build_networks, with_followers
 from training.estimate import DeviceSpeed, StepEstimate, Work, describe_fit, describe_run, speed_of
 from training.presets import PRESETS
 
@@ -42,6 +44,19 @@ def test_a_named_gpu_is_planned_for_without_one(monkeypatch):
     assert 'of 23.5 GiB on RTX 4090, 24 GB' in text and [speed.kind for speed in seen] == ['cuda']
     small = dataclasses.replace(CARDS['rtx4090'], room_gib=3.0)
     assert describe_fit(config, 1, device, small).startswith('does not fit: ')
+
+
+@pytest.mark.parametrize('cfg', ['pv3d-128', 'pv3d-voxceleb'])
+def test_the_table_of_costs_is_what_is_counted(cfg):
+    page = (ROOT / 'docs' / 'training.md').read_text()
+    (row,) = re.findall(rf'^\| `{cfg}`[^|]*\|(.*)\|$', page, flags=re.M)
+    batch, memory, kimg, *times = (float(re.match(r' ([\d.]+)', cell)[1]) for cell in row.split('|'))
+    config = with_followers(PRESETS[cfg]('none.zip'))
+    step = estimate.estimate_step(config, 1, 'cuda')
+    assert (batch, kimg) == (config.batch, config.total_nimg / 1000)
+    assert memory == pytest.approx(step.total_bytes / 2**30, rel=0.03, abs=0.5)
+    counted = [speed_of(card, config).seconds(step.work) * 1000 / config.batch for card in CARDS.values()]
+    assert times == pytest.approx(counted, rel=0.03, abs=0.5)
 
 
 def test_disk_of_a_run(small, tmp_path, monkeypatch):
