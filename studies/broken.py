@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from dnnlib.progress import follow
 from dnnlib.util import atomic_write
 from metrics.detectors.registry import default_cache, load_detector
 from metrics.records.digests import dataset_digest, json_digest
@@ -15,6 +16,7 @@ from training.data.dataset import VideoDataset
 
 _FRAMES = 1024  # of the data, to which the nearest is looked for
 _VERSION, _PURPOSE = 2, 34
+_BATCH = 64  # images at a time
 
 
 class Seen(NamedTuple):
@@ -26,11 +28,12 @@ class Seen(NamedTuple):
 
 
 def features(images: np.ndarray, device: torch.device) -> np.ndarray:
-    """Returns the lite0 features [N, D] of images [N, 3, R, R] in [-1, 1]."""
+    """Returns the lite0 features [N, D] of images [N, 3, R, R] in [-1, 1], with progress."""
     network = load_detector('lite0', 'image', {}, default_cache(), device, offline=True).network
-    pixels = torch.from_numpy(images).mul(127.5).add(127.5).round().to(torch.uint8).to(device)
+    batches = torch.from_numpy(images).mul(127.5).add(127.5).round().to(torch.uint8).split(_BATCH)
     with torch.no_grad():
-        return network(pixels).float().cpu().numpy()
+        looked = follow(batches, len(batches), 'features of images', 'part')
+        return torch.cat([network(pixels.to(device)).float().cpu() for pixels in looked]).numpy()
 
 
 def features_of_data(data: VideoDataset, truth: Truth, cache: Path | None, device: torch.device) -> Seen:

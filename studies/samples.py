@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dnnlib.progress import follow
 from torch_utils.misc import seeded_generator
 from training.data.dataset import VideoDataset
 from training.networks.contract import Codes, VideoGenerator
@@ -24,7 +25,7 @@ def draw(G: VideoGenerator, use: int, count: int, seed: int) -> Codes:
 
 @torch.no_grad()
 def shoot(G: VideoGenerator, codes: Codes, mapping: Tensor, times: Tensor, cameras: Tensor) -> np.ndarray:
-    """Renders N moments from Y sides.
+    """Renders N moments from Y sides, with progress.
 
     Args:
         G: generator in eval mode.
@@ -40,7 +41,8 @@ def shoot(G: VideoGenerator, codes: Codes, mapping: Tensor, times: Tensor, camer
     step = max(1, _BATCH // sides)
     mapping = mapping.expand(len(times), -1)
     parts = []
-    for start in range(0, len(times), step):
+    starts = range(0, len(times), step)
+    for start in follow(starts, len(starts), 'rendering heads', 'part'):
         at = slice(start, start + step)
         part, t, view = to(Codes(*(z[at] for z in codes)), device), times[at].to(device), cameras[at]
         ws = G.condition(part, mapping[at].to(device), t).expand(len(t), -1, -1)
