@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dnnlib.config import to_dict
+from dnnlib.progress import progress
 from dnnlib.util import UserError, atomic_write, explain_os_error
 from interop.warm_start import start_from
 from metrics.records.digests import json_digest
@@ -139,9 +140,15 @@ def make_arm(name: str, seed: int, config: TrainConfig, outdir: Path) -> Arm:
 
 
 def run_all(tasks: Sequence[Task], at_once: int) -> Iterator[tuple[Arm, str]]:
-    """Does all tasks, so many at a time; yields each arm when it is done, and '' or why it failed."""
-    for task, failure in zip(tasks, parallel(run_arm, tasks, at_once), strict=True):
-        yield task.arm, failure
+    """Does all tasks, so many at a time; yields each arm when it is done, and '' or why it failed.
+
+    Shows how many are done, and the time left.
+    """
+    where = 'process.txt in the folder of each says how far it is'
+    with progress(len(tasks), 'training and measuring', 'run', where) as count:
+        for task, failure in zip(tasks, parallel(run_arm, tasks, at_once), strict=True):
+            count(1)
+            yield task.arm, failure
 
 
 def run_arm(task: Task) -> str:

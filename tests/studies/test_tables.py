@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -129,7 +130,10 @@ def test_rows_are_trained_measured_and_reported(data, tmp_path):
     folders = sorted(p for p in (tmp_path / 'runs').iterdir() if p.is_dir())
     assert [p.name.rpartition('-')[0] for p in folders] == ['early-seed3', 'pv3d-seed3']
     made = [(p / 'metrics.json').stat().st_mtime_ns for p in folders]
-    assert CliRunner().invoke(run.main, args).exit_code == 0  # nothing is left to do
+    again = CliRunner().invoke(run.main, args)
+    assert again.exit_code == 0  # nothing is left to do
+    assert re.search(r'^training and measuring \(process.txt .*\): 0/(\d+) runs$', again.stderr, flags=re.M)
+    assert re.search(r'^training and measuring: (\d+)/\1 runs$', again.stderr, flags=re.M)
     assert [(p / 'metrics.json').stat().st_mtime_ns for p in folders] == made
     results, page = tmp_path / 'r.json', tmp_path / 'r.md'
     files = ['--results', str(results), '--dest', str(page)]
