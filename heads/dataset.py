@@ -5,6 +5,7 @@ processes, which import no torch and so start quickly. World, cameras and labels
 outside source: all shapes and colours are made here.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -121,10 +122,11 @@ def write_dataset(
         raise UserError(f'{dest} is a folder that exists already; give another name or remove it')
     num_clips = heads.people * heads.motions
     jobs = (_job(heads, index) for index in range(num_clips))
-    clips = parallel(render_clip, jobs, min(workers or usable_cores(), num_clips))
+    results = parallel(render_clip, jobs, min(workers or usable_cores(), num_clips))
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
-        write(dest, follow(clips, num_clips, 'rendering', 'clip', progress), heads.resolution)
+        with contextlib.closing(results) as clips:  # here, not when and where memory is collected
+            write(dest, follow(clips, num_clips, 'rendering', 'clip', progress), heads.resolution)
     except OSError as err:
         raise UserError('cannot write ' + explain_os_error(err, dest)) from err
 

@@ -7,6 +7,7 @@ workers. No torch here: the worker processes start quickly without it.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import io
@@ -152,8 +153,12 @@ def pack(
     check_dest(dest)
     bad, small, labels, info = [], [], [], {}
     fps = collections.Counter()
-    with atomic_write(dest) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
-        results = parallel(functools.partial(convert, options=options), clips, min(workers, len(clips)))
+    results = parallel(functools.partial(convert, options=options), clips, min(workers, len(clips)))
+    with (
+        contextlib.closing(results),
+        atomic_write(dest) as file,
+        zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive,
+    ):
         for clip, packed in zip(clips, follow(results, len(clips), 'packing', 'clip'), strict=True):
             if isinstance(packed, str):
                 bad.append(f'{clip.name}: {packed}')

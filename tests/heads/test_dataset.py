@@ -1,6 +1,7 @@
 """Heads: geometry agrees with cameras, motion moves what it should, data sets have the fixed format."""
 
 import dataclasses
+import errno
 import io
 import json
 import subprocess
@@ -15,7 +16,7 @@ from scipy.spatial.distance import cdist
 
 from dnnlib.util import UserError
 from heads import rasterizer
-from heads.dataset import DEPTH_SCALE, HeadSet, clip_seed, sample_camera_path, write_dataset
+from heads.dataset import DEPTH_SCALE, Clip, HeadSet, clip_seed, sample_camera_path, write_dataset
 from heads.identity import Identity, sample_identity
 from heads.model import HeadModel
 from heads.motion import Motion, sample_camera_angles, sample_motion_path
@@ -298,3 +299,23 @@ def test_a_data_set_is_no_image(tmp_path):
         write_dataset(
             tmp_path / 'x.png', HeadSet(people=1, motions=1, frames=2, resolution=8), progress=False
         )
+
+
+def test_work_ends_with_an_error(tmp_path, monkeypatch):
+    """Processes end at once, not when the error that holds them is forgotten."""
+    ended = []
+
+    def rendered(*_):
+        try:
+            yield Clip('000000', [('00000.png', b'x')], [('00000.png', [0.0] * 25)], {})
+        finally:
+            ended.append(True)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr('heads.dataset.parallel', rendered)
+    monkeypatch.setattr('heads.dataset.write_entry', full)
+    with pytest.raises(UserError, match='the disk is full') as held:
+        write_dataset(tmp_path / 'x.zip', HeadSet(people=2, frames=2, resolution=16), workers=2)
+    assert ended and held and not list(tmp_path.iterdir())
