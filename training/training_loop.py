@@ -33,7 +33,7 @@ from training.batching import (
     single_fakes,
 )
 from training.config import TrainConfig, build_networks, describe_data, images_dataset
-from training.data.dataset import Draw, Seed, VideoDataset, batches
+from training.data.dataset import Draw, Seed, VideoDataset, batches, killed_workers_explained
 from training.diagnostics import Probes
 from training.loss_contract import GRADIENT_SCALE, FakeBatch, Networks, RealBatch, Shown
 from training.networks.registry import NETWORKS
@@ -106,6 +106,7 @@ class Trainer:
         """Whether the run folder already holds the last checkpoint of the run."""
         return self._saved_nimg is not None and self._saved_nimg >= self.config.total_nimg
 
+    @killed_workers_explained()
     def train(self) -> bool:
         """Trains to the end, or until the callbacks stop it; returns True when the run is complete."""
         config, progress = self.config, self.progress

@@ -6,6 +6,7 @@ that was stopped at any clip continues as if it had not been. Times are in units
 window has t = i / (span - 1). Frames stay uint8 until they reach the device. Source: PV3D as released.
 """
 
+import contextlib
 import copy
 import dataclasses
 import io
@@ -15,7 +16,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypedDict, TypeVar
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -33,7 +34,6 @@ _MAX_BAD = 0.01  # fraction of unreadable clips that training accepts
 _MAX_REPLACED = 8  # unreadable clips in a row after which training gives up
 _ORDER, _PAIR = 0, 1  # second word of the seeds, keeps the streams apart
 _log = logging.getLogger(__name__)
-T = TypeVar('T')
 Seed = int | tuple[int, ...]
 
 
@@ -307,7 +307,7 @@ def batches(
 def _watch(loader: Iterator[tuple[Draw | None, dict[str, str]]], dataset: VideoDataset) -> Iterator[Draw]:
     """Counts the clips that could not be read, over all workers, and stops when there are too many."""
     known = dataset.unreadable
-    for pair, bad in _alive(loader):
+    for pair, bad in loader:
         for name, reason in bad.items():
             if name not in known:
                 _log.warning('clip %s is skipped, another takes its place: %s', name, reason)
@@ -321,10 +321,14 @@ def _watch(loader: Iterator[tuple[Draw | None, dict[str, str]]], dataset: VideoD
         yield pair
 
 
-def _alive(loader: Iterator[T]) -> Iterator[T]:
-    """Passes on what a loader yields; a worker that was killed is an error of the user."""
+@contextlib.contextmanager
+def killed_workers_explained() -> Iterator[None]:
+    """Makes a loading process that was killed an error of the user.
+
+    torch reports it by a signal, so in the middle of whatever runs then, not only where batches are taken.
+    """
     try:
-        yield from loader
+        yield
     except RuntimeError as err:
         if not re.search(r'DataLoader worker .*(killed by signal|exited unexpectedly)', str(err)):
             raise

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from PIL import Image
 
 from dnnlib.util import DataError, UserError
 from support.small_data import CLIPS, FRAMES, SIZE, write_zip
+from support.small_runs import new_trainer
 from training import camera
-from training.data.dataset import VideoDataset, _alive, batches, clip_order
+from training.data.dataset import VideoDataset, batches, clip_order, killed_workers_explained
 
 
 def opened(path, **options):
@@ -338,16 +340,17 @@ def test_workers_obey_only_their_trainer(data):
     assert worker.exitcode == 0
 
 
-def test_a_killed_worker_is_one_sentence():
-    def loader(message):
-        yield 1
+def test_a_killed_worker_is_one_sentence(small, tmp_path):
+    @killed_workers_explained()
+    def work(message):
         raise RuntimeError(message)
 
     killed = 'DataLoader worker (pid(s) 545) exited unexpectedly'
     for message in (killed, 'DataLoader worker (pid 545) is killed by signal: Killed. '):
-        batches_of = _alive(loader(message))
-        assert next(batches_of) == 1
         with pytest.raises(UserError, match='the same command continues'):
-            next(batches_of)
+            work(message)
     with pytest.raises(RuntimeError, match='size mismatch'):
-        list(_alive(loader('size mismatch')))
+        work('size mismatch')
+    trainer = new_trainer(small, tmp_path, should_stop=mock.Mock(side_effect=RuntimeError(killed)))
+    with pytest.raises(UserError, match='the same command continues'):  # in the midst of anything
+        trainer.train()
