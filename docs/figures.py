@@ -72,7 +72,12 @@ def orbit(folder: Path, dest: Path, focal: float) -> None:
         mesh = trimesh.load(folder / f'seed0000-{min(i, 30 - i):04d}.ply')  # time runs forth and back
         parts.append(clay(mesh, label, parts[0].shape[0]))
         frames.append(Image.fromarray(np.concatenate(parts, axis=1)))
-    frames[0].save(dest, save_all=True, append_images=frames[1:], duration=80, loop=0)
+    save_gif(dest, frames, 80)
+
+
+def save_gif(dest: Path, frames: list[Image.Image], milliseconds: int) -> None:
+    """Writes an endless GIF whose frames are shown so long."""
+    frames[0].save(dest, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
 
 
 def read(path: Path) -> np.ndarray:
@@ -99,6 +104,26 @@ def clay(mesh: trimesh.Trimesh, label: Tensor, size: int) -> np.ndarray:
     canvas = np.full((size, size, 3), _PAPER, np.uint8)
     canvas[row[seen], column[seen]] = shade[order][seen, None] * _CLAY
     return np.asarray(Image.fromarray(canvas).filter(ImageFilter.MedianFilter(3)))  # closes single pixels
+
+
+@main.command()
+@click.argument('folders', type=Path, nargs=-1, required=True)
+@click.argument('dest', type=Path)
+def long(folders: tuple[Path, ...], dest: Path) -> None:
+    """Puts the videos of each folder into a row of the GIF DEST, every fourth frame of them.
+
+    \b
+    python gen_videos.py --network NETWORK --seeds 0,3,8,9 --outdir FOLDER --trajectory front --frames 128
+        --time extend --video-format png --upscale 2
+    """
+    clips = [[sorted(clip.glob('*.png'))[::4] for clip in sorted(f.glob('seed????'))] for f in folders]
+    count = min(len(paths) for row in clips for paths in row)
+    frames = []
+    for i in range(count):
+        rows = [np.concatenate([read(paths[i]) for paths in row], axis=1) for row in clips]
+        image = Image.fromarray(np.concatenate(rows))
+        frames.append(image.quantize(128, dither=Image.Dither.NONE))  # half the size of a dithered one
+    save_gif(dest, frames, 160)
 
 
 @main.command()
