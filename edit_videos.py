@@ -82,7 +82,7 @@ def _recipe(options: Search, photo: bool, motion: dict[str, Any]) -> Recipe:
     from editing.recipes import PRESETS
 
     o = options
-    given = {'space': o.space, 'steps': o.steps, 'tune_steps': o.tune_steps, 'tune_rate': o.tune_rate}
+    given = {name: getattr(o, name) for name in ('space', 'steps', 'layer_steps', 'tune_steps', 'tune_rate')}
     given |= {'hold': o.hold_views, 'mirror': o.mirror, 'refine_camera': o.refine_camera, **motion}
     background = o.background if o.background is not None else (0.3 if photo else 1.0)
     identity = o.identity if o.identity is not None else (0.1 if photo else 0.0)

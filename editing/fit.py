@@ -22,8 +22,7 @@ from training.networks.contract import Codes, RadianceGenerator, Rendering
 MotionModel = Literal['zm+', 'single', 'none']
 
 _RAMP, _FALL = 0.05, 0.25  # fractions of a stage in which the rates rise and fall
-_MEAN_CODES = 1000  # codes whose mean the search begins at
-_BATCH_KEY, _SIDE_KEY, _CODES_KEY = 1, 2, 3  # purposes of random draws
+_BATCH_KEY, _SIDE_KEY = 1, 2  # purposes of random draws
 _CAMERA_PRIOR = 0.1  # of the distance that is left, for a camera that is off by one spread
 # weights of squared motion, whose prior is N(0, 1), of what is beyond training's, and of the clip's mean
 _PRIOR, _NORM, _GAUGE = 1e-3, 1e-2, 1e-3
@@ -37,7 +36,8 @@ class Stage:
 
     name: str
     steps: int
-    code: float = 0.0  # of ws
+    code: float = 0.0  # of w
+    layers: float = 0.0  # of what is added to it, layer by layer
     motion: float = 0.0
     camera: float = 0.0  # radians, image widths
     network: float = 0.0
@@ -75,6 +75,7 @@ class Fit(nn.Module):
         self.G, self.model, self.neutral = G, model, neutral
         self.num_ws = G.condition(_one_code(G), cameras[:1], cameras.new_zeros(1)).shape[1]
         self.w = nn.Parameter(w.clone())
+        self.layers = nn.Parameter(w.new_zeros(1, self.num_ws, w.shape[-1]))
         self.u = nn.Parameter(w.new_zeros(frames, width))  # with `single` its first row is z_m
         self.offsets = nn.Parameter(w.new_zeros(frames, OFFSETS))
         free = torch.arange(OFFSETS) < (OFFSETS if free_crop else ANGLES - 1)
@@ -85,7 +86,7 @@ class Fit(nn.Module):
     @property
     def ws(self) -> Tensor:
         """Appearance [1, num_ws, w_dim]."""
-        return self.w.expand(1, self.num_ws, -1)
+        return self.w + self.layers
 
     def motion(self, rows: Tensor) -> Tensor:
         """Returns u [N, motion_dim] of frames."""
@@ -107,17 +108,9 @@ class Fit(nn.Module):
     def set_trainable(self, stage: Stage) -> None:
         """Lets gradients through to what a stage changes."""
         self.G.requires_grad_(bool(stage.network))
-        for tensor, rate in ((self.w, stage.code), (self.u, stage.motion), (self.offsets, stage.camera)):
+        rates = ((self.w, stage.code), (self.layers, stage.layers), (self.u, stage.motion))
+        for tensor, rate in (*rates, (self.offsets, stage.camera)):
             tensor.requires_grad_(bool(rate))
-
-
-def mean_code(G: RadianceGenerator, camera: Tensor, seed: int) -> Tensor:
-    """Returns the mean w [1, 1, w_dim] over codes that the mapping sees with a camera [25]."""
-    codes = G.draw_codes(_MEAN_CODES, seeded_generator('cpu', seed, _CODES_KEY))
-    codes = Codes(*(z.to(camera.device) for z in codes))
-    with torch.no_grad():
-        ws = G.condition(codes, camera[None], camera.new_zeros(_MEAN_CODES))
-    return ws.mean(dim=(0, 1), keepdim=True)
 
 
 def starts_moving(G: RadianceGenerator) -> bool:
@@ -170,6 +163,7 @@ class Optimizers:
     def __init__(self, fit: Fit, stage: Stage) -> None:
         shared = [
             {'params': [fit.w], 'rate': stage.code},
+            {'params': [fit.layers], 'rate': stage.layers},
             {'params': list(fit.G.parameters()), 'rate': stage.network},
         ]
         single = [

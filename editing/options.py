@@ -36,6 +36,7 @@ class Search(Common):
     # is seen [default: preset]
     space: Literal['w', 'w+'] | None = None
     steps: Annotated[int, Range(1, 100_000)] | None = None  # of the code [default: preset]
+    layer_steps: Steps | None = None  # of what each layer adds to it, slowly, 0 = nothing [default: preset]
     refine_camera: bool | None = None  # yes or no: corrects the cameras, too [default: preset]
     tune_steps: Steps | None = None  # of the network itself, 0 = it stays as it is [default: preset]
     tune_rate: Annotated[float, Range(above=0)] | None = None  # learning rate of tuning [default: preset]

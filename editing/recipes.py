@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Literal
 
-from editing.fit import Fit, MotionModel, Stage, mean_code, starts_moving
+from editing.fit import Fit, MotionModel, Stage, starts_moving
 from editing.inputs import Source
 from editing.objective import Objective, Weights
 from editing.search import Found, Session, search
+from editing.start import first_code
 from metrics.detectors.vgg16 import Perceptual
 from torch_utils.misc import keep_freed_memory
 from training.networks.contract import RadianceGenerator
@@ -14,6 +15,7 @@ from training.networks.contract import RadianceGenerator
 Space = Literal['w', 'w+']
 
 _CAMERA_RATE = 2e-3  # radians a step
+_LAYER_RATE = 0.01  # slow: faster ones bend the head
 _MOTION_RATE, _JOINT_CODE_RATE = 0.1, 0.03  # when motion is sought, with the code
 
 
@@ -22,8 +24,10 @@ class Recipe:
     """What a search does."""
 
     space: Space = 'w'  # one w for all layers, or one for each
+    tries: int = 64  # codes of which the search begins at the nearest; 0 = at the mean of all codes
     steps: int = 300  # of the code, on the first frame
     code_rate: float = 0.05
+    layer_steps: int = 100  # of what each layer adds to the code, on the first frame; 0 = nothing
     refine_camera: bool = True
     motion: MotionModel = 'zm+'  # of a video
     motion_steps: int = 60  # of code, motion and cameras together, on a video
@@ -39,10 +43,10 @@ class Recipe:
 
 PRESETS = {
     'standard': Recipe(),
-    'fast': Recipe(steps=100, motion_steps=40, tune_steps=50),
-    'best': Recipe(steps=500, motion_steps=150, tune_steps=250),
+    'fast': Recipe(steps=100, layer_steps=50, motion_steps=40, tune_steps=50),
+    'best': Recipe(steps=500, layer_steps=200, motion_steps=150, tune_steps=250),
     # PV3D 4.4: W+, network frozen, cameras as given; it states no rates and no losses
-    'paper': Recipe(space='w+', refine_camera=False, tune_steps=0, mirror=0.0),
+    'paper': Recipe(space='w+', tries=0, layer_steps=0, refine_camera=False, tune_steps=0, mirror=0.0),
 }
 
 
@@ -57,17 +61,10 @@ def stages(recipe: Recipe, frames: int, moving: bool) -> list[Stage]:
     camera = _CAMERA_RATE if recipe.refine_camera else 0.0
     sought = _MOTION_RATE if recipe.motion != 'none' else 0.0
     first = sought if moving and recipe.motion == 'zm+' else 0.0
-    found = [
-        Stage(
-            name='code',
-            steps=recipe.steps,
-            code=recipe.code_rate,
-            motion=first,
-            camera=camera,
-            mirror=recipe.mirror,
-            first_only=True,
-        )
-    ]
+    single = {'camera': camera, 'mirror': recipe.mirror, 'first_only': True}
+    found = [Stage(name='code', steps=recipe.steps, code=recipe.code_rate, motion=first, **single)]
+    if recipe.layer_steps and recipe.space == 'w':
+        found.append(Stage(name='layers', steps=recipe.layer_steps, layers=_LAYER_RATE, **single))
     if frames > 1 and recipe.motion_steps:
         rates = {'code': _JOINT_CODE_RATE, 'motion': sought, 'camera': camera}
         joint = {'batch': recipe.batch, 'smooth': recipe.smooth}
@@ -102,11 +99,11 @@ def find_person(
     keep_freed_memory()
     device = next(G.parameters()).device
     cameras, images = source.cameras.to(device), source.images.to(device)
-    w = mean_code(G, cameras[0], seed)
+    objective = Objective(recipe.weights, device, perceptual)
+    targets = objective.targets(images, cameras, G.renderer.resolution)
+    w = first_code(G, cameras, objective, targets, recipe.tries, seed)
     if recipe.space == 'w+':
         w = w.expand(-1, Fit(G, w, cameras).num_ws, -1)
     fit = Fit(G, w, cameras, recipe.motion, recipe.neutral, source.photo)
-    objective = Objective(recipe.weights, device, perceptual)
-    targets = objective.targets(images, cameras, G.renderer.resolution)
     plan = stages(recipe, len(cameras), starts_moving(G))
     return fit, search(fit, plan, objective, targets, seed, session)

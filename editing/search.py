@@ -78,7 +78,7 @@ def search(
     notes, stopped = {k: [tuple(n) for n in v] for k, v in state['notes'].items()}, False
     for index in range(state['stage'], len(stages)):
         stage = stages[index]
-        before = {name: getattr(fit, name).detach().clone() for name in ('w', 'u', 'offsets')}
+        before = {name: getattr(fit, name).detach().clone() for name in ('w', 'layers', 'u', 'offsets')}
         if stage.network:
             fit.G = copy.deepcopy(original)
         run = StageRun(fit, stage, objective, targets, original, seed)

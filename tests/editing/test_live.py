@@ -13,7 +13,7 @@ from editing.objective import Weights
 from editing.recipes import Recipe
 from support import tiny
 
-QUICK = Recipe(steps=3, tune_steps=2, hold=0.0, weights=Weights(perceptual=0.0))
+QUICK = Recipe(steps=3, layer_steps=0, tune_steps=2, hold=0.0, weights=Weights(perceptual=0.0))
 
 
 def image_file(size, kind):

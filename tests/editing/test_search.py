@@ -14,7 +14,7 @@ from editing.search import Session, stop_on_interrupt, tuned_tensors
 from support import tiny
 
 WEIGHTS = Weights(perceptual=0.0)
-RECIPE = Recipe(steps=6, motion_steps=6, tune_steps=6, batch=2, weights=WEIGHTS)
+RECIPE = Recipe(steps=6, layer_steps=6, motion_steps=6, tune_steps=6, batch=2, weights=WEIGHTS)
 
 
 @pytest.fixture(scope='module')
@@ -41,9 +41,9 @@ def test_stages_of_recipes():
     def names(*args):
         return [stage.name for stage in stages(*args)]
 
-    assert names(Recipe(), 1, False) == ['code', 'tuning']
-    assert names(Recipe(), 2, False) == ['code', 'motion', 'tuning']
-    assert names(Recipe(tune_steps=0), 1, False) == ['code']
+    assert names(Recipe(), 1, False) == ['code', 'layers', 'tuning']
+    assert names(Recipe(), 2, False) == ['code', 'layers', 'motion', 'tuning']
+    assert names(Recipe(layer_steps=0, tune_steps=0), 1, False) == ['code']
     assert stages(Recipe(), 1, False)[0].motion == 0 < stages(Recipe(), 1, True)[0].motion
     assert stages(Recipe(refine_camera=False), 1, False)[0].camera == 0
 
@@ -53,7 +53,7 @@ def test_search_improves_and_leaves_the_network_alone(G, source):
     recipe = dataclasses.replace(RECIPE, mirror=0.0)  # it counts in the losses of code and tuning alone
     fit, found = find_person(G, source, recipe, 0, Session())
     assert_equal(before, G.state_dict())
-    assert list(found.notes) == ['code', 'motion', 'tuning'] and not found.stopped
+    assert list(found.notes) == ['code', 'layers', 'motion', 'tuning'] and not found.stopped
     assert found.notes['tuning'][-1][1] < found.notes['motion'][-1][1] < found.notes['code'][0][1]
     tuned = tuned_tensors(G, fit.G)
     assert 'decoder.out.bias' in tuned and not any('mapping' in name for name in tuned)
@@ -61,7 +61,7 @@ def test_search_improves_and_leaves_the_network_alone(G, source):
     assert_equal(state(fit), state(again))
 
 
-@pytest.mark.parametrize('step', [3, 9, 15])
+@pytest.mark.parametrize('step', [3, 9, 15, 21])
 def test_interrupted_and_resumed_is_the_same(G, source, tmp_path, step):
     whole, _ = find_person(G, source, RECIPE, 0, Session())
     path, calls = tmp_path / 'state.pt', []
@@ -79,7 +79,7 @@ def test_interrupted_and_resumed_is_the_same(G, source, tmp_path, step):
 
 def test_state_of_another_search_is_not_continued(G, source, tmp_path):
     path = tmp_path / 'state.pt'
-    recipe = Recipe(steps=2, tune_steps=0, motion_steps=0, weights=WEIGHTS)
+    recipe = Recipe(steps=2, layer_steps=0, tune_steps=0, motion_steps=0, weights=WEIGHTS)
     find_person(G, source, recipe, 0, Session(path=path, key='a', should_stop=lambda: True))
     assert Session(path=path, key='b').read() is None and Session(path=path, key='a').read()
     path.write_text('x')

@@ -15,7 +15,7 @@ from editing.codes import load_portrait
 from support import tiny
 from torch_utils.checkpoint import save_snapshot
 
-FEW = ['--steps', '3', '--tune-steps', '2']
+FEW = ['--steps', '3', '--layer-steps', '2', '--tune-steps', '2']
 
 
 @pytest.fixture(scope='module')
