@@ -88,7 +88,12 @@ def _recipe(options: Search, photo: bool, motion: dict[str, Any]) -> Recipe:
     identity = o.identity if o.identity is not None else (0.1 if photo else 0.0)
     weights = Weights(background=background, identity=identity)
     known = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(PRESETS[o.preset], weights=weights, **known)
+    recipe = dataclasses.replace(PRESETS[o.preset], weights=weights, **known)
+    if o.layer_steps and recipe.space == 'w+':
+        raise UserError(
+            '--layer-steps is for --space w: with w+ each layer has a code of its own from the start'
+        )
+    return recipe
 
 
 def animate(options: Animate) -> None:

@@ -76,7 +76,7 @@ def _load(snapshot: Snapshot, name: str, module: nn.Module, differing: Mapping[s
     try:
         load_weights(snapshot, name, module)
     except CheckpointError as err:
-        if not differing:  # the file is damaged
+        if not differing or name not in snapshot.networks:  # the file is damaged, or has no such network
             raise
         options = _some([f'generator.{n}={then} (here {now})' for n, (then, now) in differing.items()])
         preset = f'--cfg {snapshot.meta["cfg"]} and ' if 'cfg' in snapshot.meta else ''

@@ -135,7 +135,12 @@ def load_weights(snapshot: Snapshot, name: str, module: nn.Module) -> None:
     state = _entry(snapshot, name)['state']
     if problem := _misfit(module.state_dict(), state):
         raise CheckpointError(f'{snapshot.path}: {name} does not fit: {problem}')
-    module.load_state_dict(state, strict=True)
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as err:  # tensors of a kind that cannot be copied, such as sparse ones
+        raise CheckpointError(
+            f'{snapshot.path}: {name} cannot be copied: {str(err).splitlines()[-1][:200]}'
+        ) from err
 
 
 def _misfit(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> str:

@@ -21,6 +21,7 @@ from torch_utils.misc import peak_memory_gib
 from torch_utils.training_stats import Moments
 from training.batching import Progress
 from training.config import TrainConfig
+from training.data.dataset import KilledWorkerError, killed_workers_explained
 from training.loggers import make_loggers
 
 DrawSheets = Callable[[nn.Module, int], Iterable[tuple[str, np.ndarray]]]
@@ -112,9 +113,14 @@ class Reporter:
         """
         self.bar.update(clips)
         self._clips += clips
-        if self._silent and elapsed > _WORD_AFTER_SEC:
-            self._silent, tick = False, self.config.output.tick_nimg
-            left = (min(tick - nimg % tick, self.config.total_nimg - nimg)) * elapsed / self._clips
+        tick = self.config.output.tick_nimg
+        due = (
+            nimg // tick > (nimg - clips) // tick or nimg >= self.config.total_nimg
+        )  # a line follows at once
+        if self._silent and elapsed > _WORD_AFTER_SEC and not due:
+            self._silent = False
+            left = min(tick - nimg % tick, self.config.total_nimg - nimg) * elapsed / self._clips
+            left = min(left, max(self.deadline - time.time(), 0))
             pace = f'{self._clips} clips in {format_time(elapsed)}'
             print(
                 f'{pace}; a line comes every {tick / 1000:g} kimg, the first in {format_time(left)}',
@@ -128,17 +134,23 @@ class Reporter:
     def draw(self, draw: DrawSheets, G_ema: nn.Module, nimg: int) -> None:
         """Draws G_ema and shows the images in the loggers; failing is a warning, training continues."""
         try:
-            for name, image in draw(G_ema, nimg):
-                for logger in self.loggers:
-                    if image.ndim == 3:
-                        logger.image(name, image, nimg)
-                    else:
-                        logger.video(name, image, self.fps, nimg)
-                    logger.flush()
+            with killed_workers_explained():
+                for name, image in draw(G_ema, nimg):
+                    self._show(name, image, nimg)
+        except KilledWorkerError:
+            raise
         except (UserError, OSError, RuntimeError) as err:  # no encoder, a full disk, out of memory
             self.bar.clear()
             reason = (str(err).strip() or type(err).__name__).splitlines()[0]
             print(f'warning: not all images of this tick could be made: {reason}', flush=True)
+
+    def _show(self, name: str, image: np.ndarray, nimg: int) -> None:
+        for logger in self.loggers:
+            if image.ndim == 3:
+                logger.image(name, image, nimg)
+            else:
+                logger.video(name, image, self.fps, nimg)
+            logger.flush()
 
     def _scalars(self, values: dict[str, float], nimg: int) -> None:
         for logger in self.loggers:

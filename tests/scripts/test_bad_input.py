@@ -174,6 +174,7 @@ class Evil:
         ('cut short', 'cut short'),
         ('hostile', 'it wants to call'),
         ('without D', "no network 'G' in this snapshot; it has G_ema"),
+        ('without G_ema', "no network 'G_ema' in this snapshot; it has G"),
         ('other', 'it was trained with --cfg tiny and generator.channel_max=16 (here 8); give the same'),
     ],
 )
@@ -188,11 +189,15 @@ def test_bad_snapshot(data, snapshot, tmp_path, kind, message):
         torch.save({**content, 'meta': Evil(tmp_path / 'ran')}, path)
     elif kind == 'without D':
         torch.save({**content, 'networks': {'G_ema': content['networks']['G_ema']}}, path)
+    elif kind == 'without G_ema':
+        torch.save({**content, 'networks': {'G': content['networks']['G']}}, path)
+        args = ['--set', 'generator.renderer.depth_samples=5']  # no remedy for what is missing
     else:
         path, args = snapshot, ['--set', 'generator.channel_max=8']
     (tmp_path / 'runs').mkdir()
     reported = refused(tmp_path / 'runs', '--data', data, '--resume', path, *args)
     assert f'{path}: ' in reported and message in reported
+    assert ('leave out --resume' in reported) == (kind == 'other')
     assert not (tmp_path / 'ran').exists()
 
 

@@ -119,6 +119,10 @@ def test_applications(snapshot, data, found, tmp_path, monkeypatch):
         (['project', '{data}:99:0'], 'no clip 99'),
         (['project', '{data}:0:99'], 'no frame 99'),
         (['reconstruct', '{data}:0', '--frames', '2', '--neutral', '2'], '--neutral 2'),
+        (
+            ['project', '{data}:0:0', '--preset', 'paper', '--layer-steps', '2'],
+            '--layer-steps is for --space w',
+        ),
         (['edit', '{clip}', '--from-frame', '3'], '--from-frame 3'),
         (['animate', '{data}'], 'not a PV3D portrait'),
         (['score', '{clip}', '--truth', 'x.png'], 'x.png is not a clip'),

@@ -122,6 +122,9 @@ def test_build_network_explains(tmp_path):
         f'from the file; with another shape in it: body.weight {shapes}; missing in it: norm.weight; '
         'in the file alone: extra'
     )
+    state |= {'body.weight': state['body.weight'].t().to_sparse(), 'norm.weight': state.pop('extra')}
+    with pytest.raises(CheckpointError, match='G cannot be copied: .*body.weight'):
+        build_network(snapshot, 'G', kinds(Net))
     snapshot.networks['G']['config']['depth'] = 3
     with pytest.raises(CheckpointError, match='unknown option depth'):
         build_network(snapshot, 'G', kinds(Net))

@@ -10,6 +10,7 @@ import torch
 
 from torch_utils.training_stats import Moments
 from training.batching import Progress
+from training.data.dataset import KilledWorkerError
 from training.presets import PRESETS
 from training.reporting import Reporter
 
@@ -46,3 +47,25 @@ def test_where_no_bar_is_the_first_line_is_announced_once(tmp_path, capsys):
     capsys.readouterr()
     reporter.advance(4, 24, 100)
     assert capsys.readouterr().out == ''
+
+
+def test_a_first_line_that_is_due_or_beyond_the_deadline_is_not_promised(tmp_path, capsys):
+    config = dataclasses.replace(PRESETS['tiny']('d.zip'), total_nimg=400)
+    config = dataclasses.replace(config, output=dataclasses.replace(config.output, tick_nimg=20))
+    reporter = Reporter(tmp_path, config, 25.0, torch.device('cpu'), 16, time.time() + 30.5)
+    reporter.advance(4, 20, 100)  # the line of 20 clips follows at once
+    assert capsys.readouterr().out == ''
+    reporter.advance(4, 24, 200)
+    assert 'the first in 30s' in capsys.readouterr().out
+
+
+def test_a_killed_data_process_ends_drawing_other_errors_do_not(tmp_path, capsys):
+    reporter = Reporter(tmp_path, PRESETS['tiny']('d.zip'), 25.0, torch.device('cpu'), 0, math.inf)
+
+    def fail(text):
+        raise RuntimeError(text)
+
+    with pytest.raises(KilledWorkerError):
+        reporter.draw(lambda *_: fail('DataLoader worker (pid 1) is killed by signal: Killed.'), None, 0)
+    reporter.draw(lambda *_: fail('no encoder'), None, 0)
+    assert 'warning: not all images of this tick could be made: no encoder' in capsys.readouterr().out

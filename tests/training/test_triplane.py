@@ -32,6 +32,13 @@ def test_planes_are_zero_outside(axes):
     torch.testing.assert_close(found, torch.tensor([0.0, 0.0, 1.0, 1 / 3]))  # the last one meets the xy plane
 
 
+def test_a_point_that_is_nan_has_features_that_are():
+    points = torch.zeros(1, 2, 3)
+    points[0, 1, 0] = float('nan')  # so that training sees it, and skips the step
+    found = sample_planes(torch.ones(1, 3, 2, 8, 8), points, 'xy_xz_yz', 1.0)
+    assert found[0, 0].isfinite().all() and found[0, 1].isnan().all()
+
+
 def test_samples_do_not_share_planes():
     planes = torch.randn((2, 3, 4, 8, 8), generator=seeded(0))
     points = torch.rand((2, 30, 3), generator=seeded(1)) - 0.5

@@ -321,6 +321,10 @@ def _watch(loader: Iterator[tuple[Draw | None, dict[str, str]]], dataset: VideoD
         yield pair
 
 
+class KilledWorkerError(UserError):
+    """A process that loads data was killed."""
+
+
 @contextlib.contextmanager
 def killed_workers_explained() -> Iterator[None]:
     """Makes a loading process that was killed an error of the user.
@@ -332,7 +336,7 @@ def killed_workers_explained() -> Iterator[None]:
     except RuntimeError as err:
         if not re.search(r'DataLoader worker .*(killed by signal|exited unexpectedly)', str(err)):
             raise
-        raise UserError(
+        raise KilledWorkerError(
             'a process that loads data was killed, maybe because memory ran out; the same command continues '
             'from the newest checkpoint, with --workers 1 or 0 in less memory'
         ) from err

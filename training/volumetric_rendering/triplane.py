@@ -21,6 +21,7 @@ def sample_planes(planes: Tensor, points: Tensor, axes: str, box_warp: float) ->
         axes: a key of PLANE_AXES.
         box_warp: side of the box that the planes cover, scene units.
     """
+    assert len(points) == len(planes)
     x_y_z = (points * (2 / box_warp)).unbind(-1)  # an index would be a tensor, for which a GPU waits
     seen = [torch.stack([x_y_z[u], x_y_z[v]], dim=-1) for u, v in PLANE_AXES[axes]]  # [N, M, 2] each, -1..1
     if points.requires_grad:
@@ -50,7 +51,8 @@ def _corners(positions: Tensor, height: int, width: int) -> tuple[Tensor, Tensor
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         weight.append((1 - (x - column).abs()) * (1 - (y - row).abs()) * inside)
         at = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-        index.append((frame[:, None, None] * (height * width) + at.long()) * planes + plane[:, None])
+        at = at.nan_to_num().long()  # of a point that is nan the weight stays so
+        index.append((frame[:, None, None] * (height * width) + at) * planes + plane[:, None])
     return tuple(torch.stack(k).permute(0, 2, 1, 3).reshape(12, n * m) for k in (index, weight))
 
 
