@@ -241,8 +241,8 @@ def side_view(axes: Axes, vertices: np.ndarray) -> None:
             (-1.5, 0.42),
             (-1.4, 0.16),
         ),
-        ('it looks at (0, 0, 0.2)', (-1.15, -0.5), (-pivot - 0.01, -0.02)),
-        ('2.7 from the origin', (-2, -0.3), (-1.8, -0.02)),
+        (f'it looks at {scene.PIVOT}', (-1.15, -0.5), (-pivot - 0.01, -0.02)),
+        (f'{scene.RADIUS} from the origin', (-2, -0.3), (-1.8, -0.02)),
         ('box of the planes', (0.1, 0.6), (0.1, 0.51)),
         ('rays are sampled from 2.25 to 3.3', (-0.1, -0.68), (2.25 - radius, -0.27)),
     )

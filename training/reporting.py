@@ -114,9 +114,8 @@ class Reporter:
         self.bar.update(clips)
         self._clips += clips
         tick = self.config.output.tick_nimg
-        due = (
-            nimg // tick > (nimg - clips) // tick or nimg >= self.config.total_nimg
-        )  # a line follows at once
+        # whether a line follows at once
+        due = nimg // tick > (nimg - clips) // tick or nimg >= self.config.total_nimg
         if self._silent and elapsed > _WORD_AFTER_SEC and not due:
             self._silent = False
             left = min(tick - nimg % tick, self.config.total_nimg - nimg) * elapsed / self._clips
