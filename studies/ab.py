@@ -1,28 +1,17 @@
 """Trains a base and changes of it at equal cost; `python -m studies.ab --help` explains."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Annotated
 
 from dnnlib.cli import Range, command
 
-from dnnlib.util import UserError, usable_cores
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Reads whole numbers separated by commas."""
-    try:
-        seeds = tuple(int(part) for part in text.split(','))
-    except ValueError:
-        seeds = (-1,)
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UserError(f'{text!r} must be different whole numbers from 0 on, separated by commas')
-    return seeds
+from dnnlib.util import usable_cores
+from studies.options import Runs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Runs):
     """Compares changes of a training run, each trained at equal cost from several seeds.
 
     Every run has one thread and the same time of the processor (on a GPU: of the clock), whatever else the
@@ -35,31 +24,25 @@ class Options:
 
     base: Annotated[str, 'CFG|PRESET']  # preset, or training_options.json of a run
     data: Annotated[str, 'ZIP|DIR']  # data of `dataset_tool.py synth`
-    outdir: Annotated[Path, 'DIR']  # folder of all runs, and of results.json and results.md
     # options that one run sets, joined by +; may be given several times
     change: Annotated[tuple[str, ...], 'PATH=VALUE'] = ()
     minutes: Annotated[float, Range(above=0)] = 15.0  # of training, for each run
-    seeds: Annotated[tuple[int, ...], parse_seeds, 'LIST'] = (0, 1)  # of training
     resume: Annotated[str, 'PKL'] | None = None  # all runs start from the weights of this snapshot
-    parallel: Annotated[int, Range(1)] = 1  # runs at a time
     full: bool = False  # measure with all codes: four times longer, half the errors
     # folder that keeps renderings of the data [default: beside them]
     cache: Annotated[Path, 'DIR'] | None = None
-    device: str = 'cpu'  # where to compute: cpu, cuda, cuda:1, ...; auto = cuda if available
 
 
 def run(options: Options) -> None:
     """Trains what is not trained yet, then reports."""
-    os.environ['OMP_NUM_THREADS'] = '1'  # of the processes
+    options.begin()
     from dnnlib.config import override
     from studies.arms import Budget, Task, base_config, make_arm, split_changes
     from studies.comparison import run_and_compare
     from studies.judges import TruthJudge
     from studies.measure import FULL, QUICK, Settings, prepare
-    from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+    from torch_utils.misc import pick_device
 
-    set_float32_precision()
-    keep_freed_memory()
     settings = Settings(
         sizes=FULL if options.full else QUICK,
         cache=options.cache,

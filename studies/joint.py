@@ -1,18 +1,17 @@
 """Training with single images beside clips; `python -m studies.joint --help` explains."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Annotated
 
 from dnnlib.cli import Range, command
 
 from dnnlib.util import usable_cores
-from studies.ab import parse_seeds
+from studies.options import Runs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Runs):
     """Compares training on clips of few people alone, with images of many, and after images of many.
 
     The base sees clips alone; the second run also images (--images of train.py); the third learns from images
@@ -29,26 +28,20 @@ class Options:
 
     data: Annotated[str, 'ZIP|DIR']  # clips, of `dataset_tool.py synth`
     images: Annotated[str, 'ZIP|DIR']  # frames of this set, of `dataset_tool.py synth`, are the images
-    outdir: Annotated[Path, 'DIR']  # folder of all runs, and of results.json and results.md
     base: Annotated[str, 'CFG|PRESET'] = 'study'  # preset, or training_options.json of a run
     minutes: Annotated[float, Range(above=0)] = 30.0  # of training, for each run
-    seeds: Annotated[tuple[int, ...], parse_seeds, 'LIST'] = (0, 1)  # of training
-    parallel: Annotated[int, Range(1)] = 1  # runs at a time
     # folder that keeps renderings of the data [default: beside them]
     cache: Annotated[Path, 'DIR'] | None = None
-    device: str = 'cpu'  # where to compute: cpu, cuda, cuda:1, ...; auto = cuda if available
 
 
 def run(options: Options) -> None:
     """Trains what is not trained yet, measures, and reports."""
-    os.environ['OMP_NUM_THREADS'] = '1'  # of the processes
+    options.begin()
     from studies.comparison import run_and_compare
     from studies.joint_rows import Data, make_tasks
     from studies.measure import FULL, Settings
-    from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+    from torch_utils.misc import pick_device
 
-    set_float32_precision()
-    keep_freed_memory()
     device = pick_device(options.device)
     settings = Settings(sizes=FULL, cache=options.cache, workers=usable_cores(), device=device)
     data = Data(options.data, options.images)

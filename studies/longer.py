@@ -1,17 +1,16 @@
 """Paths of motion in videos longer than those of training; `python -m studies.longer --help` explains."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Annotated
 
 from dnnlib.cli import Range, command
 
-from studies.ab import parse_seeds
+from studies.options import Runs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Runs):
     """Compares paths of motion, each trained at equal cost, by videos of 128 frames.
 
     The base has the paper's path, the line; all rows train with the preset study and pairs of frames far
@@ -27,28 +26,22 @@ class Options:
 
     data: Annotated[str, 'ZIP|DIR']  # to train on, clips of 64 frames
     reference: Annotated[str, 'ZIP|DIR']  # of the same people, clips of 128 frames, to compare with
-    outdir: Annotated[Path, 'DIR']  # folder of all runs, and of results.json and results.md
     base: Annotated[str, 'CFG|PRESET'] = 'study'  # preset, or training_options.json of a run
     minutes: Annotated[float, Range(above=0)] = 60.0  # of training, for each run
-    seeds: Annotated[tuple[int, ...], parse_seeds, 'LIST'] = (0, 1)  # of training
     videos: Annotated[int, Range(2)] = 64  # of each network and of the reference
-    parallel: Annotated[int, Range(1)] = 1  # runs at a time
     # folder that keeps features and feature networks [default: ~/.cache/pv3d]
     cache: Annotated[Path, 'DIR'] | None = None
-    device: str = 'cpu'  # where to compute: cpu, cuda, cuda:1, ...; auto = cuda if available
 
 
 def run(options: Options) -> None:
     """Trains what is not trained yet, measures, and reports."""
-    os.environ['OMP_NUM_THREADS'] = '1'  # of the processes
+    options.begin()
     from metrics.detectors.registry import default_cache
     from studies.comparison import run_and_compare
     from studies.long_rows import Wanted, make_tasks, metric_names
     from studies.measure import QUICK, Settings
-    from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+    from torch_utils.misc import pick_device
 
-    set_float32_precision()
-    keep_freed_memory()
     cache, device = options.cache or default_cache(), pick_device(options.device)
     settings = Settings(sizes=QUICK, cache=cache, device=device)
     wanted = Wanted(options.reference, metric_names(options.videos))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +12,7 @@ from dnnlib.cli import ARGUMENT, Numbers, Range, command
 import click
 
 from dnnlib.util import UserError
+from studies.options import Runs
 
 if TYPE_CHECKING:  # functions import what they need: --help needs no torch
     from metrics.base import Settings
@@ -32,7 +32,7 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Runs):
     """Trains the rows of a table of the paper from several seeds with equal data, and measures them.
 
     Rows and what the paper says of them are data: studies/paper.py. Each row and seed has a run folder in
@@ -54,33 +54,27 @@ class Options:
     table: Annotated[Literal['1', '2', '3', '2a', '2b', '2c', '2d', '3a', '3b', '3c', 'all'], ARGUMENT]
     preset: Annotated[str, 'CFG|PRESET']  # preset, or training_options.json of a run
     data: Annotated[str, 'ZIP|DIR']  # training data
-    outdir: Annotated[Path, 'DIR']  # folder of all runs
     rows: Annotated[str, 'LIST'] = ''  # only these rows, names separated by commas [default: all]
-    seeds: Numbers = (0, 1, 2)  # of training
+    seeds: Numbers = (0, 1, 2)  # of training [default: 0-2]
     kimg: Annotated[float, Range(above=0)] | None = None  # thousand clips that each run sees
-    minutes: Annotated[float, Range(above=0)] | None = (
-        None  # of the processor (GPU: of the clock) for each run
-    )
+    # of the processor (GPU: of the clock) for each run
+    minutes: Annotated[float, Range(above=0)] | None = None
     set: Annotated[tuple[str, ...], 'PATH=VALUE'] = ()  # options of all rows; may be given several times
     metrics: Annotated[str, 'LIST'] = DEFAULT_METRICS  # measured at the end; names as for calc_metrics.py
     # snapshots on the way that the first of them is measured of, too: learning curves
     points: Annotated[int, Range(0)] = 4
     part: Annotated[tuple[int, int], parse_part, 'I/N'] = (1, 1)  # every N-th run from the I-th on
     parallel: Annotated[int, Range(1)] = 1  # runs at a time; with --device cuda each on a GPU of its own
-    device: str = 'cpu'  # where to compute: cpu, cuda, cuda:1, ...; auto = cuda if available
 
 
 def run(options: Options) -> None:
     """Trains what is not trained yet, then measures."""
     if (options.kimg is None) == (options.minutes is None):
         raise UserError('give --kimg or --minutes, one of them: what each run may cost')
-    os.environ['OMP_NUM_THREADS'] = '1'  # of the processes
+    options.begin()
     from dnnlib.config import override
     from studies.arms import base_config, run_all, split_changes
-    from torch_utils.misc import keep_freed_memory, set_float32_precision
 
-    set_float32_precision()
-    keep_freed_memory()
     common = {path: value for text in options.set for path, value in split_changes(text).items()}
     base = override(base_config(options.preset, options.data), common)
     setting = '+'.join([base.cfg, *(f'{path}={value}' for path, value in sorted(common.items()))])

@@ -9,7 +9,7 @@ import torch
 
 from dnnlib.config import override
 from dnnlib.util import ConfigError, UserError
-from studies import ab, arms, comparison
+from studies import arms, comparison
 from studies.arms import Budget, Cost, Judge, Task
 from studies.comparison import compare, summarise, write_comparison
 
@@ -156,10 +156,3 @@ def test_comparison_marks_what_differs(small, tmp_path):
     assert [len(arm['runs']) for arm in stored] == [2, 2, 1]
     assert (tmp_path / 'results.md').read_text() == result.text + '\n'
     assert comparison.compare([]).arms == []
-
-
-def test_seeds_are_different_numbers():
-    assert ab.parse_seeds('3,0') == (3, 0)
-    for bad in ('1,1', '-1', 'a', ''):
-        with pytest.raises(UserError):
-            ab.parse_seeds(bad)
