@@ -258,6 +258,8 @@ def check(options: Check) -> None:
     click.echo(
         f'{len(index.clips):,} clips, {len(index.files):,} labelled frames, {size}: {len(bad)} bad clips'
     )
+    if check.are_images(index):
+        click.echo('single images, in no folders: for train.py --images and edit_videos.py, not for --data')
     for line in check.people_lines(index):
         click.echo(line)
     plot = sheets.camera_plot(index, set(bad), Path(path).name)

@@ -56,6 +56,8 @@ def check_dataset(path: str, workers: int) -> tuple[FrameIndex, list[ClipReport]
         OSError, MemoryError: if the machine failed, which is not the fault of an image.
     """
     index = read_index(path)
+    if are_images(index):
+        index = read_index(path, single=True)
     extra = sorted(set(_list_images(path)) - {name.decode() for name in index.files})
     problems: dict[str, list[str]] = {clip: [] for clip in index.clips}
     for clip, what in index.problems.items():
@@ -68,6 +70,11 @@ def check_dataset(path: str, workers: int) -> tuple[FrameIndex, list[ClipReport]
     for name, what in _corrupted_images(path, [*index.files, *truth], index.resolution, workers):
         problems.setdefault(name.rpartition('/')[0], []).append(what)
     return index, [_report(index, clip, problems[clip]) for clip in sorted(problems)]
+
+
+def are_images(index: FrameIndex) -> bool:
+    """Returns whether all frames are in no folder: images of from-images, no clips."""
+    return index.clips == ['']
 
 
 def camera_problems(cameras: np.ndarray) -> list[str]:

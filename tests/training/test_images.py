@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from dataset_tool import main
 from dnnlib.config import override
 from dnnlib.util import ConfigError, DataError
 from interop.warm_start import start_from
@@ -61,6 +63,12 @@ def test_images_may_be_single_and_in_no_folder(images, joint):
     assert c.shape == (7, 1, 25) and dataset.draw(0, 3)['frames'].shape == (1, 3, SIZE, SIZE)
     with pytest.raises(DataError, match='is in no folder'):
         dataclasses.replace(joint.dataset, path=images).build()
+
+
+def test_the_check_takes_images_for_what_they_are(images, tmp_path):
+    done = CliRunner().invoke(main, ['check', images, '--plot', str(tmp_path / 'plot.png')])
+    assert done.exit_code == 0, done.output
+    assert '5 labelled frames' in done.output and 'single images, in no folders' in done.output
 
 
 def test_fakes_have_the_cameras_of_images_and_the_times_of_clips(joint):
