@@ -6,7 +6,7 @@ values, the comment (behind the field or above it) the help text, the docstring 
     # --- Training                                           a heading in --help
     batch: Annotated[int, Range(1)] | None = None  # clips per iteration [default: preset]
     data: Annotated[str, 'ZIP|DIR']  # training data: a string in Annotated is the metavar, '-n' a short name
-    seeds: Annotated[tuple[int, ...], parse_seeds]  # a function in Annotated parses the text
+    seeds: Annotated[tuple[int, ...], parse_numbers]  # a function in Annotated parses the text
 
 Scripts import this module before any other that is not Python's own, and torch only to run: --help is quick.
 """
