@@ -75,6 +75,7 @@ def _call(
     planes: Tensor, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...], *numbers: float
 ) -> None:
     planes = channels_innermost(planes)
+    _check_shapes(planes, *inputs[1:4])
     n, _, c, h, w = planes.shape
     step_n, step_p, _, step_y, step_x = planes.stride()
     features, *numbers = numbers
@@ -82,6 +83,17 @@ def _call(
     inputs = [None if x is None else x.contiguous() for x in inputs]
     outputs = [None if x is None or x.numel() == 0 else x for x in outputs]
     kernels.call('triplane_render', planes, planes, *inputs, *outputs, *sizes, *numbers)
+
+
+def _check_shapes(planes: Tensor, origins: Tensor, directions: Tensor, depths: Tensor) -> None:
+    """Refuses rays that a kernel would read beyond their end."""
+    n, rays = depths.shape[:2]
+    if n != len(planes) or not origins.shape == directions.shape == (n, rays, 3):
+        shapes = ', '.join(str(list(x.shape)) for x in (origins, directions, depths))
+        raise ValueError(
+            f'origins, directions and depths {shapes} do not fit planes of {len(planes)} frames: they must '
+            'be [N, R, 3], [N, R, 3] and [N, R, S], and there must be as many cameras as frames'
+        )
 
 
 kernels.register(

@@ -197,6 +197,23 @@ def test_sizes_beyond_the_kernels_use_the_reference(kernels):
     assert fused_field(args[0], args[2], SPEC, 600) is None
 
 
+@pytest.mark.parametrize('cut', [(1, 3, 3), (2, 1, 3), (2, 3, 1)])
+def test_fewer_rays_than_planes_are_refused(cut, kernels):
+    """The kernel would read beyond their end: one camera for two frames aborted the process."""
+    planes, rays, decoder = scene(rays=3)
+    short = Rays(*(x[: cut[0], : cut[i]] for i, x in zip((1, 2, 1), rays, strict=True)))
+    with pytest.raises(ValueError, match='do not fit planes of 2 frames'):
+        integrate(planes, short, decoder, SPEC)
+    with pytest.raises(ValueError, match='do not fit planes of 2 frames'):
+        integrate_weights(planes, short, decoder, SPEC)
+
+
+def test_one_camera_for_two_frames_is_refused(kernels):
+    G = generator().eval()
+    with pytest.raises(ValueError, match='as many cameras as frames'):
+        G(*codes(2)[:3], cameras(1))
+
+
 def test_half_precision_is_computed_in_single():
     planes, rays, decoder = scene(dtype=torch.float32)
     half = planes.half()
