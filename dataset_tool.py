@@ -233,7 +233,8 @@ class Check:
 
     Labels must be 25 finite numbers with an orthonormal rotation (determinant +1, upright), a plausible focal
     length, a camera about 2.7 units from the origin, and a view that meets the box of the head; every image
-    must have a label and every label an image. Prints a table, and how many clips and camera paths people
+    must have a label and every label an image. Single images (of from-images, for train.py --images) are
+    checked one by one. Prints a table, and how many clips and camera paths people
     have, draws where the cameras stand, and ends with an error that names the bad clips if there are any.
 
     Example:
@@ -249,29 +250,29 @@ def check(options: Check) -> None:
     """Checks a data set."""
     from preprocessing.dataset_files import check, sheets
     from preprocessing.dataset_files.pack import listing
+    from training.data.files import are_images
 
     path = options.path
     index, reports = check.check_dataset(path, options.workers)
     bad = [report.name or '(no folder)' for report in reports if report.problems]
     click.echo(check.format_table(reports, _TABLE_ROWS))
-    size = f'{index.resolution}x{index.resolution}'
-    click.echo(
-        f'{len(index.clips):,} clips, {len(index.files):,} labelled frames, {size}: {len(bad)} bad clips'
-    )
-    if check.are_images(index):
-        click.echo('single images, in no folders: for train.py --images and edit_videos.py, not for --data')
+    single, size = are_images(index), f'{index.resolution}x{index.resolution}'
+    what = 'images' if single else 'clips'
+    frames = '' if single else f', {len(index.files):,} labelled frames'
+    click.echo(f'{len(index.clips):,} {what}{frames}, {size}: {len(bad)} bad {what}')
     for line in check.people_lines(index):
         click.echo(line)
     plot = sheets.camera_plot(index, set(bad), Path(path).name)
     _save_image(plot, options.plot or _beside(path, '-cameras.png'))
     if bad:
-        raise UserError(f'{path}: {len(bad)} of {len(reports)} clips are bad: {listing(bad)}')
-    click.echo('all good')
+        raise UserError(f'{path}: {len(bad)} of {len(reports)} {what} are bad: {listing(bad)}')
+    use = ', as single images: for train.py --images and edit_videos.py, not for --data'
+    click.echo(f'all good{use if single else ""}')
 
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """Draws a contact sheet: a row per clip, time to the right.
+    """Draws a contact sheet: a row per clip, time to the right; single images fill the rows one by one.
 
     Example:
       python dataset_tool.py show data/my.zip --clips 12 --frames 10
@@ -288,8 +289,10 @@ def show(options: Show) -> None:
     """Draws a contact sheet."""
     from preprocessing.dataset_files import sheets
     from training.data.dataset import VideoDataset
+    from training.data.files import are_images, read_index
 
-    data = VideoDataset.Config(path=options.path).build()
+    kind = 'single' if are_images(read_index(options.path)) else 'pair'
+    data = VideoDataset.Config(path=options.path, frames=kind).build()
     sheet = sheets.contact_sheet(data, options.clips, options.frames, options.size)
     _save_image(sheet, options.dest or _beside(options.path, '-sheet.png'))
 

@@ -18,7 +18,7 @@ from dnnlib.progress import follow
 from dnnlib.scene import FOCAL, RADIUS
 from dnnlib.util import DataError
 from dnnlib.video import IMAGE_TYPES, is_system_error
-from training.data.files import FileStore, FrameIndex, decode_image, read_index
+from training.data.files import FileStore, FrameIndex, are_images, decode_image, read_index
 
 TRUTH = ('.depth.png', '.normal.png', '.mask.png')  # ground truth beside a frame, which has no label
 _ROTATION_TOLERANCE = 1e-3  # largest deviation of R^T R from the identity
@@ -44,6 +44,8 @@ class ClipReport:
 def check_dataset(path: str, workers: int) -> tuple[FrameIndex, list[ClipReport]]:
     """Decodes every image of a data set and examines every label.
 
+    Where no folder has two images, as `from-images` writes them, each image is a clip of its own.
+
     Args:
         path: zip or folder.
         workers: threads that decode.
@@ -68,13 +70,8 @@ def check_dataset(path: str, workers: int) -> tuple[FrameIndex, list[ClipReport]
         problems[clip] += camera_problems(index.cameras[index.starts[i] : index.starts[i + 1]])
     truth = [name.encode() for name in extra if name.endswith(TRUTH)]
     for name, what in _corrupted_images(path, [*index.files, *truth], index.resolution, workers):
-        problems.setdefault(name.rpartition('/')[0], []).append(what)
+        problems.setdefault(name.rpartition('/')[0] or name, []).append(what)
     return index, [_report(index, clip, problems[clip]) for clip in sorted(problems)]
-
-
-def are_images(index: FrameIndex) -> bool:
-    """Returns whether all frames are in no folder: images of from-images, no clips."""
-    return index.clips == ['']
 
 
 def camera_problems(cameras: np.ndarray) -> list[str]:

@@ -5,7 +5,9 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from dnnlib.scene import RADIUS
 from training.data.dataset import VideoDataset
@@ -20,27 +22,54 @@ def contact_sheet(dataset: VideoDataset, clips: int, frames: int, size: int) -> 
     """Draws `clips` rows (spread over the data set) of `frames` images (spread over each clip).
 
     Args:
-        dataset: where from.
+        dataset: where from; with frames='single' rows are filled with images one by one.
         clips: number of rows, at most.
         frames: number of columns, at most.
         size: pixels of a side of each image.
     """
-    rows = np.linspace(0, len(dataset) - 1, min(clips, len(dataset))).astype(int).tolist()
+    rows = _rows(dataset, clips, frames)
     left, gap, top = 76, 3, 22
     width, height = left + frames * (size + gap), top + len(rows) * (size + gap)
     sheet = Image.new('RGB', (width, height), _PAPER)
     draw, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(12), ImageFont.load_default(10)
-    title = f'{len(dataset):,} clips, {dataset.resolution}x{dataset.resolution}; time runs to the right'
-    draw.text((left, 4), title, fill=_INK, font=font)
-    for y, clip in zip(range(top, height, size + gap), rows, strict=True):
-        count = dataset.num_frames(clip)
-        chosen = np.linspace(0, count - 1, min(frames, count)).round().astype(int).tolist()
-        draw.text((6, y + 4), dataset.names[clip][:10], fill=_INK, font=font)
-        draw.text((6, y + 20), f'{count} frames', fill=_PALE, font=small)
-        for i, image in enumerate(dataset.clip_frames(clip, chosen).permute(0, 2, 3, 1).numpy()):
+    draw.text((left, 4), _title(dataset), fill=_INK, font=font)
+    for y, (name, note, images) in zip(range(top, height, size + gap), rows, strict=True):
+        draw.text((6, y + 4), name[:10], fill=_INK, font=font)
+        draw.text((6, y + 20), note, fill=_PALE, font=small)
+        for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
             tile = Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)
             sheet.paste(tile, (left + i * (size + gap), y))
     return sheet
+
+
+def _rows(dataset: VideoDataset, clips: int, frames: int) -> list[tuple[str, str, Tensor]]:
+    """Returns name, note and images, uint8 [T, 3, R, R], of each row: a clip, or some of single images."""
+    if dataset.config.frames == 'single':
+        count = min(clips * frames, len(dataset))
+        chosen = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
+        rows = [chosen[i : i + frames] for i in range(0, count, frames)]
+        return [
+            (
+                dataset.names[row[0]],
+                f'and {len(row) - 1} more',
+                torch.cat([dataset.clip_frames(i, [0]) for i in row]),
+            )
+            for row in rows
+        ]
+    rows = np.linspace(0, len(dataset) - 1, min(clips, len(dataset))).astype(int).tolist()
+    counts = [dataset.num_frames(clip) for clip in rows]
+    places = [np.linspace(0, n - 1, min(frames, n)).round().astype(int).tolist() for n in counts]
+    return [
+        (dataset.names[clip], f'{count} frames', dataset.clip_frames(clip, chosen))
+        for clip, count, chosen in zip(rows, counts, places, strict=True)
+    ]
+
+
+def _title(dataset: VideoDataset) -> str:
+    size, count = f'{dataset.resolution}x{dataset.resolution}', f'{len(dataset):,}'
+    if dataset.config.frames == 'single':
+        return f'{count} images, {size}'
+    return f'{count} clips, {size}; time runs to the right'
 
 
 def camera_plot(index: FrameIndex, bad: Collection[str], title: str) -> Image.Image:

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from dataset_tool import main
 from dnnlib.config import override
@@ -57,7 +60,7 @@ def singles(n, seed):
 def test_images_may_be_single_and_in_no_folder(images, joint):
     assert read_index(images).problems and not read_index(images, single=True).problems
     dataset = images_dataset(joint)
-    seen = {dataset.draw(0, seed)['c'][0, 3].item() for seed in range(60)}
+    seen = {dataset.draw(seed % 5, seed)['c'][0, 3].item() for seed in range(60)}
     assert len(seen) == 10  # five images and their mirror images
     c, _ = dataset.sample_cameras(np.random.default_rng(0), 7)
     assert c.shape == (7, 1, 25) and dataset.draw(0, 3)['frames'].shape == (1, 3, SIZE, SIZE)
@@ -65,10 +68,38 @@ def test_images_may_be_single_and_in_no_folder(images, joint):
         dataclasses.replace(joint.dataset, path=images).build()
 
 
-def test_the_check_takes_images_for_what_they_are(images, tmp_path):
-    done = CliRunner().invoke(main, ['check', images, '--plot', str(tmp_path / 'plot.png')])
+def test_the_check_names_bad_images(images, tmp_path):
+    arguments = ['check', images, '--plot', str(tmp_path / 'plot.png')]
+    done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
-    assert '5 labelled frames' in done.output and 'single images, in no folders' in done.output
+    assert '5 images, 32x32: 0 bad images' in done.output and 'all good, as single images' in done.output
+    shutil.copytree(images, tmp_path / 'bad')
+    (tmp_path / 'bad/3.png').write_bytes(b'not an image')
+    done = CliRunner().invoke(main, ['check', str(tmp_path / 'bad'), *arguments[2:]])
+    assert done.exit_code == 1 and 'cannot be decoded' in done.output
+    assert '1 of 5 images are bad: 3.png' in done.output
+
+
+def test_folders_of_one_image_are_images(images, tmp_path):
+    table = json.loads(Path(images, 'dataset.json').read_text())
+    for i, entry in enumerate(table['labels']):
+        (tmp_path / f'in/{i}').mkdir(parents=True)
+        shutil.copy(f'{images}/{i}.png', tmp_path / f'in/{i}')
+        entry[0] = f'{i}/{i}.png'
+    (tmp_path / 'in/dataset.json').write_text(json.dumps(table))
+    done = CliRunner().invoke(main, ['check', str(tmp_path / 'in'), '--plot', str(tmp_path / 'plot.png')])
+    assert done.exit_code == 0 and '5 images, 32x32: 0 bad images' in done.output
+
+
+def test_a_sheet_of_images_is_filled_one_by_one(images, tmp_path):
+    options = ['--dest', str(tmp_path / 'sheet.png'), '--clips', '2', '--frames', '3', '--size', '32']
+    done = CliRunner().invoke(main, ['show', images, *options])
+    assert done.exit_code == 0, done.output
+    sheet = np.asarray(Image.open(tmp_path / 'sheet.png'))
+    shown = [sheet[22 + 35 * y : 54 + 35 * y, 76 + 35 * x : 108 + 35 * x] for y in (0, 1) for x in (0, 1, 2)]
+    for i, image in enumerate(shown[:5]):
+        assert np.array_equal(image, np.asarray(Image.open(f'{images}/{i}.png').convert('RGB')))
+    assert (shown[5] == 255).all()
 
 
 def test_fakes_have_the_cameras_of_images_and_the_times_of_clips(joint):
@@ -76,7 +107,7 @@ def test_fakes_have_the_cameras_of_images_and_the_times_of_clips(joint):
     sources = config.dataset.build(), images_dataset(config)
     fake = single_fakes(config, G, sources, 'Gmain', 8, slice(16, 64), CPU)
     assert fake.z_a.shape == (96, 16) and fake.c.shape == (96, 1, 25) and fake.t.shape == (96, 1)
-    known = sources[1].clip_cameras(0)
+    known = torch.cat([sources[1].clip_cameras(i) for i in range(5)])
     mirrored = {round(abs(x), 5) for x in known[:, 3].tolist()}
     assert {round(abs(x), 5) for x in fake.c[:, 0, 3].tolist()} == mirrored
     assert len(fake.t.unique()) > 8 and fake.t.max() <= 1  # not that of a beginning
@@ -168,7 +199,7 @@ def test_pre_training_on_images_then_motion_from_nothing(small, images, tmp_path
     modules = {'G': moving.G, 'D_image': moving.D_image, 'D_video': moving.D_video, 'G_ema': moving.G}
     assert start_from(str(path), modules) == 2
     inputs = moving.G.draw_codes(2, seeded(0))
-    c = trainer.dataset.clip_cameras(0)[:2]
+    c = torch.cat([trainer.dataset.clip_cameras(i) for i in (0, 1)])
     with torch.no_grad():
         first = trainer.G_ema(*inputs, torch.tensor([0.2, 0.9]), c)
         same(moving.G.eval()(*inputs, torch.tensor([0.2, 0.9]), c).image, first.image, 1e-6)

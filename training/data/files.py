@@ -50,7 +50,7 @@ class FrameIndex:
 
 
 def read_index(path: str, single: bool = False) -> FrameIndex:
-    """Reads `dataset.json` of a zip or folder; single: clips may have one frame, and be in no folder.
+    """Reads `dataset.json` of a zip or folder; single: clips may have one frame, as images in no folder do.
 
     Raises:
         DataError: if it is missing or not of this format. What is wrong with clips is in `problems`.
@@ -69,7 +69,7 @@ def read_index(path: str, single: bool = False) -> FrameIndex:
         ((*name.rpartition('/')[::2], label) for name, label in labels.items()), key=lambda row: row[:2]
     )
     cameras, bad = _parse_cameras([row[2] for row in rows])
-    folders = [row[0] for row in rows]
+    folders = [row[0] or (row[1] if single else '') for row in rows]
     starts = [i for i in range(len(rows)) if i == 0 or folders[i] != folders[i - 1]] + [len(rows)]
     clips = [folders[i] for i in starts[:-1]]
     problems = {folders[i]: f'the label of {rows[i][1]} {what}' for i, what in reversed(bad)}
@@ -91,6 +91,12 @@ def read_index(path: str, single: bool = False) -> FrameIndex:
         cameras=cameras,
         problems=problems,
     )
+
+
+def are_images(index: FrameIndex) -> bool:
+    """Returns whether no folder has two images: for train.py --images and edit_videos.py, not for --data."""
+    counts = np.diff(index.starts)
+    return all(clip == '' or n == 1 for clip, n in zip(index.clips, counts, strict=True))
 
 
 class FileStore:
