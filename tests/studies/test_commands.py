@@ -6,10 +6,23 @@ import shlex
 import click
 import pytest
 
-from studies import ab, alignment, curves, joint, longer, protocols, report, run, style_mixing, table, table1
+from studies import (
+    ab,
+    alignment,
+    curves,
+    joint,
+    longer,
+    nearest,
+    protocols,
+    report,
+    run,
+    style_mixing,
+    table,
+    table1,
+)
 from support.paths import ROOT
 
-MODULES = (ab, alignment, curves, joint, longer, protocols, report, run, style_mixing, table, table1)
+MODULES = (ab, alignment, curves, joint, longer, nearest, protocols, report, run, style_mixing, table, table1)
 COMMANDS = {module.__name__.removeprefix('studies.'): module.main for module in MODULES}
 
 
