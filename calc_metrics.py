@@ -163,13 +163,12 @@ def measure(options: Options) -> None:
     from metrics.metric_names import parse_metrics
     from metrics.results import append_results, describe
     from torch_utils import distributed as dist
-    from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+    from torch_utils.misc import pick_device, prepare_process
 
     requests = parse_metrics(options.metrics)
     device = pick_device(options.device)
     dist.init(device.type, device.index)
-    set_float32_precision()
-    keep_freed_memory()
+    prepare_process()
     settings = make_settings(options, device)
     metrics = Metrics(requests, settings)
     subject = make_subject(options, settings)

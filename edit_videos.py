@@ -232,10 +232,10 @@ def _network(options: Common) -> tuple[RadianceGenerator, str]:
     from dnnlib.util import file_sha256
     from editing.codes import require_3d
     from interop.convert import open_snapshot
-    from torch_utils.misc import pick_device, set_float32_precision
+    from torch_utils.misc import pick_device, prepare_process
     from training.networks.registry import load_generator
 
-    set_float32_precision()
+    prepare_process()
     G = load_generator(open_snapshot(options.network), pick_device(options.device))
     return require_3d(G, options.network), file_sha256(options.network)
 

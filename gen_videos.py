@@ -176,7 +176,7 @@ def run(options: Options) -> None:
 
     from dnnlib.progress import progress
     from interop.convert import open_snapshot
-    from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+    from torch_utils.misc import pick_device, prepare_process
     from training.networks.registry import load_generator
     from viz.clip_writer import SHEET_COLUMNS, ClipWriter
     from viz.notice import notice
@@ -187,8 +187,7 @@ def run(options: Options) -> None:
     if not (options.seeds or options.interpolate or options.motion_of):
         raise UserError('give people: --seeds LIST, or --interpolate LIST for a loop through them')
 
-    set_float32_precision()
-    keep_freed_memory()
+    prepare_process()
     snapshot, digest = open_snapshot(options.network), file_sha256(options.network)
     G = load_generator(snapshot, pick_device(options.device))
     if options.portrait:

@@ -62,7 +62,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Does what the command line asks for."""
-    from torch_utils.misc import keep_freed_memory, set_float32_precision
+    from torch_utils.misc import prepare_process
     from training.data.dataset import VideoDataset
     from viz.web.follow import Follower, newest_snapshot
     from viz.web.painter import Painter
@@ -76,8 +76,7 @@ def run(options: Options) -> None:
         raise UserError('--portrait needs --network FILE, the network that the portraits were made with')
     if options.allow_upload and not networks:
         raise UserError('--allow-upload needs --network or --run')
-    set_float32_precision()
-    keep_freed_memory()
+    prepare_process()
     data = VideoDataset.Config(path=options.data).build() if options.data else None
     path = newest_snapshot(options.run) if options.run else options.network
     painter = Painter(open_model(str(path), options)) if path else None

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks import gpu_items, gpu_runs
 from dnnlib.util import append_json_line
-from torch_utils.misc import keep_freed_memory, set_float32_precision
+from torch_utils.misc import prepare_process
 
 _HANG_SEC = 25  # after the time is up a hang is ended
 _SHOWN = 300  # characters of a result on the screen
@@ -104,8 +104,7 @@ def main(out: Path, minutes: float, stage: int, again: bool, smoke: bool) -> Non
     faulthandler.dump_traceback_later(60 * minutes + _HANG_SEC, exit=True)  # a hang must not cost the call
     if not smoke and not torch.cuda.is_available():
         raise click.ClickException('there is no GPU here; use --smoke to try everything on a CPU')
-    set_float32_precision()
-    keep_freed_memory()
+    prepare_process()
     day = Day(out, time.time() + 60 * minutes, again)
     plan = gpu_items.Plan('cpu' if smoke else 'cuda', out, day.end)
     for number, items in _STAGES.items():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import common
-from torch_utils.misc import keep_freed_memory, seeded_generator, set_float32_precision
+from torch_utils.misc import prepare_process, seeded_generator
 from torch_utils.ops.bias_act import Modulation, bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.modulated_conv2d import Epilogue, modulated_conv2d
@@ -125,8 +125,7 @@ def copy_bandwidth(case: Case, device: str, repeats: int) -> float:
 @click.option('--json', 'file', type=click.Path(dir_okay=False), help='where to write the figures')
 def main(device: str, precision: str, repeats: int, file: str | None, **sizes: int) -> None:
     """Compares the operators with plain PyTorch."""
-    set_float32_precision()
-    keep_freed_memory()
+    prepare_process()
     todo = cases(Sizes(**sizes, dtype=_TYPES[precision]), device)
     copy = copy_bandwidth(todo[0], device, repeats)
     report = common.machine(device) | sizes | {'precision': precision, 'copy_gb_per_s': copy, 'ops': {}}

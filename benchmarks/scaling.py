@@ -16,7 +16,7 @@ from tqdm import tqdm
 from benchmarks import common
 from benchmarks.render import Scene, Sizes
 from benchmarks.step import Bench
-from torch_utils.misc import keep_freed_memory, set_float32_precision
+from torch_utils.misc import prepare_process
 
 # one varies, the others stay; rays along a side, samples of each of the two passes
 _RENDER = {
@@ -71,8 +71,7 @@ def draw(curves: dict[str, tuple[list[float], list[float]]], title: str, file: s
 @click.option('--json', 'file', type=click.Path(dir_okay=False), help='where to write the figures')
 def main(device: str, repeats: int, plot: str | None, file: str | None) -> None:
     """Measures how cost grows."""
-    set_float32_precision()
-    keep_freed_memory()
+    prepare_process()
     base = Sizes(frames=1, rays=48, samples=24, channels=32, planes=256, device=device, backward=True)
     curves = {}
     for field, (name, count, values) in _RENDER.items():

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import common
 from interop.convert import open_snapshot
-from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+from torch_utils.misc import pick_device, prepare_process
 from training.camera import LABEL_DIM
 from training.cards import CARDS
 from training.config import TrainConfig
@@ -147,8 +147,7 @@ def in_browser(painter: Painter, seconds: float) -> dict[str, float]:
 @torch.no_grad()
 def main(network: str, device: str, frames: int, browser: bool, count: str | None, path: str | None) -> None:
     """Measures and prints."""
-    set_float32_precision()
-    keep_freed_memory()
+    prepare_process()
     G = load_generator(open_snapshot(network), pick_device(device))
     figures = {'network': network, **common.machine(str(pick_device(device)))}
     painter = Painter(Model(G=G, path=network))

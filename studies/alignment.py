@@ -38,10 +38,11 @@ def run(options: Options) -> None:
     from studies import camera_order
     from studies.measure import judges
     from studies.results import format_cells, format_value
-    from torch_utils.misc import pick_device
+    from torch_utils.misc import pick_device, prepare_process
     from training.networks.registry import load_generator
     from viz.images import save_png
 
+    prepare_process()
     device = pick_device(options.device)
     snapshot = open_snapshot(options.network)
     G = load_generator(snapshot, device)

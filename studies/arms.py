@@ -24,6 +24,7 @@ from dnnlib.util import UserError, atomic_write, explain_os_error
 from interop.warm_start import start_from
 from metrics.records.digests import json_digest
 from torch_utils.checkpoint import snapshot_path
+from torch_utils.misc import prepare_process
 from training.config import OutputConfig, TrainConfig, build_networks, with_focal, with_followers
 from training.data.archive import parallel
 from training.presets import PRESETS
@@ -158,6 +159,7 @@ def run_arm(task: Task) -> str:
     """
     if task.before is not None and (failure := run_arm(task.before)):
         return failure
+    prepare_process()
     torch.set_num_threads(1)  # equal cost needs equal conditions
     folder = task.arm.folder
     with open(folder / 'process.txt', 'a') as log, redirect_stdout(log), redirect_stderr(log):

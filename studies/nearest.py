@@ -51,12 +51,11 @@ def run(options: Options) -> None:
     from studies import broken, figures, samples
     from studies.results import format_cells
     from studies.truth import load_truth
-    from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+    from torch_utils.misc import pick_device, prepare_process
     from training.data.dataset import VideoDataset
     from training.networks.registry import load_generator
 
-    set_float32_precision()
-    keep_freed_memory()
+    prepare_process()
     device = pick_device(options.device)
     data = VideoDataset.Config(path=options.data).build()
     truth = load_truth(data, _SPAN, options.cache, options.workers)

@@ -20,7 +20,6 @@ class Runs:
     def begin(self) -> None:
         """Prepares this process; those that train have one thread each, so that runs cost the same."""
         os.environ['OMP_NUM_THREADS'] = '1'
-        from torch_utils.misc import keep_freed_memory, set_float32_precision
+        from torch_utils.misc import prepare_process
 
-        set_float32_precision()
-        keep_freed_memory()
+        prepare_process()

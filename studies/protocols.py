@@ -85,13 +85,12 @@ def measured(options: Options) -> tuple[dict[str, dict[str, Outcome]], float]:
     from metrics.metric_main import Metrics
     from metrics.metric_names import parse_metrics
     from metrics.sources.subjects import network_subject
-    from torch_utils.misc import keep_freed_memory, pick_device, set_float32_precision
+    from torch_utils.misc import pick_device, prepare_process
     from torch_utils.ops.build import cache_folder
     from training.data.dataset import VideoDataset
     from training.networks.registry import load_generator
 
-    set_float32_precision()
-    keep_freed_memory()
+    prepare_process()
     snapshot, device = open_snapshot(options.network), pick_device(options.device)
     G = load_generator(snapshot, device)
     data = VideoDataset.Config(path=options.data, span=G.config.span, resolution=G.config.resolution).build()

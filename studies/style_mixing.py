@@ -41,10 +41,11 @@ def run(options: Options) -> None:
     from metrics.plotting import draw_curves
     from studies.mixing import curves, mix, sheet
     from studies.results import format_cells, format_value
-    from torch_utils.misc import pick_device
+    from torch_utils.misc import pick_device, prepare_process
     from training.networks.registry import load_generator
     from viz.images import save_png
 
+    prepare_process()
     device, recognizer = pick_device(options.device), None
     if options.identity != 'none':
         recognizer = load_detector(options.identity, 'identity', {}, default_cache(), device)

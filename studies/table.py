@@ -38,8 +38,9 @@ def run(options: Options) -> None:
     """Measures, prints and writes."""
     from studies.measure import FULL, QUICK, Settings, measure
     from studies.results import format_rows, write_result
-    from torch_utils.misc import pick_device
+    from torch_utils.misc import pick_device, prepare_process
 
+    prepare_process()
     settings = Settings(
         sizes=QUICK if options.quick else FULL,
         cache=options.cache,

@@ -55,10 +55,9 @@ def run(options: Options) -> None:
     """Measures, prints and writes."""
     from metrics.metric_names import parse_metrics
     from studies.results import format_cells
-    from torch_utils.misc import keep_freed_memory, set_float32_precision
+    from torch_utils.misc import prepare_process
 
-    set_float32_precision()
-    keep_freed_memory()
+    prepare_process()
     kinds = [request.metric for request in parse_metrics(options.metrics)]
     paper = PAPER[options.row]
     cells = [['protocol', 'mapping sees', *options.metrics.split(',')]]

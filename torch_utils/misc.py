@@ -73,6 +73,15 @@ def set_float32_precision(precision: Float32Precision = 'exact') -> None:
     torch.backends.cudnn.benchmark = True
 
 
+def prepare_process() -> None:
+    """Sets up torch for a command that computes: exact float32, and memory that is kept.
+
+    A process that another one has spawned needs its own.
+    """
+    set_float32_precision()
+    keep_freed_memory()
+
+
 def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for the next tensor; does nothing without glibc.
 
