@@ -89,16 +89,24 @@ def table_text(name: str, table: Table, records: Sequence[Record]) -> str:
     names = {row.name for row in table.rows}
     measured = {name for record in records if record['row'] in names for name in by_kind(record)}
     metrics = [*paper, *sorted(measured - set(paper))]
-    cells = [['row', 'options', 'seeds', 'thousand clips', *(_NAMES.get(m, m) for m in metrics)]]
+    heads = ['row', 'options', 'seeds', 'minutes', 'thousand clips']
+    cells = [[*heads, *(_NAMES.get(m, m) for m in metrics)]]
     for row in table.rows:
         own = [record for record in records if record['row'] == row.name]
-        clips = sum(record['clips'] for record in own) / max(len(own), 1) / 1000
         parts = [row.baseline, *(f'{path}={value}' for path, value in row.changes.items())]
         options = ' '.join(f'`{part}`' for part in parts if part) or '-'
-        cells.append([row.name, options, f'{len(own)}', f'{clips:.1f}' if own else '-'])
+        minutes = sum(_mean(records, name, 'seconds') for name in (row.name, row.after)) / 60
+        costs = [f'{minutes:.0f}', f'{_mean(own, row.name, "clips") / 1000:.1f}'] if own else '--'
+        cells.append([row.name, options, f'{len(own)}', *costs])
         cells[-1] += [_cell(values_of(own, row.name, m), row.paper.get(m)) for m in metrics]
     verdicts = [line for claim in table.claims for line in claim_lines(claim, records)]
     return '\n'.join([f'### Table {name}: {table.title}', '', format_cells(cells), '', *verdicts])
+
+
+def _mean(records: Sequence[Record], row: str, fact: str) -> float:
+    """Returns the mean of a fact over the seeds of a row, 0 without any."""
+    found = [record[fact] for record in records if record['row'] == row]
+    return sum(found) / max(len(found), 1)
 
 
 def _cell(found: Values, paper: float | None) -> str:

@@ -91,11 +91,18 @@ def test_page_has_figures_and_verdicts(tmp_path):
     text = report.page([*records, record('pv3d', 0, 1.0, 'other')], tmp_path / 'r.json')
     line = next(line for line in text.splitlines() if line.startswith('| early'))
     cells = [cell.strip() for cell in line.split('|')]
-    assert cells[1:6] == ['early', '`generator.motion.num_layers=2`', '2', '2.0', '9.2 ± 0.2 [40.2]']
-    assert cells[6] == '- [2.32]'
+    assert cells[1:7] == ['early', '`generator.motion.num_layers=2`', '2', '30', '2.0', '9.2 ± 0.2 [40.2]']
+    assert cells[7] == '- [2.32]'
     assert '- FVD, pv3d < early: **holds** (P = 0.999)' in text and 'pv3d < late: **not run**' in text
     assert '4 runs, 2.0 hours of training, 0.02 million frames seen.' in text
     assert text.count('### Table') == 1 and '## `other`' in text
+
+
+def test_a_row_costs_what_it_starts_from_too():
+    records = [record('eg3d_static', 0, 9.0), record('eg3d_mcg', 0, 8.0), record('eg3d_mcg', 1, 8.0)]
+    lines = verdicts.table_text('1', paper.TABLES['1'], records).splitlines()
+    minutes = {line.split('|')[1].strip(): line.split('|')[4].strip() for line in lines if '|' in line}
+    assert (minutes['eg3d_static'], minutes['eg3d_mcg'], minutes['pv3d']) == ('30', '60', '-')
 
 
 def test_two_metrics_of_a_kind_are_two_columns():
