@@ -19,8 +19,8 @@ Written by `python -m studies.report` from the results in `{results}`. Every run
 error, with the paper's (VoxCeleb at 512x512, which other data and sizes need not reach) in brackets.
 Minutes are what training has cost, of a core, or of the clock on a GPU, with that of the row whose
 networks a row starts from. A claimed ordering holds, or does not, when its probability is above 95 %, or
-below 5 %, by Student's t of the difference over its standard error; of one seed the error is only that of
-the metric.
+below 5 %, by Student's t of the difference over its standard error: of the differences seed by seed, since
+runs of one seed see the same data in the same order. Of one seed the error is only that of the metric.
 """
 _IMAGES = (
     'The first metric against clips seen, a line for each seed',

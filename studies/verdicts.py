@@ -1,7 +1,8 @@
 """What runs say of the paper's claims: means over seeds, and whether an ordering holds."""
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from scipy import stats
@@ -21,13 +22,9 @@ _NAMES = {
 }
 
 Record = Mapping[str, Any]  # what studies/judges.py:MetricsJudge writes
-
-
-class Values(NamedTuple):
-    """A metric of a row: one value for each seed, with their own standard errors (nan = unknown)."""
-
-    values: list[float]
-    errors: list[float]
+Values = Mapping[
+    int, tuple[float, float]
+]  # a metric of a row by seed, with its standard error (nan = unknown)
 
 
 class Verdict(NamedTuple):
@@ -39,10 +36,12 @@ class Verdict(NamedTuple):
 
 def values_of(records: Sequence[Record], row: str, metric: str) -> Values:
     """Collects a metric of a row, one value for each seed; see `by_kind`."""
-    measured = [by_kind(record).get(metric) for record in records if record['row'] == row]
-    found = [m for m in measured if m and m['value'] is not None]
-    errors = [float('nan') if m['error'] is None else m['error'] for m in found]
-    return Values([m['value'] for m in found], errors)
+    measured = {r['seed']: by_kind(r).get(metric) for r in records if r['row'] == row}
+    return {
+        seed: (m['value'], float('nan') if m['error'] is None else m['error'])
+        for seed, m in measured.items()
+        if m and m['value'] is not None
+    }
 
 
 def by_kind(record: Record) -> dict[str, Mapping[str, Any]]:
@@ -57,18 +56,32 @@ def by_kind(record: Record) -> dict[str, Mapping[str, Any]]:
 def decide(lower: Values, higher: Values) -> Verdict:
     """Says whether the mean of one row is below that of another.
 
-    The difference of the means over its standard error follows Student's distribution with as many degrees
-    of freedom as there are seeds beyond one for each row, but at least one.
+    Runs of one seed see the same data in the same order, which they are good or bad at together: with two
+    seeds or more that both rows have, their differences are looked at seed by seed. The mean difference over
+    its standard error follows Student's distribution with as many degrees of freedom as there are such seeds
+    beyond one; otherwise, of the difference of the means, seeds beyond one of each row, but at least one.
     """
-    if not lower.values or not higher.values:
+    if not lower or not higher:
         return Verdict('not run', None)
-    (a, a_error), (b, b_error) = summarise(*lower), summarise(*higher)
-    error = (a_error**2 + b_error**2) ** 0.5
-    freedom = max(len(lower.values) + len(higher.values) - 2, 1)
-    probability = float(stats.t.cdf((b - a) / error, freedom)) if error > 0 else 0.5
+    shared = sorted(lower.keys() & higher.keys())
+    if len(shared) > 1:
+        pairs = [(lower[seed], higher[seed]) for seed in shared]
+        differences = [(b - a, math.hypot(a_error, b_error)) for (a, a_error), (b, b_error) in pairs]
+        difference, error = _mean_of(differences)
+        freedom = len(shared) - 1
+    else:
+        (a, a_error), (b, b_error) = _mean_of(lower.values()), _mean_of(higher.values())
+        difference, error = b - a, math.hypot(a_error, b_error)
+        freedom = max(len(lower) + len(higher) - 2, 1)
+    probability = float(stats.t.cdf(difference / error, freedom)) if error > 0 else 0.5
     if probability >= SURE:
         return Verdict('holds', probability)
     return Verdict('does not hold' if probability <= 1 - SURE else 'not decided', probability)
+
+
+def _mean_of(values: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Returns mean and standard error of values with their own errors."""
+    return summarise(*zip(*values, strict=True))
 
 
 def claim_lines(claim: Claim, records: Sequence[Record]) -> list[str]:
@@ -110,5 +123,5 @@ def _mean(records: Sequence[Record], row: str, fact: str) -> float:
 
 
 def _cell(found: Values, paper: float | None) -> str:
-    ours = ' ± '.join(f'{x:.3g}' for x in summarise(*found)) if found.values else '-'
+    ours = ' ± '.join(f'{x:.3g}' for x in _mean_of(found.values())) if found else '-'
     return ours if paper is None else f'{ours} [{paper:g}]'

@@ -14,7 +14,6 @@ from scipy import stats
 from dnnlib.util import UserError
 from studies import gallery, paper, report, run, verdicts
 from studies.judges import snapshots_before
-from studies.verdicts import Values
 from support.paths import ROOT
 from torch_utils.checkpoint import snapshot_path
 from training.config import build_networks
@@ -50,6 +49,11 @@ def test_tables_are_complete():
     assert set(paper.rows_of('all')) >= set(paper.rows_of('2')) >= set(paper.rows_of('2b'))
 
 
+def unpaired(values, first=0):
+    """Values of seeds from the first on, without errors of their own."""
+    return {first + i: (value, math.nan) for i, value in enumerate(values)}
+
+
 @pytest.mark.parametrize(
     ('lower', 'higher', 'text'),
     [
@@ -60,16 +64,25 @@ def test_tables_are_complete():
     ],
 )
 def test_verdicts(lower, higher, text):
-    assert verdicts.decide(*(Values(x, [math.nan] * len(x)) for x in (lower, higher))).text == text
+    assert verdicts.decide(unpaired(lower), unpaired(higher, 9)).text == text
 
 
 def test_probability_is_that_of_a_t_test():
     a, b = [1.0, 1.2, 1.7], [1.4, 1.9, 2.0]
-    found = verdicts.decide(*(Values(x, [math.nan] * 3) for x in (a, b)))
+    found = verdicts.decide(unpaired(a), unpaired(b, 9))
     expected = stats.ttest_ind(a, b, alternative='less').pvalue
     assert found.probability == pytest.approx(1 - expected)
-    one = verdicts.decide(Values([1.0], [0.3]), Values([2.0], [0.4]))  # one seed: the errors of the metric
+    one = verdicts.decide({0: (1.0, 0.3)}, {0: (2.0, 0.4)})  # one seed: the errors of the metric
     assert one.probability == pytest.approx(stats.t.cdf(1 / 0.5, 1))
+
+
+def test_seeds_are_compared_with_themselves():
+    a, b = [90.0, 78.0, 84.0], [106.0, 91.0, 98.0]
+    found = verdicts.decide(unpaired(a), unpaired([*b, 500.0]))  # nobody to compare the last one with
+    expected = stats.ttest_rel(a, b, alternative='less').pvalue
+    assert found.probability == pytest.approx(1 - expected) and found.text == 'holds'
+    wide = verdicts.decide({0: (1.0, 3.0), 1: (2.0, 3.0)}, {0: (2.0, 4.0), 1: (3.0, 4.0)})
+    assert wide.probability == pytest.approx(stats.t.cdf(1 / (5 / 2**0.5), 1))  # two may agree by chance
 
 
 def record(row, seed, fvd, setting='study'):
@@ -93,7 +106,7 @@ def test_page_has_figures_and_verdicts(tmp_path):
     cells = [cell.strip() for cell in line.split('|')]
     assert cells[1:7] == ['early', '`generator.motion.num_layers=2`', '2', '30', '2.0', '9.2 ± 0.2 [40.2]']
     assert cells[7] == '- [2.32]'
-    assert '- FVD, pv3d < early: **holds** (P = 0.999)' in text and 'pv3d < late: **not run**' in text
+    assert '- FVD, pv3d < early: **holds** (P = 0.995)' in text and 'pv3d < late: **not run**' in text
     assert '4 runs, 2.0 hours of training, 0.02 million frames seen.' in text
     assert text.count('### Table') == 1 and '## `other`' in text
 
@@ -109,8 +122,8 @@ def test_two_metrics_of_a_kind_are_two_columns():
     """And not two seeds; the first one is what is claimed of."""
     first = record('pv3d', 0, 3.0)
     first['metrics']['fvd64_128f_lite0'] = {'value': 50.0, 'error': None}
-    assert verdicts.values_of([first], 'pv3d', 'fvd').values == [3.0]
-    assert verdicts.values_of([first], 'pv3d', 'fvd64_128f_lite0').values == [50.0]
+    assert [v for v, _ in verdicts.values_of([first], 'pv3d', 'fvd').values()] == [3.0]
+    assert [v for v, _ in verdicts.values_of([first], 'pv3d', 'fvd64_128f_lite0').values()] == [50.0]
     text = verdicts.table_text('2a', paper.TABLES['2a'], [first])
     assert 'fvd64_128f_lite0' in text.splitlines()[2] and '| 3 ± 0 [29.1]' in text
 
