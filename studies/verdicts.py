@@ -56,8 +56,8 @@ def by_kind(record: Record) -> dict[str, Mapping[str, Any]]:
 def decide(lower: Values, higher: Values) -> Verdict:
     """Says whether the mean of one row is below that of another.
 
-    Runs of one seed see the same data in the same order, which they are good or bad at together: with two
-    seeds or more that both rows have, their differences are looked at seed by seed. The mean difference over
+    Runs of one seed see the same data in the same order: with two seeds or more that both rows have, their
+    differences are looked at seed by seed. The mean difference over
     its standard error follows Student's distribution with as many degrees of freedom as there are such seeds
     beyond one; otherwise, of the difference of the means, seeds beyond one of each row, but at least one.
     """
